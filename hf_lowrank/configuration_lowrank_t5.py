@@ -1,0 +1,207 @@
+"""LowRankT5Config: a T5 configuration in which every layer has dimensions of its own."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import T5Config
+
+ATTENTION_KINDS = ("encoder_self", "decoder_self", "cross")
+PER_HEAD_KEYS = {"qk", "vo"}
+LATENT_KEYS = {"latent", "query", "output"}
+FEED_FORWARD_KEYS = {"width", "wi", "wo"}
+
+
+def attention_form(ranks: dict[str, Any]) -> str:
+    """`"per_head"` for a layer's entry `{"qk", "vo"}`, `"latent"` for `{"latent", "query", "output"}`."""
+    return "latent" if "latent" in ranks else "per_head"
+
+
+def attention_parameters(ranks: dict[str, Any], *, d_model: int, num_heads: int) -> int:
+    """The number of weights of one attention layer with these ranks, without the relative position bias.
+
+    `per_head`: 2 d_model n_heads (qk + vo).   `latent`: d_model r for the latent; for the query and the output each
+    d_model s + n_heads r s with a sketch of rank s, or d_model n_heads r without one.
+    """
+    if attention_form(ranks) == "per_head":
+        return 2 * d_model * num_heads * (ranks["qk"] + ranks["vo"])
+    rank = ranks["latent"]
+    total = d_model * rank
+    for sketch in (ranks["query"], ranks["output"]):
+        total += num_heads * rank * d_model if sketch is None else sketch * (d_model + num_heads * rank)
+    return total
+
+
+def cached_numbers(ranks: dict[str, Any], *, num_heads: int) -> int:
+    """How many numbers a token occupies in the key/value cache of one attention layer."""
+    return ranks["latent"] if attention_form(ranks) == "latent" else num_heads * (ranks["qk"] + ranks["vo"])
+
+
+def feed_forward_parameters(ranks: dict[str, Any], *, d_model: int, is_gated: bool) -> int:
+    """The number of weights of one feed-forward layer: d w a matrix, or k (d + w) as thin factors of rank k."""
+    width, wi, wo = ranks["width"], ranks["wi"], ranks["wo"]
+    matrix = d_model * width
+    inner = matrix if wi is None else wi * (d_model + width)
+    outer = matrix if wo is None else wo * (d_model + width)
+    return (2 if is_gated else 1) * inner + outer
+
+
+def scheduled_rank(base_rank: float, rank_growth: float, layer: int, *, rounding: str = "ceil") -> int:
+    """The rank of layer i, counted from zero: d~_i = ceil(d~_0 (1 + i)^alpha).
+
+    The schedule of arXiv 2510.03358, section 5. `rounding="pow2"` takes the nearest power of two (on a logarithmic
+    scale) in place of the ceiling.
+    """
+    size = base_rank * (1 + layer) ** rank_growth
+    if rounding == "ceil":
+        # 4 * 16 ** 0.25 is 8, and floating point must not make it 9.
+        return math.ceil(size - 1e-9)
+    if rounding == "pow2":
+        return 2 ** max(0, round(math.log2(size)))
+    raise ValueError(f"rank_rounding must be 'ceil' or 'pow2', found {rounding!r}.")
+
+
+def scheduled_attention_ranks(
+    base_rank: float,
+    rank_growth: float,
+    *,
+    num_layers: int,
+    num_decoder_layers: int,
+    d_kv: int,
+    rounding: str = "ceil",
+) -> dict[str, list[dict[str, int]]]:
+    """The table of head dimensions that follows from d~_0 = `base_rank` and alpha = `rank_growth`.
+
+    With `rounding="ceil"`, as in the paper's text, i is the layer's index in its own stack. With `"pow2"`, as in
+    its released code, the index of a cross-attention layer counts on from the encoder. A rank above `d_kv`, the dense
+    head dimension, becomes `d_kv`.
+    """
+    if not base_rank > 0 or not math.isfinite(base_rank):
+        raise ValueError(f"base_rank must be a positive number, found {base_rank!r}.")
+    if not math.isfinite(rank_growth):
+        raise ValueError(f"rank_growth must be a finite number, found {rank_growth!r}.")
+
+    def column(count: int, first: int = 0) -> list[dict[str, int]]:
+        ranks = [scheduled_rank(base_rank, rank_growth, first + i, rounding=rounding) for i in range(count)]
+        return [{"qk": min(rank, d_kv), "vo": min(rank, d_kv)} for rank in ranks]
+
+    return {
+        "encoder_self": column(num_layers),
+        "decoder_self": column(num_decoder_layers),
+        "cross": column(num_decoder_layers, first=num_layers if rounding == "pow2" else 0),
+    }
+
+
+@strict
+class LowRankT5Config(T5Config):
+    r"""Configuration of a T5 model whose layers have ranks of their own.
+
+    Everything that [`~transformers.T5Config`] has, with its meaning: `d_kv` and `d_ff` remain the dense model's head
+    dimension and feed-forward width, and are the largest that a layer can have. Without further arguments the model is a dense
+    T5.
+
+    Args:
+        attention_ranks: For each kind of attention (`"encoder_self"`, `"decoder_self"`, `"cross"`) a list with one entry
+            a layer, in one of two forms:
+
+            - `{"qk": int, "vo": int}` (`per_head`, eq. 21 of arXiv 2510.03358): the head dimension of queries and keys and
+              that of values and outputs, both in [1, d_kv].
+            - `{"latent": int, "query": int | None, "output": int | None}` (`latent`, eq. 20 absorbed): keys and values
+              are one latent of that rank a token, shared by all heads; queries are made from a sketch of rank `query`, the
+              output through one of rank `output`, or densely where that is None. All in [1, d_model].
+
+            A kind left out keeps its full rank.
+        feed_forward_ranks: For `"encoder"` and `"decoder"` a list with one entry a layer,
+            `{"width": int, "wi": int | None, "wo": int | None}`: the number of neurons, in [1, d_ff], and the ranks of the two
+            matrices as thin factors, or None for a whole matrix.
+        base_rank, rank_growth, rank_rounding: In place of `attention_ranks`: d~_0, alpha and `"ceil"` (default) or
+            `"pow2"`, from which the table follows (see `scheduled_attention_ranks`). Only the table is saved.
+        compression: How the weights were made: method, policy, arguments, source, versions. A record; the model
+            does not read it.
+
+    Raises:
+        ValueError: A table that does not fit the model, or both a table and `base_rank`.
+    """
+
+    model_type = "lowrank_t5"
+
+    attention_ranks: dict | None = None
+    feed_forward_ranks: dict | None = None
+    compression: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        base_rank = kwargs.pop("base_rank", None)
+        rank_growth = kwargs.pop("rank_growth", None)
+        rounding = kwargs.pop("rank_rounding", None)
+        super().__post_init__(**kwargs)
+        if base_rank is not None:
+            if self.attention_ranks is not None:
+                raise ValueError("Give either attention_ranks or base_rank, not both.")
+            schedule = {
+                "base_rank": base_rank,
+                "rank_growth": 0.0 if rank_growth is None else rank_growth,
+                "rounding": rounding or "ceil",
+            }
+            self.attention_ranks = scheduled_attention_ranks(
+                **schedule, num_layers=self.num_layers, num_decoder_layers=self.num_decoder_layers, d_kv=self.d_kv
+            )
+            self.compression = self.compression or {"policy": "schedule", "arguments": schedule}
+        elif rank_growth is not None or rounding is not None:
+            raise ValueError("rank_growth and rank_rounding need base_rank.")
+        # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
+        self.attention_ranks = self._complete(self.attention_ranks, "attention_ranks")
+        self.feed_forward_ranks = self._complete(self.feed_forward_ranks, "feed_forward_ranks")
+
+    def _complete(self, table: dict | None, name: str) -> dict[str, list[dict]]:
+        """A copy of the table with full-rank entries for the kinds that it leaves out."""
+        if table is not None and not isinstance(table, dict):
+            raise ValueError(f"{name} must be a dict, found {type(table).__name__}.")
+        full = self.full_ranks()[name]
+        if unknown := set(table or {}) - set(full):
+            raise ValueError(f"{name} has unknown keys {sorted(unknown)}; known are {sorted(full)}.")
+        return full | copy.deepcopy(table or {})
+
+    def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
+        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
+        encoder, decoder = self.num_layers, self.num_decoder_layers
+        depths = {"encoder_self": encoder, "decoder_self": decoder, "cross": decoder}
+        return {
+            "attention_ranks": {
+                kind: [{"qk": self.d_kv, "vo": self.d_kv} for _ in range(depth)] for kind, depth in depths.items()
+            },
+            "feed_forward_ranks": {
+                stack: [{"width": self.d_ff, "wi": None, "wo": None} for _ in range(depth)]
+                for stack, depth in (("encoder", encoder), ("decoder", decoder))
+            },
+        }
+
+    def validate_ranks(self):
+        """Part of the `@strict` validation: the tables fit the model."""
+        for name, full in self.full_ranks().items():
+            for key, entries in getattr(self, name).items():
+                if not isinstance(entries, list) or len(entries) != len(full[key]):
+                    found = f"{len(entries)} entries" if isinstance(entries, list) else type(entries).__name__
+                    raise ValueError(f"{name}[{key!r}] must be a list of {len(full[key])} entries, found {found}.")
+                for layer, entry in enumerate(entries):
+                    self._validate_entry(entry, where=f"{name}[{key!r}][{layer}]")
+
+    def _validate_entry(self, entry: Any, where: str) -> None:
+        forms = (FEED_FORWARD_KEYS,) if where.startswith("feed") else (PER_HEAD_KEYS, LATENT_KEYS)
+        if not isinstance(entry, dict) or set(entry) not in forms:
+            wanted = " or ".join("{" + ", ".join(sorted(keys)) + "}" for keys in forms)
+            raise ValueError(f"{where} must be a dict with the keys {wanted}, found {entry!r}.")
+        width = entry.get("width")
+        inner = min(self.d_model, width) if isinstance(width, int) else self.d_model
+        limits = dict.fromkeys(("qk", "vo"), self.d_kv) | dict.fromkeys(LATENT_KEYS, self.d_model)
+        limits |= {"width": self.d_ff, "wi": inner, "wo": inner}
+        for key, value in entry.items():
+            if value is None and key in ("query", "output", "wi", "wo"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limits[key]:
+                raise ValueError(f"{where}[{key!r}] must be an integer in [1, {limits[key]}], found {value!r}.")
+
+
+__all__ = ["LowRankT5Config"]
