@@ -44,10 +44,7 @@ def _kernel_bank(length: int) -> list[Callable[[], FloatArray]]:
     bank += [lambda s=s: s**2 + np.outer(time, time) for s in (0.0, 1.0, 10.0)]
     bank += [lambda s=s: _toeplitz(np.exp(-0.5 * (lag / s) ** 2)) for s in (0.1, 1.0, 10.0)]
     bank += [lambda a=a: _toeplitz((1 + lag**2 / (2 * a)) ** -a) for a in (0.1, 1.0, 10.0)]
-    bank += [
-        lambda p=p: _toeplitz(np.exp(-2 * np.sin(np.pi * np.arange(length) / p) ** 2))
-        for p in PERIODS
-    ]
+    bank += [lambda p=p: _toeplitz(np.exp(-2 * np.sin(np.pi * np.arange(length) / p) ** 2)) for p in PERIODS]
     return bank
 
 
