@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -58,7 +59,7 @@ def scheduled_rank(base_rank: float, rank_growth: float, layer: int, *, rounding
     size = base_rank * (1 + layer) ** rank_growth
     if rounding == "ceil":
         # 4 * 16 ** 0.25 is 8, and floating point must not make it 9.
-        return math.ceil(size - 1e-9)
+        return max(1, math.ceil(size - 1e-9))
     if rounding == "pow2":
         return 2 ** max(0, round(math.log2(size)))
     raise ValueError(f"rank_rounding must be 'ceil' or 'pow2', found {rounding!r}.")
@@ -128,8 +129,8 @@ class LowRankT5Config(T5Config):
 
     model_type = "lowrank_t5"
 
-    attention_ranks: dict | None = None
-    feed_forward_ranks: dict | None = None
+    attention_ranks: dict = field(default_factory=dict)
+    feed_forward_ranks: dict = field(default_factory=dict)
     compression: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -138,7 +139,7 @@ class LowRankT5Config(T5Config):
         rounding = kwargs.pop("rank_rounding", None)
         super().__post_init__(**kwargs)
         if base_rank is not None:
-            if self.attention_ranks is not None:
+            if self.attention_ranks:
                 raise ValueError("Give either attention_ranks or base_rank, not both.")
             schedule = {
                 "base_rank": base_rank,
@@ -154,15 +155,16 @@ class LowRankT5Config(T5Config):
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         self.attention_ranks = self._complete(self.attention_ranks, "attention_ranks")
         self.feed_forward_ranks = self._complete(self.feed_forward_ranks, "feed_forward_ranks")
+        self.compression = copy.deepcopy(self.compression)
+        # Here already, for what `@strict` raises after this method is not a ValueError.
+        self.validate_ranks()
 
-    def _complete(self, table: dict | None, name: str) -> dict[str, list[dict]]:
+    def _complete(self, table: dict, name: str) -> dict[str, list[dict]]:
         """A copy of the table with full-rank entries for the kinds that it leaves out."""
-        if table is not None and not isinstance(table, dict):
-            raise ValueError(f"{name} must be a dict, found {type(table).__name__}.")
         full = self.full_ranks()[name]
-        if unknown := set(table or {}) - set(full):
+        if unknown := set(table) - set(full):
             raise ValueError(f"{name} has unknown keys {sorted(unknown)}; known are {sorted(full)}.")
-        return full | copy.deepcopy(table or {})
+        return full | copy.deepcopy(table)
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
         """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
@@ -177,6 +179,13 @@ class LowRankT5Config(T5Config):
                 for stack, depth in (("encoder", encoder), ("decoder", decoder))
             },
         }
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LowRankT5Config:
+        """As T5's, but the decoder's has the decoder's depth: `generate` makes a cache of that many layers."""
+        config = super().get_text_config(decoder=decoder, encoder=encoder)
+        if decoder and config is not self:
+            config.num_layers = config.num_decoder_layers
+        return config
 
     def validate_ranks(self):
         """Part of the `@strict` validation: the tables fit the model."""

@@ -1,0 +1,233 @@
+"""Reading dense checkpoints and writing low-rank ones: all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5Model,
+)
+
+from .configuration_lowrank_t5 import ATTENTION_KINDS, attention_form
+from .factorization import AttentionWeights
+from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+from .summary import summarize
+
+__all__ = ["DenseCheckpoint", "check_output", "checkpoint_path", "export_stock_t5", "load_dense", "save_compressed"]
+
+LOWRANK_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
+    T5ForConditionalGeneration: LowRankT5ForConditionalGeneration,
+    T5Model: LowRankT5Model,
+    T5EncoderModel: LowRankT5EncoderModel,
+}
+ATTENTION_MODULES = {
+    "encoder_self": "encoder.block.{}.layer.0.SelfAttention",
+    "decoder_self": "decoder.block.{}.layer.0.SelfAttention",
+    "cross": "decoder.block.{}.layer.1.EncDecAttention",
+}
+REFERENCE = Path(__file__).parent / "assets" / "reference"
+
+
+@dataclass(frozen=True)
+class DenseCheckpoint:
+    """A dense T5: its configuration and its weights by name. Nothing writes to the weights."""
+
+    config: T5Config
+    generation_config: GenerationConfig | None
+    model_class: type[PreTrainedModel]
+    weights: dict[str, torch.Tensor]
+    tied_keys: dict[str, str]
+    source: str
+    is_shared: bool  # the weights belong to a model of the caller's
+
+    @property
+    def layers(self) -> Iterator[tuple[str, str]]:
+        """("cross.3", "decoder.block.3.layer.1.EncDecAttention") for every attention layer that the model has."""
+        depths = {"encoder_self": self.config.num_layers}
+        if self.model_class is not T5EncoderModel:
+            depths |= dict.fromkeys(("decoder_self", "cross"), self.config.num_decoder_layers)
+        for kind in ATTENTION_KINDS:
+            for i in range(depths.get(kind, 0)):
+                yield f"{kind}.{i}", ATTENTION_MODULES[kind].format(i)
+
+    def attention(self, module: str) -> AttentionWeights:
+        q, k, v, o = (self.weights[f"{module}.{name}.weight"] for name in "qkvo")
+        return AttentionWeights.from_linear(q, k, v, o, num_heads=self.config.num_heads)
+
+
+def checkpoint_path(name: str | os.PathLike) -> str:
+    """The folder or Hub id that `name` stands for: `"reference"` is the small trained checkpoint in the package."""
+    return str(REFERENCE) if str(name) == "reference" else str(name)
+
+
+def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
+    """Load a dense T5 checkpoint, or look at a loaded one.
+
+    Raises:
+        ValueError: It is not a T5, weights are missing, or a tensor holds NaN or infinite values.
+        OSError: There is no such checkpoint, or its files cannot be read.
+    """
+    if isinstance(model, PreTrainedModel):
+        loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
+        if type(model) not in LOWRANK_CLASSES:
+            raise ValueError(_not_a_t5(source, type(model).__name__))
+    else:
+        source, is_shared = checkpoint_path(model), False
+        loaded = _load_t5(source)
+    weights = loaded.state_dict()
+    for name, tensor in weights.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"model: the weight {name} of {source} is on the meta device; load the model without offload."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"model: the weight {name} of {source} holds NaN or infinite values.")
+    return DenseCheckpoint(
+        config=loaded.config,
+        generation_config=getattr(loaded, "generation_config", None),
+        model_class=type(loaded),
+        weights=weights,
+        tied_keys=dict(loaded.all_tied_weights_keys),
+        source="reference" if source == str(REFERENCE) else source,
+        is_shared=is_shared,
+    )
+
+
+def _not_a_t5(source: str, found: str) -> str:
+    wanted = ", ".join(cls.__name__ for cls in LOWRANK_CLASSES)
+    return (
+        f"model: {source} is a {found}; it must be a dense T5 checkpoint ({wanted}), such as amazon/chronos-t5-small."
+    )
+
+
+def _load_t5(source: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source)
+    names = {cls.__name__: cls for cls in LOWRANK_CLASSES}
+    architecture = (getattr(config, "architectures", None) or ["T5ForConditionalGeneration"])[0]
+    if type(config) is not T5Config or architecture not in names:
+        found = architecture if type(config) is T5Config else f"{config.model_type} checkpoint"
+        raise ValueError(_not_a_t5(source, found))
+    try:
+        loaded, info = names[architecture].from_pretrained(
+            source, config=config, dtype="auto", output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise OSError(
+            f"model: the weights of {source} cannot be read ({error}); a safetensors file is truncated or damaged."
+        ) from error
+    if incomplete := sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"]):
+        raise ValueError(f"model: {source} lacks the weights {', '.join(incomplete[:5])} ({len(incomplete)} in all).")
+    return loaded
+
+
+def build_model(
+    model_class: type[PreTrainedModel],
+    config: T5Config,
+    weights: dict[str, torch.Tensor],
+    *,
+    tied_keys: dict[str, str],
+    generation_config: GenerationConfig | None,
+) -> PreTrainedModel:
+    """A model of these weights, in evaluation mode, without a second copy of any of them."""
+    with torch.device("meta"):
+        model = model_class(config)
+    model.load_state_dict(weights, assign=True)
+    model.all_tied_weights_keys = dict(tied_keys)
+    model.tie_weights(recompute_mapping=False)
+    if generation_config is not None:
+        model.generation_config = copy.deepcopy(generation_config)
+    return model.eval()
+
+
+@contextmanager
+def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends without an error.
+
+    Raises:
+        FileExistsError: `output` is a file, or a folder that is not empty, and `overwrite` is false.
+    """
+    output = Path(output)
+    check_output(output, overwrite=overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's folders are private
+        if output.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+            os.replace(output, replaced / "old")
+            os.replace(temporary, output)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(output: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Raise FileExistsError where `new_folder` would; for a check before long work."""
+    output = Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
+        found = "a file" if output.is_file() else "a folder that is not empty"
+        raise FileExistsError(f"output: {output} is {found}; give a new folder, or overwrite=True (--overwrite).")
+
+
+def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """`model.save_pretrained(output)`, all or nothing: the folder appears when it is complete.
+
+    Raises:
+        FileExistsError: `output` exists and is not empty, and `overwrite` is false.
+    """
+    with new_folder(output, overwrite=overwrite) as folder:
+        model.save_pretrained(folder)
+
+
+def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Save a low-rank T5 as a plain T5 checkpoint that needs no hf_lowrank, where its shape allows it.
+
+    Raises:
+        ValueError: The layers do not all have one head dimension qk = vo and one feed-forward width, or one of them has a
+            latent or thin factors. Compress with `uniform=` for a model that can be exported.
+        FileExistsError: `output` exists and is not empty, and `overwrite` is false.
+    """
+    config = model.config
+    stock = {lowrank: dense for dense, lowrank in LOWRANK_CLASSES.items()}.get(type(model))
+    if stock is None:
+        raise ValueError(f"model must be a low-rank T5, found {type(model).__name__}.")
+    rows = summarize(config).rows
+    attention = {tuple(sorted(row.ranks.items())) for row in rows if row.kind in ATTENTION_KINDS}
+    feed_forward = {tuple(row.ranks.values()) for row in rows if row.kind not in ATTENTION_KINDS}
+    ranks = dict(next(iter(attention)))
+    if len(attention) > 1 or attention_form(ranks) == "latent" or ranks["qk"] != ranks["vo"]:
+        raise ValueError(
+            "model: a stock T5 has one head dimension in all layers, this one does not; compress with uniform=RANK."
+        )
+    if len(feed_forward) > 1 or rows[-1].ranks["wi"] is not None or rows[-1].ranks["wo"] is not None:
+        raise ValueError("model: a stock T5 has one feed-forward width in all layers and no thin factors.")
+    values = config.to_dict() | {"d_kv": ranks["qk"], "d_ff": rows[-1].ranks["width"]}
+    for name in ("model_type", "architectures", "auto_map", "attention_ranks", "feed_forward_ranks"):
+        values.pop(name, None)
+    exported = build_model(
+        stock,
+        T5Config(**values),
+        model.state_dict(),
+        tied_keys=model.all_tied_weights_keys,
+        generation_config=getattr(model, "generation_config", None),
+    )
+    with new_folder(output, overwrite=overwrite) as folder:
+        exported.save_pretrained(folder)

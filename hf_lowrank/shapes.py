@@ -1,0 +1,157 @@
+"""The published Chronos architectures with random weights, dense or low-rank: for measuring speed, not for forecasting."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from chronos.chronos2 import Chronos2Model
+from chronos.chronos2.config import Chronos2CoreConfig
+from chronos.chronos_bolt import ChronosBoltModelForForecasting
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from .configuration_lowrank_t5 import LowRankT5Config, attention_parameters
+from .modeling_lowrank_t5 import LowRankT5ForConditionalGeneration
+
+__all__ = ["FORMS", "SHAPES", "build_checkpoint"]
+
+FORMS = ("per_head", "latent")
+# d_model, d_ff, layers of each stack, heads. The head dimension is always 64.
+SHAPES = {
+    "t5-tiny": (256, 1024, 4, 4),
+    "t5-mini": (384, 1536, 4, 8),
+    "t5-small": (512, 2048, 6, 8),
+    "t5-base": (768, 3072, 12, 12),
+    "t5-large": (1024, 4096, 24, 16),
+    "bolt-tiny": (256, 1024, 4, 4),
+    "bolt-mini": (384, 1536, 4, 8),
+    "bolt-small": (512, 2048, 6, 8),
+    "bolt-base": (768, 3072, 12, 12),
+    "chronos-2": (768, 3072, 12, 12),
+}
+CHRONOS_T5 = {
+    "tokenizer_class": "MeanScaleUniformBins",
+    "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
+    "context_length": 512,
+    "prediction_length": 64,
+    "n_tokens": 4096,
+    "n_special_tokens": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "use_eos_token": True,
+    "model_type": "seq2seq",
+    "num_samples": 20,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+CHRONOS_BOLT = {
+    "context_length": 2048,
+    "prediction_length": 64,
+    "input_patch_size": 16,
+    "input_patch_stride": 16,
+    "use_reg_token": True,
+    "quantiles": [level / 10 for level in range(1, 10)],
+}
+CHRONOS_2 = {
+    "context_length": 8192,
+    "input_patch_size": 16,
+    "input_patch_stride": 16,
+    "output_patch_size": 16,
+    "max_output_patches": 64,
+    "use_arcsinh": True,
+    "use_reg_token": True,
+    "quantiles": [0.01, *(level / 20 for level in range(1, 20)), 0.99],
+}
+
+
+def build_checkpoint(
+    folder: str | os.PathLike,
+    shape: str,
+    *,
+    ratio: float | None = None,
+    form: str = "per_head",
+    feed_forward_ratio: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> None:
+    """Save a checkpoint of a published shape; the same arguments give the same files.
+
+    Args:
+        shape: A key of `SHAPES`.
+        ratio: The share of the attention weights that is kept, in (0, 1]; None for the dense model. `per_head`: head
+            dimensions of max(1, round(64 ratio)) in every layer. `latent`: latent, query and output sketch of one rank, the
+            largest whose weights fit the share (at least 1).
+        form: `"per_head"` or `"latent"`.
+        feed_forward_ratio: The share of the feed-forward width that is kept, in (0, 1].
+        dtype: Of the saved weights.
+        seed: Of the random weights.
+
+    Raises:
+        ValueError: An unknown shape or form, a ratio outside (0, 1], a low-rank form of a shape that has none here.
+    """
+    model = _random_model(shape, ratio, form, feed_forward_ratio, seed)
+    model.to(dtype).save_pretrained(folder)
+
+
+def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio: float, seed: int) -> PreTrainedModel:
+    if shape not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}; found {shape!r}.")
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; found {form!r}.")
+    for name, value in (("ratio", ratio), ("feed_forward_ratio", feed_forward_ratio)):
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], found {value}.")
+    is_dense = ratio is None and feed_forward_ratio == 1
+    if not is_dense and not shape.startswith("t5-"):
+        raise ValueError(f"ratio and feed_forward_ratio are for the t5 shapes; {shape!r} is known as a dense model only.")
+
+    d_model, d_ff, num_layers, num_heads = SHAPES[shape]
+    sizes: dict[str, Any] = {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers}
+    sizes |= {"num_heads": num_heads, "dropout_rate": 0.0, "pad_token_id": 0}
+    text = {"eos_token_id": 1, "decoder_start_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if shape == "chronos-2":
+            return Chronos2Model(
+                Chronos2CoreConfig(**sizes, chronos_config=dict(CHRONOS_2), chronos_pipeline_class="Chronos2Pipeline")
+            )
+        if shape.startswith("bolt-"):
+            return ChronosBoltModelForForecasting(
+                T5Config(
+                    **sizes, **text, chronos_config=dict(CHRONOS_BOLT), chronos_pipeline_class="ChronosBoltPipeline"
+                )
+            )
+        text |= {"vocab_size": CHRONOS_T5["n_tokens"], "chronos_config": dict(CHRONOS_T5)}
+        if is_dense:
+            return T5ForConditionalGeneration(T5Config(**sizes, **text))
+        config = LowRankT5Config(**sizes, **text)
+        entry = _attention_entry(config, 1.0 if ratio is None else ratio, form)
+        width = max(1, round(feed_forward_ratio * d_ff))
+        full = config.full_ranks()
+        config.attention_ranks = {
+            kind: [dict(entry) for _ in layers] for kind, layers in full["attention_ranks"].items()
+        }
+        config.feed_forward_ranks = {
+            stack: [{"width": width, "wi": None, "wo": None} for _ in layers]
+            for stack, layers in full["feed_forward_ranks"].items()
+        }
+        config.validate()
+        return LowRankT5ForConditionalGeneration(config)
+
+
+def _attention_entry(config: LowRankT5Config, ratio: float, form: str) -> dict[str, int]:
+    """The ranks of every attention layer of a low-rank model with this share of the attention weights."""
+    if form == "per_head":
+        size = max(1, round(ratio * config.d_kv))
+        return {"qk": size, "vo": size}
+
+    def weights(entry: dict[str, int]) -> int:
+        return attention_parameters(entry, d_model=config.d_model, num_heads=config.num_heads)
+
+    budget = ratio * weights({"qk": config.d_kv, "vo": config.d_kv})
+    rank = 1
+    while rank < config.d_model and weights(dict.fromkeys(("latent", "query", "output"), rank + 1)) <= budget:
+        rank += 1
+    return dict.fromkeys(("latent", "query", "output"), rank)

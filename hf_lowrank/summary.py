@@ -1,0 +1,92 @@
+"""The sizes of a low-rank model, layer by layer, beside those of the dense model of its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .configuration_lowrank_t5 import (
+    ATTENTION_KINDS,
+    LowRankT5Config,
+    attention_parameters,
+    cached_numbers,
+    feed_forward_parameters,
+)
+
+__all__ = ["CompressionSummary", "LayerSummary", "summarize"]
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One attention or feed-forward layer, before (`dense_`) and after; cached numbers are those of one token."""
+
+    kind: str
+    layer: int
+    ranks: dict[str, Any]
+    dense_ranks: dict[str, Any]
+    parameters: int
+    dense_parameters: int
+    cached_numbers: int
+    dense_cached_numbers: int
+
+
+@dataclass(frozen=True)
+class CompressionSummary:
+    """What the formulas of `LowRankT5Config` say of a model, layer by layer."""
+
+    rows: tuple[LayerSummary, ...]
+
+    def total(self, name: str, *kinds: str) -> int:
+        """The sum of one of the rows' numbers, over all layers or those of some kinds."""
+        return sum(getattr(row, name) for row in self.rows if not kinds or row.kind in kinds)
+
+    @property
+    def attention_ratio(self) -> float:
+        """The kept share of the attention parameters."""
+        return self.total("parameters", *ATTENTION_KINDS) / self.total("dense_parameters", *ATTENTION_KINDS)
+
+    @property
+    def cache_ratio(self) -> float:
+        """The kept share of what one token of context and one of the forecast occupy in the key/value cache."""
+        return self.total("cached_numbers") / max(1, self.total("dense_cached_numbers"))
+
+
+def summarize(config: LowRankT5Config) -> CompressionSummary:
+    """The sizes of every layer of a `LowRankT5Config` beside those of the dense T5 of its shape."""
+    full = config.full_ranks()
+    size = {"d_model": config.d_model, "num_heads": config.num_heads}
+    rows = []
+    kinds = ATTENTION_KINDS if config.is_encoder_decoder else ATTENTION_KINDS[:1]
+    for kind in kinds:
+        # The encoder keeps no cache.
+        token = 0 if kind == "encoder_self" else 1
+        for i, (entry, dense) in enumerate(zip(config.attention_ranks[kind], full["attention_ranks"][kind])):
+            rows.append(
+                LayerSummary(
+                    kind=kind,
+                    layer=i,
+                    ranks=entry,
+                    dense_ranks=dense,
+                    parameters=attention_parameters(entry, **size),
+                    dense_parameters=attention_parameters(dense, **size),
+                    cached_numbers=token * cached_numbers(entry, num_heads=config.num_heads),
+                    dense_cached_numbers=token * cached_numbers(dense, num_heads=config.num_heads),
+                )
+            )
+    shape = {"d_model": config.d_model, "is_gated": config.is_gated_act}
+    for stack in ("encoder", "decoder") if config.is_encoder_decoder else ("encoder",):
+        for i, entry in enumerate(config.feed_forward_ranks[stack]):
+            dense = full["feed_forward_ranks"][stack][i]
+            rows.append(
+                LayerSummary(
+                    kind=f"{stack}_feed_forward",
+                    layer=i,
+                    ranks=entry,
+                    dense_ranks=dense,
+                    parameters=feed_forward_parameters(entry, **shape),
+                    dense_parameters=feed_forward_parameters(dense, **shape),
+                    cached_numbers=0,
+                    dense_cached_numbers=0,
+                )
+            )
+    return CompressionSummary(tuple(rows))

@@ -1,0 +1,105 @@
+"""Shared settings and tiny configurations. Everything runs on a CPU in float32 and offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from chronos import ChronosConfig
+from hypothesis import settings
+
+from hf_lowrank import LowRankT5Config
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+# The same examples in every run, and no deadline: a busy machine is not a failure.
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("tests")
+
+# Uneven on purpose: no two of these numbers can be mixed up without an error of shape.
+SHAPE = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_heads": 2,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same random state and leaves the global one as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_shape() -> dict[str, Any]:
+    """The arguments of a tiny `T5Config`: 2 encoder and 3 decoder layers, 2 heads of 8, d_model 16, d_ff 24."""
+    return dict(SHAPE)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., LowRankT5Config]:
+    """A function that builds a `LowRankT5Config` of `tiny_shape`, with any argument added or replaced."""
+    return lambda **changes: LowRankT5Config(**{**SHAPE, **changes})
+
+
+@pytest.fixture(scope="session")
+def mixed_ranks() -> dict[str, dict[str, list[dict[str, int | None]]]]:
+    """Tables for `tiny_shape` with every form: per head, latent with and without each sketch, thin factors."""
+    return {
+        "attention_ranks": {
+            "encoder_self": [{"qk": 3, "vo": 5}, {"latent": 4, "query": None, "output": 3}],
+            "decoder_self": [
+                {"latent": 5, "query": 2, "output": None},
+                {"qk": 2, "vo": 8},
+                {"latent": 3, "query": 2, "output": 2},
+            ],
+            "cross": [
+                {"latent": 6, "query": 3, "output": 4},
+                {"latent": 7, "query": None, "output": None},
+                {"qk": 4, "vo": 2},
+            ],
+        },
+        "feed_forward_ranks": {
+            "encoder": [{"width": 24, "wi": None, "wo": 3}, {"width": 9, "wi": 2, "wo": None}],
+            "decoder": [
+                {"width": 20, "wi": 5, "wo": 4},
+                {"width": 24, "wi": None, "wo": None},
+                {"width": 11, "wi": None, "wo": None},
+            ],
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_chronos_config() -> ChronosConfig:
+    """A Chronos-T5 tokenizer of 64 tokens, context 40, horizon 8."""
+    return ChronosConfig(
+        tokenizer_class="MeanScaleUniformBins",
+        tokenizer_kwargs={"low_limit": -15.0, "high_limit": 15.0},
+        context_length=40,
+        prediction_length=8,
+        n_tokens=64,
+        n_special_tokens=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        use_eos_token=True,
+        model_type="seq2seq",
+        num_samples=4,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+    )
