@@ -106,6 +106,7 @@ def train(
         output_dir=str(output),
         max_steps=steps,
         per_device_train_batch_size=1,  # an item of the dataset is a whole batch
+        train_sampling_strategy="sequential",  # contexts grow in the dataset's own order
         learning_rate=learning_rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 4)},
@@ -125,7 +126,7 @@ def train(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=SyntheticBatches(CHRONOS_CONFIG, steps, seed=seed, max_tokens=max_tokens),
+        train_dataset=SyntheticBatches(CHRONOS_CONFIG, steps, seed=seed, ramp=int(0.6 * steps), max_tokens=max_tokens),
         data_collator=single_batch,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)

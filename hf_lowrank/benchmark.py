@@ -11,57 +11,30 @@ import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import product as cartesian_product
 from pathlib import Path
 from typing import Any
 
 import torch
-from chronos import BaseChronosPipeline
-from chronos.base import ForecastType
 from rich.table import Table
-from transformers import T5Config, T5ForConditionalGeneration
 
-from .floor import Machine, cache_bytes, measure_floor, recorded_products, t5_products
+from .floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
+from .measurement import Case, LoadedCheckpoint, Memory, cases
 from .shapes import build_checkpoint
 
-__all__ = ["Benchmark", "Case", "Comparison", "Memory", "Side", "benchmark", "benchmark_shape"]
+__all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape", "integers"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEMORY_REPEATS = 3  # each is a process of its own on both sides, and memory varies far less than time
+DEFAULT_SAMPLES = 20
 MEBIBYTE = 2**20
 
 
 # ---- What is reported ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One point of the grid: series at once, time steps of past and of future, sample paths (None: a quantile model)."""
-
-    batch_size: int
-    context_length: int
-    prediction_length: int
-    num_samples: int | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """One forecast in a process of its own: bytes above that process before it loads the model, and seconds to load.
-
-    `peak` is the highest level while loading and forecasting, `working` the part of it above the loaded model. On CPU the
-    resident set (None on systems other than Linux), on CUDA what the allocator hands out.
-    """
-
-    peak: int | None
-    working: int | None
-    load_seconds: float
 
 
 @dataclass(frozen=True)
@@ -89,6 +62,15 @@ class Side:
     def floor_ratio(self) -> list[float]:
         """Measured time over floor: 1.0 is the limit."""
         return [seconds / self.floor_seconds for seconds in self.seconds]
+
+    def figures(self) -> dict[str, list[float]]:
+        """What the table shows, by its heading there."""
+        return {
+            "seconds": list(self.seconds),
+            "peak memory, MiB": [memory.peak / MEBIBYTE for memory in self.memory if memory.peak is not None],
+            "time / floor": self.floor_ratio,
+            "cache a series, MiB": [] if self.cache_bytes is None else [self.cache_bytes / MEBIBYTE],
+        }
 
 
 @dataclass(frozen=True)
@@ -143,26 +125,29 @@ class Benchmark:
         os.replace(partial, file)
 
     def tables(self) -> list[Table]:
-        """For people: a row for each case, then a row for each checkpoint. "dense" is the checkpoint compared with."""
+        """For people: the figures of each case, then the two checkpoints."""
         model, against = self.comparisons[0].model, self.comparisons[0].against
-        cases = Table("batch", "context", "horizon", "samples", "", "model", "against", "ratio (min to max)")
-        cases.title = f"{model.name} against {against.name}"
-        cases.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
+        figures = Table("batch", "context", "horizon", "samples", "", "model", "against", "ratio (min to max)")
+        figures.title = f"{model.name} against {against.name}"
+        figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
         for comparison in self.comparisons:
-            sides, ratios = (comparison.model, comparison.against), comparison.ratios
-            peaks = [[memory.peak for memory in side.memory if memory.peak is not None] for side in sides]
             point = ["-" if value is None else str(value) for value in astuple(comparison.case)]
-            cases.add_row(*point, "seconds", *(text(side.seconds) for side in sides), text(ratios["time_ratio"], True))
-            cases.add_row(*[""] * 4, "peak MiB", *(text(peak, unit=MEBIBYTE) for peak in peaks), text(ratios["memory_ratio"], True))
-            cases.add_row(*[""] * 4, "time / floor", *(text(side.floor_ratio) for side in sides))
-            cases.add_row(*[""] * 4, "cache KiB a series", *(text([side.cache_bytes or 0], unit=1024) for side in sides))
-            cases.add_section()
+            ratios = {
+                "seconds": comparison.ratios["time_ratio"],
+                "peak memory, MiB": comparison.ratios["memory_ratio"],
+            }
+            theirs = comparison.against.figures()
+            for heading, ours in comparison.model.figures().items():
+                row = heading, median_text(ours), median_text(theirs[heading]), spread_text(ratios.get(heading, []))
+                figures.add_row(*point, *row)
+                point = [""] * len(point)
+            figures.add_section()
         checkpoints = Table("checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load")
         for side in (model, against):
-            load = text([memory.load_seconds for memory in side.memory])
-            disk = text([side.bytes_on_disk], unit=MEBIBYTE)
+            load = median_text([memory.load_seconds for memory in side.memory])
+            disk = f"{side.bytes_on_disk / MEBIBYTE:.1f}"
             checkpoints.add_row(side.name, side.pipeline, f"{side.parameters:,}", disk, load)
-        return [cases, checkpoints]
+        return [figures, checkpoints]
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -170,12 +155,12 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
 
 
-def text(values: Sequence[float], with_range: bool = False, *, unit: float = 1.0) -> str:
-    """The median, if wished with its range, in a unit."""
-    if not values:
-        return "-"
-    median, low, high = (f"{value / unit:.4g}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{median} ({low} to {high})" if with_range else median
+def median_text(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.4g}" if values else "-"
+
+
+def spread_text(values: Sequence[float]) -> str:
+    return f"{median_text(values)} ({min(values):.4g} to {max(values):.4g})" if values else ""
 
 
 # ---- The run ---------------------------------------------------------------------------------------------------------
@@ -216,37 +201,138 @@ def benchmark(
         ValueError: A size that is not positive or that a model cannot take, an unknown dtype, a device that is not there.
         OSError: A checkpoint that is not there.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; found {dtype!r}.")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be 'cpu' where PyTorch finds no CUDA device; found {device!r}.")
+    torch_dtype = _dtype(dtype)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    device = device or devices[-1]
+    if device not in devices:
+        raise ValueError(f"device must be one of {', '.join(devices)} on this machine; found {device!r}.")
     for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value}.")
-    sizes = {"batch_size": batch_size, "context_length": context_length, "prediction_length": prediction_length}
-    grid = {name: _positive(name, values) for name, values in sizes.items()}
-    grid_samples = None if num_samples is None else _positive("num_samples", num_samples)
+    points = cases(batch_size, context_length, prediction_length, num_samples)
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
-        paths = [_resolve(name) for name in (model, against)]
-        pipelines = [_load(path, dtype, device) for path in paths]
-        if any(_samples(pipeline) for pipeline in pipelines):
-            grid["num_samples"] = grid_samples or [20]
-        elif grid_samples is not None:
+        sides = [
+            LoadedCheckpoint.load(path, name, dtype=dtype, device=device)
+            for path, name in zip((model, against), names or (model, against))
+        ]
+        if not any(side.samples for side in sides) and num_samples is not None:
             raise ValueError("num_samples is for models that sample; both of these forecast quantiles: leave it out.")
-        else:
-            grid["num_samples"] = [None]
-        for name, pipeline in zip((model, against), pipelines):
-            if max(grid["context_length"]) > pipeline.model_context_length:
+        if any(side.samples for side in sides) and num_samples is None:
+            points = [replace(case, num_samples=DEFAULT_SAMPLES) for case in points]
+        longest = max(case.context_length for case in points)
+        for side in sides:
+            if longest > (limit := side.pipeline.model_context_length):
                 raise ValueError(
-                    f"context_length must be at most {pipeline.model_context_length}, the context length of {name}; "
-                    f"found {max(grid['context_length'])}."
+                    f"context_length must be at most {limit}, the context length of {side.name}; found {longest}."
                 )
-        run = _Run(paths, pipelines, names or (model, against), dtype, device, repeats, seed)
-        return Benchmark(run.machine(), tuple(run.compare(Case(*point)) for point in cartesian_product(*grid.values())))
+        machine = Machine.measure(torch.device(device), torch_dtype)
+        comparisons = [_compare(case, sides, machine, repeats=repeats, seed=seed) for case in points]
+        return Benchmark(_describe(machine), tuple(comparisons))
     finally:
         torch.set_num_threads(threads_before)
+
+
+def benchmark_shape(
+    shape: str, *, ratio: float | None = None, form: str = "per_head", feed_forward_ratio: float = 1.0, **options: Any
+) -> Benchmark:
+    """Measure a published shape with random weights: low-rank against dense, or, without ratios, dense against itself.
+
+    The arguments are those of `build_checkpoint` and of `benchmark`.
+    """
+    arguments: dict[str, Any] = {"dtype": _dtype(options.get("dtype", "float32")), "seed": options.get("seed", 0)}
+    with tempfile.TemporaryDirectory() as folder:
+        dense, compressed = f"{folder}/dense", f"{folder}/compressed"
+        build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
+        build_checkpoint(dense, shape, **arguments)
+        label = shape if ratio is None else f"{shape} {form} {ratio:g}"
+        if feed_forward_ratio != 1:
+            label += f", feed-forward {feed_forward_ratio:g}"
+        return benchmark(compressed, dense, names=(label, shape), **options)
+
+
+def _compare(case: Case, sides: list[LoadedCheckpoint], machine: Machine, *, repeats: int, seed: int) -> Comparison:
+    products = [_warm_up(side, case, seed) for side in sides]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    memory: tuple[list[Memory], list[Memory]] = ([], [])
+    for repeat in range(repeats):
+        for i in (0, 1) if repeat % 2 == 0 else (1, 0):
+            seconds[i].append(sides[i].seconds(case, seed=seed))
+    for _ in range(min(repeats, MEMORY_REPEATS)):
+        for i in (0, 1):
+            memory[i].append(sides[i].memory(case, seed=seed))
+    return Comparison(case, *map(partial(_side, case, machine), sides, products, seconds, memory))
+
+
+def _warm_up(side: LoadedCheckpoint, case: Case, seed: int) -> list[Product]:
+    """Forecast once, and say which matrix products that needs."""
+    forecast = partial(side.forecast, case, seed=seed)
+    if not side.samples:
+        return recorded_products(forecast)
+    forecast()
+    return t5_products(side.pipeline.inner_model.config, **asdict(case))
+
+
+def _side(
+    case: Case,
+    machine: Machine,
+    side: LoadedCheckpoint,
+    products: list[Product],
+    seconds: Sequence[float],
+    memory: Sequence[Memory],
+) -> Side:
+    model = side.pipeline.inner_model
+    floor = measure_floor(products, machine)
+    cache: tuple[int, int] | tuple[None, None] = (None, None)
+    if side.samples:
+        sizes = {name: value for name, value in asdict(case).items() if name != "batch_size"}
+        cache = cache_bytes(model.config, bytes_per_number=machine.dtype.itemsize, **sizes)
+    return Side(
+        name=side.name,
+        pipeline=type(side.pipeline).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_on_disk=side.bytes_on_disk(),
+        seconds=tuple(seconds),
+        memory=tuple(memory),
+        cache_bytes=cache[0],
+        cache_bytes_repeated=cache[1],
+        product_flops=floor.flops,
+        floor_seconds=floor.seconds,
+        roofline_seconds=floor.roofline_seconds,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; found {name!r}.")
+    return DTYPES[name]
+
+
+def integers(name: str, values: Iterable[str]) -> list[int]:
+    """The numbers of a command-line option that takes "1,8" and may be repeated."""
+    items = [item for value in values for item in value.split(",")]
+    try:
+        return [int(item) for item in items]
+    except ValueError:
+        raise ValueError(f"{name} must be integers separated by commas, found {','.join(items)!r}.") from None
+
+
+def _describe(machine: Machine) -> dict[str, Any]:
+    """Where the figures come from; rates in operations and bytes a second."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = found[1] if found else platform.processor() or platform.machine()
+    is_cuda = machine.device.type == "cuda"
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(machine.device) if is_cuda else "CPU",
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "matmul_flops_per_second": machine.flops_per_second,
+        "memory_bytes_per_second": machine.bytes_per_second,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("hf-lowrank", "torch", "transformers", "chronos-forecasting")},
+    }

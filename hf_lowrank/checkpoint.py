@@ -82,6 +82,8 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         ValueError: It is not a T5, weights are missing, or a tensor holds NaN or infinite values.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
+    if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
+        raise ValueError(f"model must be a Hub id, a folder or a loaded T5 model, found a {type(model).__name__}.")
     if isinstance(model, PreTrainedModel):
         loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
         if type(model) not in LOWRANK_CLASSES:
@@ -116,22 +118,30 @@ def _not_a_t5(source: str, found: str) -> str:
 
 
 def _load_t5(source: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise OSError(f"model: {source} is no folder and no Hub id that can be read ({error}).") from error
+    except ValueError as error:
+        raise ValueError(f"model: {source} must be a checkpoint with the config.json of a T5 ({error}).") from error
     names = {cls.__name__: cls for cls in LOWRANK_CLASSES}
+    names["T5WithLMHeadModel"] = T5ForConditionalGeneration  # as Google's first checkpoints call it
     architecture = (getattr(config, "architectures", None) or ["T5ForConditionalGeneration"])[0]
     if type(config) is not T5Config or architecture not in names:
         found = architecture if type(config) is T5Config else f"{config.model_type} checkpoint"
         raise ValueError(_not_a_t5(source, found))
     try:
         loaded, info = names[architecture].from_pretrained(
-            source, config=config, dtype="auto", output_loading_info=True
+            source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except SafetensorError as error:
+    except Exception as error:  # the formats of weights have no error in common
         raise OSError(
-            f"model: the weights of {source} cannot be read ({error}); a safetensors file is truncated or damaged."
+            f"model: the weights of {source} cannot be read; a file is missing, truncated or damaged ({error})."
         ) from error
-    if incomplete := sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"]):
-        raise ValueError(f"model: {source} lacks the weights {', '.join(incomplete[:5])} ({len(incomplete)} in all).")
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"model: {source} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise ValueError(f"model: the weight {name} of {source} must have shape {[*wanted]}, found {[*found]}.")
     return loaded
 
 
@@ -182,9 +192,12 @@ def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterato
 def check_output(output: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Raise FileExistsError where `new_folder` would; for a check before long work."""
     output = Path(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
-        found = "a file" if output.is_file() else "a folder that is not empty"
-        raise FileExistsError(f"output: {output} is {found}; give a new folder, or overwrite=True (--overwrite).")
+    if output.is_file():
+        raise FileExistsError(f"output: {output} is a file; give a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"output: {output} is a folder that is not empty; give a new folder, or overwrite=True (--overwrite)."
+        )
 
 
 def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:

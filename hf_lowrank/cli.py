@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .evaluation import EvaluationResult
+    from .summary import CompressionSummary
 
 app = typer.Typer(
     name="hf-lowrank",
@@ -13,3 +27,359 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+messages = Console(stderr=True)
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """Errors and warnings as one line for people, and no chatter of the libraries below."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            messages.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from error
+        finally:
+            for warning in caught:
+                if issubclass(warning.category, UserWarning):
+                    messages.print(f"[bold yellow]warning:[/] {warning.message}", soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+@app.command()
+def compress(
+    source: Annotated[str, typer.Argument(help="Hub id, folder, or 'reference'.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    epsilon: Annotated[
+        float | None, typer.Option(help="Keep singular values with sigma_j / sigma_1 >= epsilon.")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
+    base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
+    rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
+    rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
+    uniform: Annotated[int | None, typer.Option(help="The same rank everywhere.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Drop at most this share of the squared singular values.")
+    ] = None,
+    ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of ranks.")] = None,
+    form: Annotated[
+        str, typer.Option(help="'per_head', 'latent', or KIND=FORM,... for each kind of attention.")
+    ] = "per_head",
+    method: Annotated[str, typer.Option(help="'joint', or 'paper' for the baseline.")] = "joint",
+    multiple_of: Annotated[int, typer.Option(help="Round ranks up to a multiple.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Turn a dense Chronos-T5 (or any T5) checkpoint into a low-rank one."""
+    from . import compress_pretrained, save_compressed, summarize
+    from .checkpoint import check_output
+
+    with plain_messages():
+        if base_rank is None and (rank_growth is not None or rank_rounding is not None):
+            raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
+        schedule = None if base_rank is None else (base_rank, rank_growth or 0.0, rank_rounding or "ceil")
+        forms = dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form
+        table = None if ranks is None else json.loads(ranks.read_text())
+        check_output(output, overwrite=overwrite)
+        model = compress_pretrained(
+            source,
+            epsilon=epsilon,
+            ratio=ratio,
+            schedule=schedule,
+            uniform=uniform,
+            energy=energy,
+            ranks=table,
+            form=forms,
+            method=method,
+            multiple_of=multiple_of,
+            show_progress=True,
+        )
+        save_compressed(model, output, overwrite=overwrite)
+        summary, width = summarize(model.config), model.dtype.itemsize
+        parameters = model.num_parameters()
+        dense_parameters = parameters - summary.total("parameters") + summary.total("dense_parameters")
+        if as_json:
+            print_json(
+                {
+                    "output": str(output),
+                    "parameters": parameters,
+                    "dense_parameters": dense_parameters,
+                    "bytes": parameters * width,
+                    "dense_bytes": dense_parameters * width,
+                    "compression": model.config.compression,
+                    **summary.to_dict(bytes_per_number=width),
+                }
+            )
+            return
+        console.print(compression_table(summary, width))
+        if method == "paper":
+            console.print(
+                f"The paper's method keeps {model.config.compression['kept_rank_ratio']:.1%} of the ranks and all the "
+                "dense shapes: nothing is smaller or faster."
+            )
+        console.print(
+            f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
+            f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB; "
+            f"attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
+        )
+
+
+def compression_table(summary: CompressionSummary, width: int) -> Table:
+    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number."""
+
+    def kept(ranks: dict[str, int | None], dense: dict[str, int | None]) -> str:
+        if "latent" in ranks:
+            return ", ".join(f"{name} {rank or 'dense'}" for name, rank in ranks.items())
+        return ", ".join(f"{name} {rank}/{dense[name]}" for name, rank in ranks.items() if rank is not None)
+
+    table = Table(title="Each layer, before → after; ranks kept / had")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("ranks")
+    for heading in ("parameters", "KiB", "cache B/token"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
+    for row in changed:
+        table.add_row(
+            f"{row.kind} {row.layer}",
+            kept(row.ranks, row.dense_ranks),
+            f"{row.dense_parameters:,} → {row.parameters:,}",
+            f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
+            f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
+            if row.dense_cached_numbers
+            else "",
+        )
+    table.add_section()
+    before, now = summary.total("dense_parameters"), summary.total("parameters")
+    cached_before, cached = summary.total("dense_cached_numbers"), summary.total("cached_numbers")
+    table.add_row(
+        "all layers",
+        f"{len(changed)} of {len(summary.rows)} changed",
+        f"{before:,} → {now:,}",
+        f"{before * width / 1024:,.0f} → {now * width / 1024:,.0f}",
+        f"{cached_before * width:,} → {cached * width:,}",
+    )
+    return table
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        str, typer.Option(help="A Chronos-T5 checkpoint: Hub id, folder, or 'reference'.")
+    ] = "reference",
+    ratios: Annotated[str, typer.Option(help="Shares of the attention to keep.")] = "0.5,0.25,0.15",
+    plot: Annotated[Path, typer.Option(help="Where to write the picture of the forecasts.")] = Path("demo.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Compress a checkpoint at a few ratios and forecast real series with all models, side by side."""
+    with plain_messages():
+        from .demo import demo as run
+
+        rows = run(
+            source, ratios=[float(ratio) for ratio in ratios.split(",")], plot=plot, seed=seed, console=messages
+        )
+        if as_json:
+            print_json({"source": source, "plot": str(plot), "results": [asdict(row) for row in rows]})
+            return
+        table = Table(
+            title=f"{source} on four real series",
+            caption="WQL and MASE are geometric means relative to Seasonal Naive: below 1 is better. Time is for all forecasts, "
+            "relative to dense in the same run (least to most of three rounds).\nThe paper's method keeps the dense shapes; "
+            "its ratio is that of the kept ranks.",
+        )
+        table.add_column("model")
+        for heading in ("MiB", "attention", "cache bytes a token", "time", "WQL", "MASE"):
+            table.add_column(heading, justify="right")
+        base = rows[0].seconds[0]
+        for row in rows:
+            median, least, most = (value / base for value in row.seconds)
+            table.add_row(
+                row.name,
+                f"{row.bytes / 2**20:.1f}",
+                f"{row.attention_ratio:.0%}",
+                f"{row.cache_bytes:,}",
+                f"{median:.2f} ({least:.2f} to {most:.2f})",
+                f"{row.wql:.3f}",
+                f"{row.mase:.3f}",
+            )
+        console.print(table)
+        console.print(f"The dense model took {base:.1f} s. Forecasts are drawn in {plot}.")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Hub ids, folders, or 'reference'; any Chronos family.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Tasks or groups, separated by commas; see --list. Default: m1_yearly,packaged."),
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="The dense model to make scores relative to.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write results and aggregate to this file.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results to this file.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Your own CSV or parquet file: columns item_id, timestamp, target.")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast, for --file.")] = None,
+    freq: Annotated[
+        str | None, typer.Option(help="Put the series of --file on this grid, such as 'h' or 'D'.")
+    ] = None,
+    seasonality: Annotated[int | None, typer.Option(help="Steps in a season of --file; default by frequency.")] = None,
+    num_windows: Annotated[int, typer.Option(help="Evaluation windows of --file.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Series in a batch.")] = 32,
+    num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep finished cells in this folder and do not repeat them.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
+) -> None:
+    """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
+    with plain_messages():
+        from .evaluation import evaluate as run
+        from .evaluation_tasks import EvaluationTask, file_task, list_tasks
+
+        if list_:
+            table = Table(title="Tasks")
+            for heading in ("group", "task", "horizon", "seasonality", "windows"):
+                table.add_column(heading, justify="left" if heading in ("group", "task") else "right")
+            for group, members in list_tasks().items():
+                for task in members:
+                    table.add_row(group, task.name, *map(str, (task.horizon, task.seasonality, task.num_windows)))
+            console.print(table)
+            return
+        if file and horizon is None:
+            raise ValueError("--file needs --horizon, the number of steps to forecast.")
+        for name in (json_file, csv_file):
+            if name is not None and name.suffix != (".json" if name is json_file else ".csv"):
+                raise ValueError(f"--json takes a .json file and --csv a .csv file, found {str(name)!r}.")
+        chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
+        for path in file or []:
+            chosen.append(
+                file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)
+            )
+        result = run(
+            models or [],
+            chosen or ("m1_yearly", "packaged"),
+            against=against,
+            batch_size=batch_size,
+            num_samples=num_samples,
+            seed=seed,
+            cache=cache,
+            device=device,
+            dtype=dtype,
+            progress=True,
+        )
+        for name in (json_file, csv_file):
+            if name is not None:
+                result.save(name)
+        print_evaluation(result)
+
+
+def print_evaluation(result: EvaluationResult) -> None:
+    """A table of scores by task, and one of the aggregate."""
+    table = Table(title="Scores")
+    for heading in ("task", "model"):
+        table.add_column(heading)
+    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in result.results:
+        scores = (f"{value:.4f}" for value in (row.WQL, row.MASE, row.SQL, row.RMSSE))
+        table.add_row(row.task, row.model, *scores, str(row.num_series), f"{row.seconds:.1f}")
+    console.print(table)
+    table = Table(
+        title="Geometric means of relative scores (95 % interval over tasks)",
+        caption="Below 1 is better than the baseline.",
+    )
+    for heading in ("model", "relative to"):
+        table.add_column(heading)
+    for heading in ("WQL", "MASE", "SQL", "RMSSE", "tasks"):
+        table.add_column(heading, justify="right")
+    baselines = {"relative_to_seasonal_naive": "seasonal_naive", "relative_to_dense": result.settings["against"]}
+    for model, aggregate in result.aggregate.items():
+        for title, baseline in baselines.items():
+            if title in aggregate:
+                means = list(aggregate[title].values())
+                cells = (f"{m['geometric_mean']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in means)
+                table.add_row(model, baseline, *cells, str(means[0]["num_tasks"]))
+    console.print(table)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, folder, or 'reference'; any Chronos family, dense or compressed.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="The checkpoint to compare MODEL with.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="In place of MODEL: a published shape with random weights, such as t5-base.")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="For --shape: the share of the attention to keep.")] = None,
+    form: Annotated[str | None, typer.Option(help="For --shape: 'per_head' (default) or 'latent'.")] = None,
+    feed_forward_ratio: Annotated[
+        float | None, typer.Option(help="For --shape: the share of the feed-forward width to keep.")
+    ] = None,
+    batch_size: Annotated[
+        list[str] | None, typer.Option(help="Series at once; this and the next three take lists such as 1,8.")
+    ] = None,
+    context_length: Annotated[list[str] | None, typer.Option(help="Past time steps.")] = None,
+    prediction_length: Annotated[list[str] | None, typer.Option(help="Future time steps.")] = None,
+    num_samples: Annotated[list[str] | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
+    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'; default the GPU if there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default PyTorch's choice.")] = None,
+    repeats: Annotated[int, typer.Option(help="Forecasts of each side that are timed.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the series, the samples and random weights.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Time and memory of a checkpoint against another one, in one run, and the distance to the floor."""
+    with plain_messages():
+        from .benchmark import benchmark, benchmark_shape, integers
+
+        if model is not None and shape is not None:
+            raise ValueError(f"Give either MODEL with --against, or --shape; found {model!r} and --shape {shape!r}.")
+        if json_file is not None and not json_file.absolute().parent.is_dir():
+            raise ValueError(f"--json must be a file in a folder that exists, found {str(json_file)!r}.")
+        sizes = {
+            "batch_size": batch_size or ["8"],
+            "context_length": context_length or ["512"],
+            "prediction_length": prediction_length or ["64"],
+            "num_samples": num_samples,
+        }
+        options: dict[str, Any] = {
+            name: integers(name, values) for name, values in sizes.items() if values is not None
+        }
+        options |= {"dtype": dtype, "device": device, "threads": threads, "repeats": repeats, "seed": seed}
+        only_shape: dict[str, Any] = {"ratio": ratio, "form": form, "feed_forward_ratio": feed_forward_ratio}
+        only_shape = {name: value for name, value in only_shape.items() if value is not None}
+        with messages.status("Forecasting with both sides in turn"):
+            if shape is not None:
+                if against is not None:
+                    raise ValueError(f"--against goes with MODEL; --shape has its own dense side. Found {against!r}.")
+                result = benchmark_shape(shape, **only_shape, **options)
+            elif model is None:
+                raise ValueError("Give either MODEL with --against, or --shape; found neither.")
+            elif against is None:
+                raise ValueError("MODEL needs --against, the checkpoint to compare it with.")
+            elif only_shape:
+                raise ValueError(f"{', '.join(only_shape)}: only with --shape; MODEL has its own ranks.")
+            else:
+                result = benchmark(model, against, **options)
+        if json_file is not None:
+            result.write_json(json_file)
+        for table in result.tables():
+            console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import warnings
@@ -107,7 +108,9 @@ class Policy:
         if len(given) != 1:
             found = "none" if not given else " and ".join(sorted(given))
             raise ValueError(f"Give exactly one of {', '.join(arguments)}; found {found}.")
-        return cls(*next(iter(given.items())))
+        name, value = next(iter(given.items()))
+        # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
+        return cls(name, value.item() if isinstance(value, np.generic) else copy.deepcopy(value))
 
     def allocate(self, components: list[Component], *, method: Method, multiple_of: int) -> dict[str, int]:
         """The rank of each component, for the policies that need their spectra."""
@@ -146,6 +149,8 @@ def _scheduled(schedule: Any, forms: Mapping[str, Form], config: T5Config, layer
 
 
 def _forms(form: Form | Mapping[str, Form]) -> dict[str, Form]:
+    if not isinstance(form, (str, Mapping)):
+        raise ValueError(f"form must be 'per_head', 'latent' or a dictionary of them, found {form!r}.")
     forms = dict.fromkeys(ATTENTION_KINDS, form) if isinstance(form, str) else dict(form)
     if unknown := set(forms) - set(ATTENTION_KINDS):
         raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {list(ATTENTION_KINDS)}.")
@@ -225,6 +230,10 @@ def compress_pretrained(
             "method='paper' takes epsilon, ratio, uniform or energy, and neither form nor multiple_of: "
             "it keeps the dense shapes."
         )
+    if policy.name == "ranks" and form != "per_head":
+        raise ValueError("ranks has the form of every layer: leave out form.")
+    if policy.name in ("schedule", "ranks") and multiple_of != 1:
+        raise ValueError(f"multiple_of rounds what a policy finds; {policy.name} says the ranks themselves.")
     forms = _forms(form)
     dense = load_dense(model)
     compress = _truncate_matrices if method == "paper" else _truncate_products
@@ -235,7 +244,10 @@ def _truncate_products(
     dense: DenseCheckpoint, policy: Policy, forms: dict[str, Form], multiple_of: int, show_progress: bool
 ) -> PreTrainedModel:
     layers = dict(dense.layers)
-    config = _lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
+    try:
+        config = _lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"ranks is no table for this model: {error}") from error
     if policy.name == "ranks":
         table: Ranks = {layer: _entry(config, layer) for layer in layers}
     elif policy.name == "schedule":
@@ -255,7 +267,8 @@ def _truncate_products(
         config.attention_ranks[kind][int(index)] = entry
     config.validate_ranks()
     losses = _predicted_losses(components, table)
-    config.compression = _record(dense, "joint", policy, losses, form=forms, multiple_of=multiple_of)
+    chosen_by = {} if policy.name == "ranks" else {"form": forms, "multiple_of": multiple_of}
+    config.compression = _record(dense, "joint", policy, losses, **chosen_by)
     _warn_of_loss(policy, losses, _kept_share(config, layers))
 
     weights = _own(dense)
@@ -342,7 +355,12 @@ def _predicted_losses(components: dict[str, Component], table: Ranks) -> dict[st
     losses = {}
     for name, component in components.items():
         layer, part = name.rsplit(".", 1)
-        losses[name] = float(component.loss[table[layer][part]])
+        entry = table[layer]
+        if part == "latent":
+            full = component.full_rank
+            losses[name] = component.loss_at(entry["latent"], entry["query"] or full, entry["output"] or full)
+        else:
+            losses[name] = float(component.loss[entry[part]])
     return losses
 
 
@@ -353,7 +371,7 @@ def _kept_share(config: LowRankT5Config, layers: Mapping[str, str]) -> float:
 
 def _warn_of_loss(policy: Policy, losses: dict[str, float], kept: float) -> None:
     loss = sum(losses.values()) / max(1, len(losses))
-    if loss > LOSS_WORTH_A_WARNING or (policy.name == "ratio" and kept < 0.2):
+    if loss > LOSS_WORTH_A_WARNING or (policy.name == "ratio" and policy.value < 0.2):
         worst = max(losses, key=lambda name: losses[name])
         flat = " The spectra are flat: this checkpoint has little rank to spare." if loss > 0.5 * (1 - kept) else ""
         warnings.warn(

@@ -58,7 +58,7 @@ def scheduled_rank(base_rank: float, rank_growth: float, layer: int, *, rounding
     """
     size = base_rank * (1 + layer) ** rank_growth
     if rounding == "ceil":
-        # 4 * 16 ** 0.25 is 8, and floating point must not make it 9.
+        # 32 ** 0.8 is 16, and floating point (16.000000000000004) must not make it 17.
         return max(1, math.ceil(size - 1e-9))
     if rounding == "pow2":
         return 2 ** max(0, round(math.log2(size)))
@@ -161,6 +161,8 @@ class LowRankT5Config(T5Config):
 
     def _complete(self, table: dict, name: str) -> dict[str, list[dict]]:
         """A copy of the table with full-rank entries for the kinds that it leaves out."""
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} must be a dict, found {type(table).__name__}.")
         full = self.full_ranks()[name]
         if unknown := set(table) - set(full):
             raise ValueError(f"{name} has unknown keys {sorted(unknown)}; known are {sorted(full)}.")
@@ -204,8 +206,8 @@ class LowRankT5Config(T5Config):
             raise ValueError(f"{where} must be a dict with the keys {wanted}, found {entry!r}.")
         width = entry.get("width")
         inner = min(self.d_model, width) if isinstance(width, int) else self.d_model
-        limits = dict.fromkeys(("qk", "vo"), self.d_kv) | dict.fromkeys(LATENT_KEYS, self.d_model)
-        limits |= {"width": self.d_ff, "wi": inner, "wo": inner}
+        limits = {"qk": self.d_kv, "vo": self.d_kv, "width": self.d_ff, "wi": inner, "wo": inner}
+        limits |= {"latent": self.d_model, "query": self.d_model, "output": self.d_model}
         for key, value in entry.items():
             if value is None and key in ("query", "output", "wi", "wo"):
                 continue

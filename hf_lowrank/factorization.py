@@ -89,9 +89,10 @@ class LatentWeights:
 def epsilon_rank(singular_values: torch.Tensor, epsilon: float) -> int:
     """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2), at least 1.
 
-    `singular_values` is in descending order along its last dimension.
+    `singular_values` (h,) is in descending order.
     """
-    return max(1, int((singular_values >= epsilon * singular_values[..., :1]).sum()))
+    # Divided, as in the paper's scripts: the product can round differently. 0 / 0 is not counted.
+    return max(1, int((singular_values / singular_values[0] >= epsilon).sum()))
 
 
 def square_root(gram: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .configuration_lowrank_t5 import LowRankT5Config, attention_form, cached_nu
 
 __all__ = ["Floor", "Machine", "Product", "cache_bytes", "measure_floor", "recorded_products", "t5_products"]
 
+SQUARE = {"cpu": 2048, "cuda": 8192}  # the size at which the rate of large products is taken
 OPERAND_BYTES = 2**28  # right-hand operands to cycle through: more than a cache holds, less than memory
 
 
@@ -66,9 +67,7 @@ def rank_tables(config: PretrainedConfig) -> tuple[dict[str, list[dict]], dict[s
     return config.attention_ranks, config.feed_forward_ranks
 
 
-def t5_passes(
-    config: PretrainedConfig, *, context_length: int, prediction_length: int
-) -> Iterator[tuple[int, int]]:
+def t5_passes(config: PretrainedConfig, *, context_length: int, prediction_length: int) -> Iterator[tuple[int, int]]:
     """(encoder tokens, decoder steps) of each pass of Chronos-T5's `predict`: one for every model horizon, the forecast so
     far appended to the context."""
     chronos = config.chronos_config
@@ -161,26 +160,26 @@ def t5_products(
 
 
 def cache_bytes(
-    config: T5Config,
+    config: PretrainedConfig,
     *,
     context_length: int,
     prediction_length: int,
     num_samples: int,
-    cross_copies: int,
     bytes_per_number: int,
-) -> int:
-    """The key/value cache of one series at the end of a forecast: decoder self-attention of every sample, and
-    `cross_copies` copies of cross-attention (1 is enough; transformers' `generate` keeps `num_samples`)."""
+) -> tuple[int, int]:
+    """The key/value cache of one series at the end of a Chronos-T5 forecast: decoder self-attention of every sample, and
+    cross-attention once, which is enough, or (the second number) once a sample, as transformers' `generate` keeps it."""
     attention, _ = rank_tables(config)
-    numbers = {
-        kind: sum(cached_numbers(ranks, num_heads=config.num_heads) for ranks in attention[kind])
+    own, cross = (
+        sum(cached_numbers(ranks, num_heads=config.num_heads) for ranks in attention[kind])
         for kind in ("decoder_self", "cross")
-    }
-    passes = t5_passes(config, context_length=context_length, prediction_length=prediction_length)
-    return bytes_per_number * max(
-        num_samples * steps * numbers["decoder_self"] + cross_copies * tokens * numbers["cross"]
-        for tokens, steps in passes
     )
+    passes = list(t5_passes(config, context_length=context_length, prediction_length=prediction_length))
+    once, repeated = (
+        bytes_per_number * max(num_samples * steps * own + copies * tokens * cross for tokens, steps in passes)
+        for copies in (1, num_samples)
+    )
+    return once, repeated
 
 
 # ---- Other families: recorded while forecasting ----------------------------------------------------------------------
@@ -218,36 +217,50 @@ def recorded_products(forecast: Callable[[], Any]) -> list[Product]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where products are timed: floating-point operations a second of large products, and bytes a second read by a
-    matrix-vector product over a matrix larger than any cache."""
+    """Where products are timed.
+
+    `flops_per_second` is the rate of a large square product, `bytes_per_second` that of reading a matrix larger than any
+    cache in a matrix-vector product. `times` keeps the seconds of each shape, so that it is timed once a run.
+    """
 
     device: torch.device
     dtype: torch.dtype
     flops_per_second: float
     bytes_per_second: float
+    times: dict[tuple[int, int, int, int], float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
-        size = 8192 if device.type == "cuda" else 2048
-        large = Product(1, size, size, size)
+        square = Product(1, *[SQUARE[device.type]] * 3)
         matrix = torch.ones(8192, OPERAND_BYTES // 4 // 8192, device=device)
         vector = torch.ones(matrix.shape[1], device=device)
         return cls(
             device,
             dtype,
-            flops_per_second=large.flops / product_seconds(large, device=device, dtype=dtype),
+            flops_per_second=square.flops / product_seconds(square, device=device, dtype=dtype),
             bytes_per_second=OPERAND_BYTES / median_seconds(lambda: torch.mv(matrix, vector), device),
         )
+
+    def seconds(self, product: Product) -> float:
+        """The time of one such product."""
+        if product.shape not in self.times:
+            self.times[product.shape] = product_seconds(product, device=self.device, dtype=self.dtype)
+        return self.times[product.shape]
+
+    def roofline_seconds(self, product: Product) -> float:
+        """The longer of its operations at the machine's rate and of reading its right-hand operand from memory."""
+        operand = product.batch * product.inner * product.columns * self.dtype.itemsize
+        return max(product.flops / self.flops_per_second, operand / self.bytes_per_second)
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What the products of a forecast take alone.
+    """What the matrix products of a forecast take alone.
 
-    `seconds` is the sum over the distinct shapes of count times the median time of `torch.matmul` at that shape.
-    `roofline_seconds` is harder: for each product the longer of its operations at the machine's rate for large products and
-    of its right-hand operand (weights, keys, values) at the machine's memory bandwidth. Where `torch.matmul` is
-    good at the shapes, the two are close.
+    `seconds` is the sum over their shapes of count times the median time of `torch.matmul` at that shape (on a GPU,
+    the launch of a kernel included). `roofline_seconds` is the estimate from two rates of the machine: every product at
+    the rate of large ones, or at the memory's bandwidth for its right-hand operand (weights, keys, values) where that takes
+    longer. It leaves out what `torch.matmul` loses on narrow shapes, and what it gains when an operand stays in the cache.
     """
 
     flops: int
@@ -255,23 +268,17 @@ class Floor:
     roofline_seconds: float
 
 
+def measure_floor(products: Iterable[Product], machine: Machine) -> Floor:
+    """Time every shape that was not timed before, and add up."""
+    products = list(products)
+    return Floor(
+        flops=sum(product.count * product.flops for product in products),
+        seconds=sum(product.count * machine.seconds(product) for product in products),
+        roofline_seconds=sum(product.count * machine.roofline_seconds(product) for product in products),
+    )
+
+
 @torch.inference_mode()
-def measure_floor(products: Iterable[Product], machine: Machine, known: dict[tuple, float] | None = None) -> Floor:
-    """Time each shape once; `known` keeps times between calls of one run."""
-    known = {} if known is None else known
-    flops, seconds, roofline = 0, 0.0, 0.0
-    for product in products:
-        if product.shape not in known:
-            known[product.shape] = product_seconds(product, device=machine.device, dtype=machine.dtype)
-        operand = product.batch * product.inner * product.columns * machine.dtype.itemsize
-        flops += product.count * product.flops
-        seconds += product.count * known[product.shape]
-        roofline += product.count * max(
-            product.flops / machine.flops_per_second, operand / machine.bytes_per_second
-        )
-    return Floor(flops, seconds, roofline)
-
-
 def product_seconds(product: Product, *, device: torch.device, dtype: torch.dtype) -> float:
     """The median time of one product with operands in place.
 

@@ -105,12 +105,14 @@ def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio
             raise ValueError(f"{name} must be in (0, 1], found {value}.")
     is_dense = ratio is None and feed_forward_ratio == 1
     if not is_dense and not shape.startswith("t5-"):
-        raise ValueError(f"ratio and feed_forward_ratio are for the t5 shapes; {shape!r} is known as a dense model only.")
+        raise ValueError(
+            f"ratio and feed_forward_ratio are for the t5 shapes; {shape!r} is known as a dense model only."
+        )
 
     d_model, d_ff, num_layers, num_heads = SHAPES[shape]
     sizes: dict[str, Any] = {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers}
     sizes |= {"num_heads": num_heads, "dropout_rate": 0.0, "pad_token_id": 0}
-    text = {"eos_token_id": 1, "decoder_start_token_id": 0}
+    text: dict[str, Any] = {"eos_token_id": 1, "decoder_start_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if shape == "chronos-2":

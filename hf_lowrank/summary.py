@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .configuration_lowrank_t5 import (
@@ -49,6 +49,28 @@ class CompressionSummary:
     def cache_ratio(self) -> float:
         """The kept share of what one token of context and one of the forecast occupy in the key/value cache."""
         return self.total("cached_numbers") / max(1, self.total("dense_cached_numbers"))
+
+    def to_dict(self, *, bytes_per_number: int) -> dict[str, Any]:
+        """For programs: the rows with their bytes, and the totals."""
+        rows = [
+            asdict(row)
+            | {
+                "bytes": row.parameters * bytes_per_number,
+                "dense_bytes": row.dense_parameters * bytes_per_number,
+                "cache_bytes_per_token": row.cached_numbers * bytes_per_number,
+                "dense_cache_bytes_per_token": row.dense_cached_numbers * bytes_per_number,
+            }
+            for row in self.rows
+        ]
+        totals = {
+            name: sum(row[name] for row in rows) for name in rows[0] if name.endswith(("parameters", "bytes", "token"))
+        }
+        return {
+            "attention_ratio": self.attention_ratio,
+            "cache_ratio": self.cache_ratio,
+            "totals": totals,
+            "layers": rows,
+        }
 
 
 def summarize(config: LowRankT5Config) -> CompressionSummary:

@@ -12,6 +12,7 @@ smoothing (Hyndman et al., "Forecasting with Exponential Smoothing", 2008, chapt
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +40,12 @@ def _kernel_bank(length: int) -> list[Callable[[], FloatArray]]:
     """Covariance matrices of shape (length, length) over a time axis that runs from 0 to 1."""
     time = np.linspace(0.0, 1.0, length)
     lag = np.arange(length) / max(length - 1, 1)
-    bank: list[Callable[[], FloatArray]] = [lambda: np.ones((length, length))]
-    bank += [lambda v=v: v * np.eye(length) for v in (0.1, 1.0)]
-    bank += [lambda s=s: s**2 + np.outer(time, time) for s in (0.0, 1.0, 10.0)]
-    bank += [lambda s=s: _toeplitz(np.exp(-0.5 * (lag / s) ** 2)) for s in (0.1, 1.0, 10.0)]
-    bank += [lambda a=a: _toeplitz((1 + lag**2 / (2 * a)) ** -a) for a in (0.1, 1.0, 10.0)]
-    bank += [lambda p=p: _toeplitz(np.exp(-2 * np.sin(np.pi * np.arange(length) / p) ** 2)) for p in PERIODS]
+    bank: list[Callable[[], FloatArray]] = [partial(np.ones, (length, length))]
+    bank += [partial(np.multiply, v, np.eye(length)) for v in (0.1, 1.0)]
+    bank += [partial(np.add, s**2, np.outer(time, time)) for s in (0.0, 1.0, 10.0)]
+    bank += [partial(_toeplitz, np.exp(-0.5 * (lag / s) ** 2)) for s in (0.1, 1.0, 10.0)]
+    bank += [partial(_toeplitz, (1 + lag**2 / (2 * a)) ** -a) for a in (0.1, 1.0, 10.0)]
+    bank += [partial(_toeplitz, np.exp(-2 * np.sin(np.pi * np.arange(length) / p) ** 2)) for p in PERIODS]
     return bank
 
 

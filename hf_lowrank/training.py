@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,16 @@ def tokenize_windows(
 
 
 class SyntheticBatches(Dataset):
-    """An endless supply of synthetic Chronos-T5 training batches; item i depends on `seed` and i alone.
+    """A long supply of synthetic Chronos-T5 training batches; item i depends on the arguments and i alone.
 
-    All windows of a batch have the same context length, drawn log-uniformly from
-    `min_context` to the model's context length, so nothing is spent on padding; the batch holds about `max_tokens`
-    tokens of context and target, and at most `max_windows` windows. In some batches values of the context
-    are missing.
+    All windows of a batch have the same context length and horizon, drawn log-uniformly, so nothing is spent on
+    padding. The longest context and horizon grow with i from `first_lengths` to the model's own over the first `ramp`
+    batches: cross-attention in T5 knows no positions, and a model finds out where the end of a context is in short
+    ones first. The batch holds about `max_tokens` tokens of context and target, and at most `max_windows` windows. In some
+    batches values of the context are missing. A target that is shorter than the model's horizon has no EOS.
 
-    Use it with a batch size of 1 and `data_collator=single_batch`: an item is a whole batch already.
+    Use it in order (`train_sampling_strategy="sequential"`), with a batch size of 1 and `data_collator=single_batch`: an item
+    is a whole batch already.
     """
 
     def __init__(
@@ -54,14 +57,18 @@ class SyntheticBatches(Dataset):
         num_batches: int,
         *,
         seed: int,
-        min_context: int = 10,
+        ramp: int = 0,
+        first_lengths: tuple[int, int] = (24, 12),
+        min_lengths: tuple[int, int] = (10, 6),
         max_tokens: int = 4096,
-        max_windows: int = 32,
+        max_windows: int = 64,
     ) -> None:
         self.chronos_config = chronos_config
         self.num_batches = num_batches
         self.seed = seed
-        self.min_context = min_context
+        self.ramp = ramp
+        self.first_lengths = first_lengths
+        self.min_lengths = min_lengths
         self.max_tokens = max_tokens
         self.max_windows = max_windows
 
@@ -72,17 +79,21 @@ class SyntheticBatches(Dataset):
         if not 0 <= index < self.num_batches:
             raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
         rng = np.random.default_rng([self.seed, index])
-        horizon = self.chronos_config.prediction_length
-        longest = self.chronos_config.context_length
-        length = int(np.exp(rng.uniform(np.log(self.min_context), np.log(longest + 1))))
-        count = min(self.max_windows, max(1, self.max_tokens // (length + horizon)))
-        series = synthetic_series(count, length + horizon, seed=[self.seed, index])
-        context, target = torch.from_numpy(series).split([length, horizon], dim=1)
+        longest = np.log([self.chronos_config.context_length + 1, self.chronos_config.prediction_length + 1])
+        progress = min(1.0, index / self.ramp) if self.ramp else 1.0
+        longest = progress * longest + (1 - progress) * np.log(self.first_lengths)
+        length, horizon = np.exp(rng.uniform(np.log(self.min_lengths), longest)).astype(int)
+        count = min(self.max_windows, max(1, self.max_tokens // int(length + horizon)))
+        series = synthetic_series(count, int(length + horizon), seed=[self.seed, index])
+        context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)
         if rng.random() < 0.1:
             missing = torch.from_numpy(rng.random(context.shape) < rng.uniform(0, 0.3))
             missing[:, -1] = False
             context = context.masked_fill(missing, float("nan"))
-        return tokenize_windows(self.chronos_config, context, target)
+        batch = tokenize_windows(replace(self.chronos_config, prediction_length=int(horizon)), context, target)
+        if horizon < self.chronos_config.prediction_length:
+            batch["labels"] = batch["labels"][:, :-1].contiguous()
+        return batch
 
 
 def single_batch(features: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 import transformers
 from chronos import ChronosConfig
 from hypothesis import settings
+from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hf_lowrank import LowRankT5Config
 
@@ -63,9 +64,9 @@ def mixed_ranks() -> dict[str, dict[str, list[dict[str, int | None]]]]:
         "attention_ranks": {
             "encoder_self": [{"qk": 3, "vo": 5}, {"latent": 4, "query": None, "output": 3}],
             "decoder_self": [
-                {"latent": 5, "query": 2, "output": None},
+                {"latent": 5, "query": 4, "output": None},
                 {"qk": 2, "vo": 8},
-                {"latent": 3, "query": 2, "output": 2},
+                {"latent": 3, "query": 4, "output": 4},
             ],
             "cross": [
                 {"latent": 6, "query": 3, "output": 4},
@@ -74,7 +75,7 @@ def mixed_ranks() -> dict[str, dict[str, list[dict[str, int | None]]]]:
             ],
         },
         "feed_forward_ranks": {
-            "encoder": [{"width": 24, "wi": None, "wo": 3}, {"width": 9, "wi": 2, "wo": None}],
+            "encoder": [{"width": 24, "wi": None, "wo": 3}, {"width": 9, "wi": 4, "wo": None}],
             "decoder": [
                 {"width": 20, "wi": 5, "wo": 4},
                 {"width": 24, "wi": None, "wo": None},
@@ -103,3 +104,31 @@ def tiny_chronos_config() -> ChronosConfig:
         top_k=50,
         top_p=1.0,
     )
+
+
+@pytest.fixture(scope="session")
+def dense_t5() -> Callable[..., PreTrainedModel]:
+    """A function that makes a dense T5 of `tiny_shape` with weights like a trained model's: attention matters."""
+
+    def make(model_class: type[PreTrainedModel] = T5ForConditionalGeneration, **changes: Any) -> PreTrainedModel:
+        model = model_class(T5Config(**{**SHAPE, **changes}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "layer_norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+                elif "relative_attention_bias" in name or name.endswith(".q.weight"):
+                    parameter.normal_(std=0.5)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def chronos_t5(dense_t5, tiny_chronos_config) -> T5ForConditionalGeneration:
+    """A dense Chronos-T5 with the tokenizer of `tiny_chronos_config`."""
+    model = dense_t5(eos_token_id=1, pad_token_id=0)
+    model.config.chronos_config = vars(tiny_chronos_config).copy()
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, max_new_tokens=8
+    )
+    return model

@@ -67,6 +67,8 @@ def test_pow2_cross_attention_counts_on_from_an_encoder_of_another_depth():
     growth=st.builds(Fraction, st.integers(-3, 3), st.integers(1, 3)),
     layer=st.integers(0, 23),
 )
+@example(base=Fraction(1), growth=Fraction(4, 5), layer=31)  # 16.000000000000004 in floating point
+@example(base=Fraction(9), growth=Fraction(-1, 3), layer=26)
 def test_ceil_is_exact(base, growth, layer):
     assert scheduled_rank(float(base), float(growth), layer) == exact_ceil(base, growth, layer + 1)
 
@@ -222,6 +224,8 @@ def test_each_layer_has_an_entry_of_its_own(tiny_config):
     ("arguments", "message"),
     [
         ({"attention_ranks": [1]}, "attention_ranks must be a dict, found list"),
+        ({"attention_ranks": []}, "attention_ranks must be a dict, found list"),
+        ({"attention_ranks": None}, "attention_ranks must be a dict, found NoneType"),
         ({"feed_forward_ranks": "half"}, "feed_forward_ranks must be a dict, found str"),
         ({"attention_ranks": {"decoder": []}}, "attention_ranks has unknown keys ['decoder']; known are ['cross'"),
         ({"feed_forward_ranks": {"cross": []}}, "feed_forward_ranks has unknown keys ['cross']"),
@@ -246,7 +250,10 @@ def test_each_layer_has_an_entry_of_its_own(tiny_config):
             "feed_forward_ranks['encoder'][0]['wi'] must be an integer in [1, 5], found 6",
         ),
         ({"attention_ranks": {"cross": [None] * 3}}, "attention_ranks['cross'][0] must be a dict"),
-        ({"attention_ranks": {}, "base_rank": 3}, "either attention_ranks or base_rank, not both"),
+        (
+            {"attention_ranks": {"cross": [{"qk": 1, "vo": 1}] * 3}, "base_rank": 3},
+            "either attention_ranks or base_rank, not both",
+        ),
         ({"rank_growth": 0.3}, "rank_growth and rank_rounding need base_rank"),
         ({"rank_rounding": "ceil"}, "rank_growth and rank_rounding need base_rank"),
         ({"base_rank": 0}, "base_rank must be a positive number, found 0"),

@@ -1,0 +1,93 @@
+"""Pictures: one style, readable in print and for the colour-blind (the palette of Okabe and Ito)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Forecast", "Panel", "plot_forecasts"]
+
+INK, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
+    "#000000",
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+)
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+LINES = ("-", "--", "-.", ":")  # the second cue, for a print without colour
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One model's forecast: low, median and high quantile, each of shape (horizon,)."""
+
+    label: str
+    low: NDArray[np.floating]
+    median: NDArray[np.floating]
+    high: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One series: the end of its past, the observed future and the forecasts of it."""
+
+    title: str
+    past: NDArray[np.floating]
+    future: NDArray[np.floating]
+    forecasts: tuple[Forecast, ...]
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "hf-lowrank[plots]".') from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80 % interval") -> None:
+    """Draw the panels in two columns and write them to `output` (the ending says which format)."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        rows = -(-len(panels) // 2)
+        figure, axes = plt.subplots(rows, 2, figsize=(10, 2.8 * rows), squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes.flat, panels):
+            past, future = len(panel.past), len(panel.future)
+            steps = np.arange(-past, future)
+            axis.plot(steps, np.concatenate([panel.past, panel.future]), color=INK, linewidth=1, label="observed")
+            axis.axvline(-0.5, color=INK, linewidth=0.6, alpha=0.5)
+            for forecast, colour, line in zip(panel.forecasts, COLOURS, LINES):
+                ahead = np.arange(future)
+                label = f"{forecast.label}: median, {interval}"
+                axis.plot(ahead, forecast.median, line, color=colour, linewidth=1.4, label=label)
+                axis.fill_between(ahead, forecast.low, forecast.high, color=colour, alpha=0.18, linewidth=0)
+            axis.set_title(panel.title)
+            axis.set_xlabel("steps from the end of the context")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.savefig(output)
+        plt.close(figure)

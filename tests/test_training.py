@@ -1,0 +1,187 @@
+"""Token batches for Trainer: what they hold, that they repeat, and that a model trains on them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from hf_lowrank import LowRankT5ForConditionalGeneration
+from hf_lowrank.training import SyntheticBatches, single_batch, tokenize_windows
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_chronos_config) -> SyntheticBatches:
+    return SyntheticBatches(tiny_chronos_config, 60, seed=3, max_tokens=400, max_windows=12)
+
+
+# Windows to tokens
+
+
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 40), scale=st.floats(1e-3, 1e4))
+def test_tokens_decode_to_the_values_they_came_from(seed, length, scale, tiny_chronos_config):
+    generator = torch.Generator().manual_seed(seed)
+    context, target = (torch.randn(3, n, generator=generator) * scale for n in (length, 8))
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    tokenizer = tiny_chronos_config.create_tokenizer()
+    size = context.abs().mean(dim=1)  # both windows are scaled by the context's mean absolute value
+    width = tokenizer.centers[1] - tokenizer.centers[0]
+    for ids, values in ((batch["input_ids"], context), (batch["labels"], target)):
+        decoded = tokenizer.output_transform(ids[:, None, :-1], size)[:, 0]
+        inside = (values / size[:, None]).abs() < 15
+        error = (decoded - values).abs() / size[:, None]
+        assert (error[inside] <= 0.501 * width).all()
+        assert ((decoded / size[:, None])[~inside].abs() > 14.99).all()
+
+
+@settings(max_examples=25)
+@given(data=st.data(), length=st.integers(1, 40), rows=st.integers(1, 4))
+def test_missing_values_are_masked_and_ignored(data, length, rows, tiny_chronos_config):
+    def window(size: int) -> torch.Tensor:
+        values = st.floats(-9, 9, width=32) | st.just(NAN)
+        row = st.lists(values, min_size=size, max_size=size)
+        return torch.tensor(data.draw(st.lists(row, min_size=rows, max_size=rows)), dtype=torch.float32)
+
+    context, target = window(length), window(8)
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (rows, length + 1)
+    assert batch["labels"].shape == (rows, 9)
+
+    eos = tiny_chronos_config.eos_token_id
+    assert (batch["input_ids"][:, -1] == eos).all()
+    assert (batch["labels"][:, -1] == eos).all()
+    assert (batch["attention_mask"][:, -1] == 1).all()
+    assert torch.equal(batch["attention_mask"][:, :-1] == 0, context.isnan())
+    assert torch.equal(batch["input_ids"][:, :-1] == tiny_chronos_config.pad_token_id, context.isnan())
+    assert torch.equal(batch["labels"][:, :-1] == -100, target.isnan())
+    values = [batch["input_ids"][:, :-1][~context.isnan()], batch["labels"][:, :-1][~target.isnan()]]
+    for ids in values:
+        assert ((ids >= 2) & (ids < 64)).all()  # never a special token
+
+
+def test_the_windows_themselves_are_left_alone(tiny_chronos_config):
+    context, target = torch.tensor([[1.0, NAN, 3.0]]), torch.tensor([[2.0] * 7 + [NAN]])
+    before = context.clone(), target.clone()
+    tokenize_windows(tiny_chronos_config, context, target)
+    torch.testing.assert_close((context, target), before, equal_nan=True)
+
+
+def test_a_context_too_long_loses_its_past_and_not_its_present(tiny_chronos_config):
+    context, target = torch.randn(2, 55), torch.randn(2, 8)
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    recent = tokenize_windows(tiny_chronos_config, context[:, -40:], target)
+    torch.testing.assert_close(batch, recent)
+
+
+# The dataset
+
+
+def test_an_item_depends_on_seed_and_index_alone(batches, tiny_chronos_config):
+    arguments = {"max_tokens": 400, "max_windows": 12}
+    twin = SyntheticBatches(tiny_chronos_config, 1000, seed=3, **arguments)
+    other = SyntheticBatches(tiny_chronos_config, 60, seed=4, **arguments)
+    for index in (59, 0, 17):
+        item = batches[index]
+        torch.testing.assert_close(item, batches[index], rtol=0, atol=0)
+        torch.testing.assert_close(item, twin[index], rtol=0, atol=0)
+        for different in (other[index], batches[(index + 1) % 60]):
+            assert not torch.equal(item["labels"][:1], different["labels"][:1])
+
+
+def test_items_are_whole_batches_within_their_limits(batches):
+    lengths, missing = [], 0
+    for item in batches:
+        input_ids, labels = item["input_ids"], item["labels"]
+        count, length = input_ids.shape[0], input_ids.shape[1] - 1
+        lengths.append(length)
+        assert 10 <= length <= 40
+        assert count == min(12, 400 // (length + 8))
+        assert item["attention_mask"].shape == input_ids.shape
+        assert labels.shape == (count, 9)
+        assert input_ids.min() >= 0
+        assert labels.min() >= 1
+        assert max(input_ids.max(), labels.max()) < 64
+        assert (input_ids[:, -1] == 1).all()
+        assert (labels[:, -1] == 1).all()
+        assert (item["attention_mask"][:, -2] == 1).all()  # the last value is known
+        missing += bool((item["attention_mask"] == 0).any())
+    assert len(lengths) == 60  # iteration ends where the index does
+    assert min(lengths) < 13
+    assert max(lengths) > 35
+    assert 0 < missing < 20
+    # Drawn log-uniformly: as many lengths below the geometric mean of 10 and 40 as above it.
+    assert 0.3 < sum(length < 20 for length in lengths) / 60 < 0.7
+
+
+def test_a_batch_is_never_empty(tiny_chronos_config):
+    tiny = SyntheticBatches(tiny_chronos_config, 5, seed=0, max_tokens=1)
+    assert all(len(item["input_ids"]) == 1 for item in tiny)
+
+
+@pytest.mark.parametrize("index", [-1, 60, 1000])
+def test_an_index_outside_is_refused(batches, index):
+    assert len(batches) == 60
+    with pytest.raises(IndexError, match=rf"index must be in \[0, 60\), found {index}"):
+        batches[index]
+
+
+def test_single_batch_hands_an_item_on_as_it_is(batches):
+    item = batches[0]
+    assert single_batch([item]) is item
+    with pytest.raises(ValueError, match="too many values"):
+        single_batch([item, item])
+    loaded = next(iter(DataLoader(batches, batch_size=1, collate_fn=single_batch)))
+    torch.testing.assert_close(loaded, item, rtol=0, atol=0)
+
+
+# Trainer
+
+
+def test_trainer_learns_resumes_and_saves(tmp_path, tiny_config, mixed_ranks, tiny_chronos_config):
+    def trainer(steps: int) -> Trainer:
+        torch.manual_seed(0)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=1,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            logging_steps=1,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=0,
+        )
+        return Trainer(
+            model=LowRankT5ForConditionalGeneration(tiny_config(**mixed_ranks)),
+            args=arguments,
+            train_dataset=SyntheticBatches(tiny_chronos_config, 20, seed=0, max_tokens=400, max_windows=8),
+            data_collator=single_batch,
+        )
+
+    two = trainer(2)
+    before = {name: tensor.clone() for name, tensor in two.model.state_dict().items()}
+    assert math.isfinite(two.train().training_loss)
+    for name, tensor in two.model.named_parameters():
+        assert tensor.isfinite().all(), name
+        assert not torch.equal(tensor, before[name]), name
+
+    saved = LowRankT5ForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(dict(saved.named_parameters()), dict(two.model.named_parameters()), rtol=0, atol=0)
+
+    resumed = trainer(20)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    losses = [entry["loss"] for entry in resumed.state.log_history if "loss" in entry]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])
