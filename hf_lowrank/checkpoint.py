@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from chronos import ChronosConfig, ChronosPipeline
+from chronos.chronos import ChronosModel
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -28,7 +29,16 @@ from .factorization import AttentionWeights
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from .summary import summarize
 
-__all__ = ["DenseCheckpoint", "check_output", "checkpoint_path", "export_stock_t5", "load_dense", "save_compressed"]
+__all__ = [
+    "DenseCheckpoint",
+    "as_pipeline",
+    "check_output",
+    "checkpoint_path",
+    "export_stock_t5",
+    "load_dense",
+    "save_compressed",
+    "write_text",
+]
 
 LOWRANK_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
     T5ForConditionalGeneration: LowRankT5ForConditionalGeneration,
@@ -208,6 +218,26 @@ def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwr
     """
     with new_folder(output, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file that appears whole or not at all; its folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def as_pipeline(model: PreTrainedModel) -> ChronosPipeline:
+    """The official pipeline around a loaded Chronos-T5, dense or low-rank."""
+    chronos_config = ChronosConfig(**model.config.chronos_config)
+    return ChronosPipeline(tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model))
 
 
 def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:

@@ -87,22 +87,19 @@ def compress(
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
         schedule = None if base_rank is None else (base_rank, rank_growth or 0.0, rank_rounding or "ceil")
-        forms = dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form
-        table = None if ranks is None else json.loads(ranks.read_text())
+        arguments: dict[str, Any] = {
+            "epsilon": epsilon,
+            "ratio": ratio,
+            "schedule": schedule,
+            "uniform": uniform,
+            "energy": energy,
+            "ranks": None if ranks is None else json.loads(ranks.read_text()),
+            "form": dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form,
+            "method": method,
+            "multiple_of": multiple_of,
+        }
         check_output(output, overwrite=overwrite)
-        model = compress_pretrained(
-            source,
-            epsilon=epsilon,
-            ratio=ratio,
-            schedule=schedule,
-            uniform=uniform,
-            energy=energy,
-            ranks=table,
-            form=forms,
-            method=method,
-            multiple_of=multiple_of,
-            show_progress=True,
-        )
+        model = compress_pretrained(source, **arguments, show_progress=True)
         save_compressed(model, output, overwrite=overwrite)
         summary, width = summarize(model.config), model.dtype.itemsize
         parameters = model.num_parameters()
@@ -143,7 +140,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
 
     table = Table(title="Each layer, before → after; ranks kept / had")
     table.add_column("layer", no_wrap=True)
-    table.add_column("ranks")
+    table.add_column("ranks", min_width=20)
     for heading in ("parameters", "KiB", "cache B/token"):
         table.add_column(heading, justify="right", no_wrap=True)
     changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
@@ -151,7 +148,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
         table.add_row(
             f"{row.kind} {row.layer}",
             kept(row.ranks, row.dense_ranks),
-            f"{row.dense_parameters:,} → {row.parameters:,}",
+            f"{row.dense_parameters / 1e3:,.1f}k → {row.parameters / 1e3:,.1f}k",
             f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
             f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
             if row.dense_cached_numbers
@@ -163,7 +160,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
     table.add_row(
         "all layers",
         f"{len(changed)} of {len(summary.rows)} changed",
-        f"{before:,} → {now:,}",
+        f"{before / 1e3:,.0f}k → {now / 1e3:,.0f}k",
         f"{before * width / 1024:,.0f} → {now * width / 1024:,.0f}",
         f"{cached_before * width:,} → {cached * width:,}",
     )
@@ -383,3 +380,66 @@ def bench(
             result.write_json(json_file)
         for table in result.tables():
             console.print(table)
+
+
+@app.command()
+def sweep(
+    source: Annotated[str, typer.Argument(help="A dense Chronos-T5 checkpoint: Hub id, folder, or 'reference'.")],
+    ratios: Annotated[
+        str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")
+    ] = None,
+    epsilons: Annotated[
+        str | None, typer.Option(help="In place of ratios: epsilons, or 'paper' for its four.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Of paper, per_head and latent.")] = "paper,per_head,latent",
+    tasks: Annotated[str, typer.Option(help="Tasks or groups; see evaluate --list.")] = "m1_yearly,packaged",
+    num_samples: Annotated[int | None, typer.Option(help="Sample paths of a forecast.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Keep finished cells here and do not repeat them.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the Pareto curves to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the points to this file.")] = None,
+) -> None:
+    """Accuracy against compression: several methods, several sizes, beside the paper's published points."""
+    with plain_messages():
+        from .plots import Curve, plot_pareto
+        from .sweep import PAPER_EPSILONS, PAPER_RATIOS, PUBLISHED
+        from .sweep import sweep as run
+
+        def numbers(text: str | None) -> list[float] | None:
+            return None if text is None else [float(number) for number in text.split(",")]
+
+        result = run(
+            source,
+            ratios=numbers(ratios),
+            epsilons=PAPER_EPSILONS if epsilons == "paper" else numbers(epsilons),
+            methods=methods.split(","),
+            tasks=tasks.split(","),
+            num_samples=num_samples,
+            seed=seed,
+            cache=cache,
+            progress=True,
+        )
+        table = Table(
+            title=f"{source}: scores relative to dense (95 % interval over {len(result.settings['tasks'])} tasks)",
+            caption="kept: share of the attention parameters; of the ranks for the paper's method, which keeps all parameters.",
+        )
+        table.add_column("method")
+        for heading in ("kept", "cache", "parameters", "WQL", "MASE"):
+            table.add_column(heading, justify="right")
+        for point in result.points:
+            scores = (f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in (point.wql, point.mase))
+            table.add_row(
+                point.method, f"{point.kept:.3f}", f"{point.cache_ratio:.3f}", f"{point.parameters:,}", *scores
+            )
+        console.print(table)
+        if json_file is not None:
+            result.save(json_file)
+        if plot is not None:
+            curves = []
+            for method in methods.split(","):
+                points = [point for point in result.points if point.method == method]
+                low, high = ([point.wql[i] for point in points] for i in (1, 2))
+                curves.append(Curve(method, [p.kept for p in points], [p.wql[0] for p in points], low, high))
+            published = [Curve(label, PAPER_RATIOS, scores) for label, scores in PUBLISHED.items()]
+            plot_pareto(curves, published, plot, title=f"{source}, compressed without training")
+            console.print(f"Drawn in {plot}.")

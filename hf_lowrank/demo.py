@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from chronos import ChronosConfig, ChronosPipeline
-from chronos.chronos import ChronosModel
+from chronos import ChronosPipeline
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from .checkpoint import checkpoint_path
+from .checkpoint import as_pipeline, checkpoint_path
 from .compression import compress_pretrained
 from .configuration_lowrank_t5 import LowRankT5Config
 from .plots import Forecast, Panel, plot_forecasts
@@ -116,12 +115,6 @@ def score(windows: Windows, quantiles: NDArray[np.floating]) -> dict[str, float]
         "quantile_levels": QUANTILE_LEVELS,
     }
     return {name: float(get_metric(name).compute(**arguments)) for name in ("WQL", "MASE")}
-
-
-def as_pipeline(model: PreTrainedModel) -> ChronosPipeline:
-    """The official pipeline around a loaded Chronos-T5, dense or compressed."""
-    chronos_config = ChronosConfig(**model.config.chronos_config)
-    return ChronosPipeline(tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model))
 
 
 def forecast(pipeline: ChronosPipeline, windows: Windows, seed: int) -> NDArray[np.float64]:

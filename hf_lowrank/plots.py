@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Forecast", "Panel", "plot_forecasts"]
+__all__ = ["Curve", "Forecast", "Panel", "plot_forecasts", "plot_pareto"]
 
 INK, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#000000",
@@ -56,6 +56,17 @@ class Panel:
     forecasts: tuple[Forecast, ...]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against size for one method: `kept` share and relative score (`low` to `high`), in the same order."""
+
+    label: str
+    kept: Sequence[float]
+    score: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib
@@ -89,5 +100,39 @@ def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80
             axis.set_xlabel("steps from the end of the context")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.savefig(output)
+        plt.close(figure)
+
+
+def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: Path, *, title: str) -> None:
+    """Relative score against kept share on logarithmic axes; published points hollow and without a line."""
+    plt = _pyplot()
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
+
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 4.5))
+        axis.axhline(1, color=INK, linewidth=0.8)
+        for curve, colour, line, marker in zip(measured, COLOURS, LINES, "osD^"):
+            axis.plot(curve.kept, curve.score, line, marker=marker, color=colour, markersize=5, label=curve.label)
+            if curve.low is not None and curve.high is not None:
+                order = np.argsort(curve.kept)
+                band = [np.asarray(values)[order] for values in (curve.kept, curve.low, curve.high)]
+                axis.fill_between(*band, color=colour, alpha=0.15, linewidth=0)
+        for curve, marker in zip(published, "v<"):
+            axis.plot(curve.kept, curve.score, marker, color=INK, fillstyle="none", label=curve.label)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.xaxis.set_major_locator(FixedLocator(sorted({kept for curve in measured for kept in curve.kept})))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        scores = [score for curve in [*measured, *published] for score in curve.score]
+        ticks = [tick for tick in (0.5, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 5, 7, 10) if tick <= 1.1 * max(scores)]
+        axis.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= 0.9 * min(scores)]))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.set_xlabel("share of the attention that is kept")
+        axis.set_ylabel("WQL relative to the dense model")
+        axis.set_title(title)
+        axis.legend()
         figure.savefig(output)
         plt.close(figure)
