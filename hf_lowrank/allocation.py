@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ __all__ = [
     "allocate_epsilon_at_ratio",
     "allocate_ratio",
     "allocate_uniform",
+    "check_argument",
 ]
 
 
@@ -70,17 +72,23 @@ class Component:
         return min(self.full_rank, multiple_of * math.ceil(max(rank, 1) / multiple_of))
 
 
-def _check(name: str, value: float, valid: bool, wanted: str) -> None:
+def check_argument(name: str, value: Any) -> None:
+    """Raise ValueError where the argument of that name (a policy's, or `multiple_of`) is out of range for any model."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = isinstance(value, int) and number
+    valid, wanted = {
+        "epsilon": (number and 0 <= value <= 1, "in [0, 1]"),
+        "energy": (number and 0 <= value < 1, "in [0, 1)"),
+        "ratio": (number and 0 < value <= 1, "in (0, 1]"),
+        "uniform": (whole and value >= 1, "a positive integer"),
+        "multiple_of": (whole and value >= 1, "a positive integer"),
+    }[name]
     if not valid:
         raise ValueError(f"{name} must be {wanted}, found {value!r}.")
 
 
-def _check_multiple_of(value: int) -> None:
-    _check("multiple_of", value, isinstance(value, int) and value >= 1, "a positive integer")
-
-
 def _each(components: Sequence[Component], rank: Callable[[Component], int], multiple_of: int) -> dict[str, int]:
-    _check_multiple_of(multiple_of)
+    check_argument("multiple_of", multiple_of)
     return {component.name: component.round_up(rank(component), multiple_of) for component in components}
 
 
@@ -90,9 +98,11 @@ def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of:
     Raises:
         ValueError: `rank` is below 1, or above a component's full rank.
     """
+    check_argument("uniform", rank)
     for component in components:
-        wanted = f"an integer in [1, {component.full_rank}], the full rank of {component.name}"
-        _check("uniform", rank, isinstance(rank, int) and 1 <= rank <= component.full_rank, wanted)
+        if rank > component.full_rank:
+            limit = f"an integer in [1, {component.full_rank}], the full rank of {component.name}"
+            raise ValueError(f"uniform must be {limit}, found {rank}.")
     return _each(components, lambda _: rank, multiple_of)
 
 
@@ -104,8 +114,7 @@ def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multipl
     Raises:
         ValueError: `epsilon` is outside [0, 1].
     """
-    _check("epsilon", epsilon, 0 <= epsilon <= 1, "in [0, 1]")
-
+    check_argument("epsilon", epsilon)
     return _each(components, lambda component: int((component.relative >= epsilon).sum(axis=1).max()), multiple_of)
 
 
@@ -115,7 +124,7 @@ def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> 
     Raises:
         ValueError: `ratio` is outside (0, 1], or below what epsilon = 1 keeps: rank 1, or more where the largest singular values tie.
     """
-    _check("ratio", ratio, 0 < ratio <= 1, "in (0, 1]")
+    check_argument("ratio", ratio)
     dense = sum(component.dense_parameters for component in components)
     thresholds = np.unique(np.concatenate([component.relative.ravel() for component in components] + [[0.0, 1.0]]))
 
@@ -141,7 +150,7 @@ def allocate_energy(components: Sequence[Component], tolerance: float, *, multip
     Raises:
         ValueError: `tolerance` is outside [0, 1).
     """
-    _check("energy", tolerance, 0 <= tolerance < 1, "in [0, 1)")
+    check_argument("energy", tolerance)
     return _each(components, lambda component: int(np.argmax(component.loss <= tolerance)), multiple_of)
 
 
@@ -156,8 +165,8 @@ def allocate_ratio(components: Sequence[Component], ratio: float, *, multiple_of
     Raises:
         ValueError: `ratio` is outside (0, 1], or below what the smallest ranks need.
     """
-    _check("ratio", ratio, 0 < ratio <= 1, "in (0, 1]")
-    _check_multiple_of(multiple_of)
+    check_argument("ratio", ratio)
+    check_argument("multiple_of", multiple_of)
     dense = sum(component.dense_parameters for component in components)
     budget = math.floor(ratio * dense * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
     options = {component.name: np.array(component.candidates(multiple_of)) for component in components}

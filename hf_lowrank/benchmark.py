@@ -13,7 +13,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -127,20 +127,15 @@ class Benchmark:
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""
         model, against = self.comparisons[0].model, self.comparisons[0].against
-        figures = Table("batch", "context", "horizon", "samples", "", "model", "against", "ratio (min to max)")
-        figures.title = f"{model.name} against {against.name}"
+        figures = Table("", "model", "against", "ratio (min to max)", title=f"{model.name} against {against.name}")
         figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
         for comparison in self.comparisons:
-            point = ["-" if value is None else str(value) for value in astuple(comparison.case)]
-            ratios = {
-                "seconds": comparison.ratios["time_ratio"],
-                "peak memory, MiB": comparison.ratios["memory_ratio"],
-            }
-            theirs = comparison.against.figures()
+            figures.add_row(f"[bold]{comparison.case}")
+            ratios, theirs = comparison.ratios, comparison.against.figures()
+            shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
             for heading, ours in comparison.model.figures().items():
-                row = heading, median_text(ours), median_text(theirs[heading]), spread_text(ratios.get(heading, []))
-                figures.add_row(*point, *row)
-                point = [""] * len(point)
+                row = median_text(ours), median_text(theirs[heading]), spread_text(shown.get(heading, []))
+                figures.add_row(heading, *row)
             figures.add_section()
         checkpoints = Table("checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load")
         for side in (model, against):

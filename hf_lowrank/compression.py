@@ -24,6 +24,7 @@ from .allocation import (
     allocate_epsilon_at_ratio,
     allocate_ratio,
     allocate_uniform,
+    check_argument,
 )
 from .checkpoint import LOWRANK_CLASSES, DenseCheckpoint, build_model, load_dense
 from .configuration_lowrank_t5 import (
@@ -110,7 +111,10 @@ class Policy:
             raise ValueError(f"Give exactly one of {', '.join(arguments)}; found {found}.")
         name, value = next(iter(given.items()))
         # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
-        return cls(name, value.item() if isinstance(value, np.generic) else copy.deepcopy(value))
+        value = value.item() if isinstance(value, np.generic) else copy.deepcopy(value)
+        if name not in ("schedule", "ranks"):
+            check_argument(name, value)
+        return cls(name, value)
 
     def allocate(self, components: list[Component], *, method: Method, multiple_of: int) -> dict[str, int]:
         """The rank of each component, for the policies that need their spectra."""
@@ -223,6 +227,7 @@ def compress_pretrained(
     policy = Policy.from_arguments(
         epsilon=epsilon, ratio=ratio, schedule=schedule, uniform=uniform, energy=energy, ranks=ranks
     )
+    check_argument("multiple_of", multiple_of)
     if method not in ("joint", "paper"):
         raise ValueError(f"method must be 'joint' or 'paper', found {method!r}.")
     if method == "paper" and (policy.name in ("schedule", "ranks") or multiple_of != 1 or form != "per_head"):

@@ -30,6 +30,10 @@ class Case:
     prediction_length: int
     num_samples: int | None
 
+    def __str__(self) -> str:
+        text = f"batch {self.batch_size}, context {self.context_length}, horizon {self.prediction_length}"
+        return text if self.num_samples is None else f"{text}, {self.num_samples} samples"
+
 
 def cases(
     batch_size: Iterable[int],

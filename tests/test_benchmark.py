@@ -322,10 +322,11 @@ def test_the_grid_is_every_combination():
     assert cases([1], [16, 20], [4]) == [Case(1, 16, 4, None), Case(1, 20, 4, None)]
 
 
-def test_quantile_models_take_no_samples(small_shapes, tmp_path):
+def test_quantile_models_take_no_samples(small_shapes, tmp_path, monkeypatch):
     build_checkpoint(tmp_path, "bolt-tiny")
     with pytest.raises(ValueError, match="num_samples is for models that sample"):
         benchmark(str(tmp_path), str(tmp_path), num_samples=[20])
+    monkeypatch.setattr("hf_lowrank.benchmark.MEMORY_REPEATS", 0)
     result = benchmark_shape(
         "bolt-tiny", batch_size=[2], context_length=[32], prediction_length=[4], repeats=1, threads=1
     )
@@ -333,6 +334,8 @@ def test_quantile_models_take_no_samples(small_shapes, tmp_path):
     assert comparison.case == Case(2, 32, 4, None)
     assert comparison.model.pipeline == "ChronosBoltPipeline"
     assert comparison.model.cache_bytes is None
+    assert result.to_dict()["memory_ratio"] is None
+    assert len(result.tables()) == 2
     assert comparison.model.product_flops == comparison.against.product_flops > 0
 
 
@@ -403,8 +406,8 @@ def test_ratios_are_taken_repeat_by_repeat_and_pooled_over_cases():
 
 
 def test_memory_that_the_system_does_not_tell_is_left_out():
-    unknown = side((1.0,), (None,))
+    known, unknown = side((1.0,), (100,)), side((1.0,), (None,))
     machine = {"processor": "x", "threads": 1, "device": "CPU", "dtype": "float32"}
-    result = Benchmark(machine, (Comparison(Case(1, 2, 3, None), unknown, unknown),))
+    result = Benchmark(machine, (Comparison(Case(1, 2, 3, None), unknown, known),))
     assert result.to_dict()["memory_ratio"] is None
     assert len(result.tables()) == 2

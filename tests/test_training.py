@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,28 +99,47 @@ def test_an_item_depends_on_seed_and_index_alone(batches, tiny_chronos_config):
 
 
 def test_items_are_whole_batches_within_their_limits(batches):
-    lengths, missing = [], 0
+    lengths, horizons, missing = [], set(), 0
     for item in batches:
         input_ids, labels = item["input_ids"], item["labels"]
         count, length = input_ids.shape[0], input_ids.shape[1] - 1
+        complete = bool((labels[:, -1] == 1).all())  # a target shorter than the model's horizon has no EOS
+        horizon = labels.shape[1] - complete
         lengths.append(length)
+        horizons.add(horizon)
         assert 10 <= length <= 40
-        assert count == min(12, 400 // (length + 8))
+        assert complete == (horizon == 8)
+        assert complete or not (labels == 1).any()
+        assert count == len(labels) == min(12, 400 // (length + horizon))
         assert item["attention_mask"].shape == input_ids.shape
-        assert labels.shape == (count, 9)
         assert input_ids.min() >= 0
         assert labels.min() >= 1
         assert max(input_ids.max(), labels.max()) < 64
         assert (input_ids[:, -1] == 1).all()
-        assert (labels[:, -1] == 1).all()
         assert (item["attention_mask"][:, -2] == 1).all()  # the last value is known
         missing += bool((item["attention_mask"] == 0).any())
     assert len(lengths) == 60  # iteration ends where the index does
+    assert horizons == {6, 7, 8}
     assert min(lengths) < 13
     assert max(lengths) > 35
     assert 0 < missing < 20
     # Drawn log-uniformly: as many lengths below the geometric mean of 10 and 40 as above it.
     assert 0.3 < sum(length < 20 for length in lengths) / 60 < 0.7
+
+
+def test_windows_grow_over_the_ramp(tiny_chronos_config):
+    chronos_config = replace(tiny_chronos_config, context_length=200, prediction_length=40)
+    batches = SyntheticBatches(chronos_config, 200, seed=0, ramp=100, max_tokens=1)
+    sizes = [
+        (item["input_ids"].shape[1] - 1, item["labels"].shape[1]) for item in map(batches.__getitem__, range(200))
+    ]
+    for index, (length, horizon) in enumerate(sizes):
+        progress = min(1, index / 100)  # the limits grow geometrically, from 24 and 12 to the model's own
+        assert 10 <= length <= 24 ** (1 - progress) * 201**progress
+        assert 6 <= horizon <= 12 ** (1 - progress) * 41**progress + (horizon == 41)  # 40 and EOS
+    assert max(sizes[:20])[0] > 18
+    assert max(sizes[100:])[0] > 170
+    assert max(horizon for _, horizon in sizes[100:]) > 35
 
 
 def test_a_batch_is_never_empty(tiny_chronos_config):

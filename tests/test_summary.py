@@ -1,0 +1,86 @@
+"""summarize: the numbers of the formulas, summed as they should be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hf_lowrank import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, summarize
+
+KINDS = ("encoder_self", "decoder_self", "cross")
+
+
+def test_full_rank_keeps_everything(tiny_config):
+    summary = summarize(tiny_config())
+    assert summary.attention_ratio == summary.cache_ratio == 1
+    assert all(row.parameters == row.dense_parameters and row.ranks == row.dense_ranks for row in summary.rows)
+    # q, k, v, o of 16 x 16 each; two matrices of 16 x 24; 2 + 3 + 3 attention and 2 + 3 feed-forward layers
+    assert summary.total("parameters", *KINDS) == 8 * 4 * 16 * 16
+    assert summary.total("parameters") == 8 * 4 * 16 * 16 + 5 * 2 * 16 * 24
+    # keys and values of 2 heads of 8, in the decoder's 3 + 3 layers
+    assert summary.total("cached_numbers") == 6 * 2 * 16
+
+
+def test_every_row_counts_its_module(tiny_config, mixed_ranks):
+    config = tiny_config(**mixed_ranks)
+    model = LowRankT5ForConditionalGeneration(config)
+    modules = {}
+    for i, block in enumerate(model.encoder.block):
+        modules["encoder_self", i] = block.layer[0].SelfAttention
+        modules["encoder_feed_forward", i] = block.layer[1].DenseReluDense
+    for i, block in enumerate(model.decoder.block):
+        modules["decoder_self", i] = block.layer[0].SelfAttention
+        modules["cross", i] = block.layer[1].EncDecAttention
+        modules["decoder_feed_forward", i] = block.layer[2].DenseReluDense
+    rows = summarize(config).rows
+    assert {(row.kind, row.layer) for row in rows} == set(modules)
+    for row in rows:
+        named = modules[row.kind, row.layer].named_parameters()
+        assert row.parameters == sum(p.numel() for name, p in named if "relative_attention_bias" not in name)
+
+
+@torch.no_grad()
+def test_the_cache_is_as_small_as_it_says(tiny_config, mixed_ranks):
+    config = tiny_config(**mixed_ranks)
+    model = LowRankT5ForConditionalGeneration(config).eval()
+    output = model(input_ids=torch.randint(2, 64, (1, 7)), decoder_input_ids=torch.randint(2, 64, (1, 5)))
+    caches = output.past_key_values
+    for kind, cache, tokens in (
+        ("decoder_self", caches.self_attention_cache, 5),
+        ("cross", caches.cross_attention_cache, 7),
+    ):
+        held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+        assert summarize(config).total("cached_numbers", kind) * tokens == held
+    assert summarize(config).total("cached_numbers", "encoder_self") == 0
+
+
+def test_totals_are_sums_of_rows(tiny_config, mixed_ranks):
+    summary = summarize(tiny_config(**mixed_ranks))
+    everything = sum(row.parameters for row in summary.rows)
+    assert summary.total("parameters") == everything
+    kinds = {row.kind for row in summary.rows}
+    assert sum(summary.total("parameters", kind) for kind in kinds) == everything
+    kept, dense = (summary.total(name, *KINDS) for name in ("parameters", "dense_parameters"))
+    assert summary.attention_ratio == pytest.approx(kept / dense)
+    assert 0 < summary.cache_ratio < 1
+
+
+def test_an_encoder_has_no_decoder_rows(tiny_config):
+    config = tiny_config(is_encoder_decoder=False)
+    summary = summarize(config)
+    assert {row.kind for row in summary.rows} == {"encoder_self", "encoder_feed_forward"}
+    assert summary.cache_ratio == 0  # nothing is cached, before or after
+    model = LowRankT5EncoderModel(config)
+    assert summarize(model.config) == summary
+
+
+def test_the_dictionary_is_json_and_in_bytes(tiny_config, mixed_ranks):
+    summary = summarize(tiny_config(**mixed_ranks))
+    found = summary.to_dict(bytes_per_number=2)
+    assert json.loads(json.dumps(found)) == found
+    assert found["totals"]["parameters"] == summary.total("parameters")
+    assert found["totals"]["bytes"] == 2 * summary.total("parameters")
+    assert found["totals"]["dense_cache_bytes_per_token"] == 2 * summary.total("dense_cached_numbers")
+    assert len(found["layers"]) == len(summary.rows)
