@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,14 +91,15 @@ def build_model(d_model: int, num_heads: int, d_kv: int, num_layers: int, seed: 
 @app.command()
 def train(
     output: Path,
-    steps: int = typer.Option(12_000, help="Optimizer steps."),
-    learning_rate: float = 1e-3,
+    steps: int = typer.Option(7000, help="Optimizer steps."),
+    learning_rate: float = 2e-3,
     d_model: int = 128,
     num_heads: int = 4,
     d_kv: int = 32,
     num_layers: int = 4,
     max_tokens: int = 4096,
     workers: int = 1,
+    save_steps: int = 500,
     seed: int = 0,
 ) -> None:
     """Train from scratch, or go on from the last checkpoint in OUTPUT."""
@@ -118,7 +120,7 @@ def train(
         dataloader_num_workers=workers,
         remove_unused_columns=False,
         logging_steps=50,
-        save_steps=500,
+        save_steps=save_steps,
         save_total_limit=2,
         report_to="none",
         seed=seed,
@@ -139,8 +141,6 @@ def held_out_loss(model: T5ForConditionalGeneration, num_batches: int, silenced:
 
     `silenced` names attention modules ("encoder.*SelfAttention", ...) whose output is set to zero.
     """
-    import re
-
     hooks = [
         module.register_forward_hook(lambda _, __, output: (torch.zeros_like(output[0]), *output[1:]))
         for name, module in model.named_modules()

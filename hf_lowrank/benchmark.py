@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from .checkpoint import write_text
 from .floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import Case, LoadedCheckpoint, Memory, cases
 from .shapes import build_checkpoint
@@ -120,9 +121,7 @@ class Benchmark:
 
     def write_json(self, file: Path) -> None:
         """Write `to_dict()`; the file appears whole or not at all."""
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(partial, file)
+        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""

@@ -35,6 +35,7 @@ __all__ = [
     "check_output",
     "checkpoint_path",
     "export_stock_t5",
+    "load_chronos_t5",
     "load_dense",
     "save_compressed",
     "write_text",
@@ -220,18 +221,29 @@ def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwr
         model.save_pretrained(folder)
 
 
+def load_chronos_t5(source: str | os.PathLike) -> T5ForConditionalGeneration:
+    """A dense Chronos-T5 in float32, ready to forecast.
+
+    Raises:
+        ValueError: It is another model, or an incomplete one.
+        OSError: There is no such checkpoint, or its files cannot be read.
+    """
+    model = _load_t5(checkpoint_path(source))
+    if not isinstance(model, T5ForConditionalGeneration) or not hasattr(model.config, "chronos_config"):
+        raise ValueError(
+            f"source: {source} is a T5 without a chronos_config; it must be a dense Chronos-T5 checkpoint."
+        )
+    return model.float().eval()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file that appears whole or not at all; its folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
 
 
 def as_pipeline(model: PreTrainedModel) -> ChronosPipeline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,17 +15,18 @@ from chronos import ChronosPipeline
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PreTrainedModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
-from .checkpoint import as_pipeline, checkpoint_path
-from .compression import compress_pretrained
+from .checkpoint import as_pipeline, load_chronos_t5
 from .configuration_lowrank_t5 import LowRankT5Config
-from .plots import Forecast, Panel, plot_forecasts
+from .evaluation import seasonal_naive
+from .evaluation_tasks import QUANTILE_LEVELS, import_fev
+from .plots import Forecast, Panel, import_pyplot, plot_forecasts
 from .summary import summarize
+from .sweep import METHODS, compressed_models, model_name
 
 __all__ = ["DemoRow", "demo", "packaged_series"]
 
-QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 # Of the packaged series: season in steps and forecast horizon.
 SETTINGS = {
     "el_nino_sst_monthly": (12, 24),
@@ -92,19 +92,17 @@ def rolling_windows(series: pd.DataFrame, context_length: int) -> list[Windows]:
     return windows
 
 
-def seasonal_naive(windows: Windows) -> NDArray[np.float64]:
-    """Quantiles (windows, horizon, levels): the last season repeated, the same at all levels."""
+def naive_quantiles(windows: Windows) -> NDArray[np.float64]:
+    """Seasonal Naive's quantiles (windows, horizon, levels): the last season repeated, the same at all levels."""
     horizon = windows.targets.shape[1]
-    point = np.stack([np.resize(context[-windows.season :], horizon) for context in windows.contexts])
+    point = np.stack([seasonal_naive(context, horizon, windows.season) for context in windows.contexts])
     return np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2)
 
 
 def score(windows: Windows, quantiles: NDArray[np.floating]) -> dict[str, float]:
     """WQL and MASE by fev of quantile forecasts (windows, horizon, levels) of one series."""
-    try:
-        from fev.metrics import get_metric
-    except ImportError as error:
-        raise ImportError('The demo measures accuracy with fev: pip install "hf-lowrank[eval]".') from error
+    from fev.metrics import get_metric
+
     arguments = {
         "y_true": windows.targets[:, :, None],
         "y_pred": quantiles[:, :, None, QUANTILE_LEVELS.index(0.5)],
@@ -125,18 +123,6 @@ def forecast(pipeline: ChronosPipeline, windows: Windows, seed: int) -> NDArray[
     return quantiles.double().numpy()
 
 
-def compressed_models(dense: PreTrainedModel, ratios: Sequence[float]) -> dict[str, PreTrainedModel]:
-    """The dense model and, at each ratio, the paper's method and both of our forms."""
-    models = {"dense": dense}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the demo shows what the warning would say
-        for ratio in ratios:
-            models[f"paper's method, {ratio:g}"] = compress_pretrained(dense, ratio=ratio, method="paper")
-            models[f"per_head, {ratio:g}"] = compress_pretrained(dense, ratio=ratio)
-            models[f"latent, {ratio:g}"] = compress_pretrained(dense, ratio=ratio, form="latent")
-    return models
-
-
 def demo(
     source: str = "reference",
     *,
@@ -155,13 +141,18 @@ def demo(
         console: Where the progress bar goes.
 
     Raises:
+        ValueError: `source` is no dense Chronos-T5.
         ImportError: fev or, with `plot`, matplotlib is not installed.
     """
-    dense = T5ForConditionalGeneration.from_pretrained(checkpoint_path(source), dtype=torch.float32)
-    models = compressed_models(dense, ratios)
+    import_fev()
+    if plot is not None:
+        import_pyplot()
+    dense = load_chronos_t5(source)
+    compressed = compressed_models(dense, METHODS, "ratio", ratios)
+    models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
     pipelines = {name: as_pipeline(model) for name, model in models.items()}
     windows = rolling_windows(packaged_series(), pipelines["dense"].model_context_length)
-    naive = [score(window, seasonal_naive(window)) for window in windows]
+    naive = [score(window, naive_quantiles(window)) for window in windows]
 
     seconds: dict[str, list[float]] = {name: [] for name in models}
     forecasts: dict[str, list[NDArray[np.float64]]] = {}
@@ -183,7 +174,7 @@ def demo(
         }
         rows.append(_row(name, model, seconds[name], relative))
     if plot is not None:
-        chosen = f"latent, {ratios[min(1, len(ratios) - 1)]:g}"
+        chosen = model_name("latent", ratios[min(1, len(ratios) - 1)])
         plot_forecasts([_panel(window, i, forecasts, chosen) for i, window in enumerate(windows)], plot)
     return rows
 

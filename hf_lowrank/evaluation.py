@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .checkpoint import checkpoint_path
+from .checkpoint import checkpoint_path, write_text
 from .evaluation_tasks import QUANTILE_LEVELS, EvaluationTask, find_tasks, import_fev
 
 __all__ = ["METRICS", "SEASONAL_NAIVE", "EvaluationResult", "EvaluationRow", "evaluate", "seasonal_naive"]
@@ -95,7 +94,7 @@ class EvaluationResult:
         path = Path(path)
         if path.suffix not in (".json", ".csv"):
             raise ValueError(f"path must end in .json or .csv, found {path.name!r}.")
-        _write(path, self.to_json() if path.suffix == ".json" else self.to_frame().to_csv(index=False))
+        write_text(path, self.to_json() if path.suffix == ".json" else self.to_frame().to_csv(index=False))
 
 
 def evaluate(
@@ -232,7 +231,7 @@ def _cached(folder: str | Path | None, key: list[Any], compute: Callable[[], dic
     if path.is_file():
         return json.loads(path.read_text())
     scores = compute()
-    _write(path, json.dumps(scores))
+    write_text(path, json.dumps(scores))
     return scores
 
 
@@ -356,12 +355,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or none: under a temporary name in the same folder, then moved."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        part = Path(folder) / path.name
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "Forecast", "Panel", "plot_forecasts", "plot_pareto"]
+__all__ = ["Curve", "Forecast", "Panel", "import_pyplot", "plot_forecasts", "plot_pareto"]
 
 INK, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#000000",
@@ -67,7 +67,8 @@ class Curve:
     high: Sequence[float] | None = None
 
 
-def _pyplot() -> Any:
+def import_pyplot() -> Any:
+    """The module matplotlib.pyplot, which only a picture needs, drawing to files."""
     try:
         import matplotlib
     except ImportError as error:
@@ -80,7 +81,7 @@ def _pyplot() -> Any:
 
 def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80 % interval") -> None:
     """Draw the panels in two columns and write them to `output` (the ending says which format)."""
-    plt = _pyplot()
+    plt = import_pyplot()
     with plt.rc_context(STYLE):
         rows = -(-len(panels) // 2)
         figure, axes = plt.subplots(rows, 2, figsize=(10, 2.8 * rows), squeeze=False)
@@ -106,7 +107,7 @@ def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80
 
 def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: Path, *, title: str) -> None:
     """Relative score against kept share on logarithmic axes; published points hollow and without a line."""
-    plt = _pyplot()
+    plt = import_pyplot()
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
     with plt.rc_context(STYLE):

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
-from .checkpoint import as_pipeline, checkpoint_path, write_text
+from .checkpoint import as_pipeline, load_chronos_t5, write_text
 from .compression import compress_pretrained
 from .evaluation import evaluate
 from .evaluation_tasks import EvaluationTask
@@ -73,6 +72,22 @@ class SweepResult:
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def compressed_models(
+    dense: PreTrainedModel, methods: Iterable[str], policy: str, values: Iterable[float]
+) -> dict[tuple[str, float], PreTrainedModel]:
+    """The dense model compressed by every one of the `METHODS` named to every value of a policy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the scores show what the warning would say
+        settings = [(method, value) for value in values for method in methods]
+        arguments: list[dict[str, Any]] = [{policy: value, **METHODS[method]} for method, value in settings]
+        return {key: compress_pretrained(dense, **given) for key, given in zip(settings, arguments)}
+
+
+def model_name(method: str, value: float) -> str:
+    """What a compressed model is called in tables: "latent 0.25"."""
+    return f"{method} {value:.4g}"
+
+
 def sweep(
     source: str,
     *,
@@ -94,22 +109,16 @@ def sweep(
         tasks, num_samples, seed, cache, progress: As in `evaluate`.
 
     Raises:
-        ValueError: Both ratios and epsilons, or an unknown method.
+        ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos-T5.
     """
     if ratios is not None and epsilons is not None:
         raise ValueError("Give either ratios or epsilons, not both.")
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
     policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or PAPER_RATIOS)
-    dense = T5ForConditionalGeneration.from_pretrained(checkpoint_path(source), dtype=torch.float32)
-    models = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a sweep is there to see what the warning says
-        for method in methods:
-            for value in values:
-                arguments: dict[str, Any] = {policy: value, **METHODS[method]}
-                models[method, value] = compress_pretrained(dense, **arguments)
-    pipelines = {_name(*key): as_pipeline(model) for key, model in models.items()}
+    dense = load_chronos_t5(source)
+    models = compressed_models(dense, methods, policy, values)
+    pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
     result = evaluate(
         {"dense": as_pipeline(dense), **pipelines},
         tasks,
@@ -121,7 +130,7 @@ def sweep(
     )
 
     def relative(method: str, value: float, metric: str) -> tuple[float, float, float]:
-        found = result.aggregate[_name(method, value)]["relative_to_dense"][metric]
+        found = result.aggregate[model_name(method, value)]["relative_to_dense"][metric]
         return found["geometric_mean"], found["low"], found["high"]
 
     points = []
@@ -142,7 +151,3 @@ def sweep(
         )
     tasks_scored = sorted({row.task for row in result.results})
     return SweepResult(tuple(points), {"source": source, "tasks": tasks_scored, **result.settings})
-
-
-def _name(method: str, value: float) -> str:
-    return f"{method} {value:.4g}"

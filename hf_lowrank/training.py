@@ -79,10 +79,11 @@ class SyntheticBatches(Dataset):
         if not 0 <= index < self.num_batches:
             raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
         rng = np.random.default_rng([self.seed, index])
-        longest = np.log([self.chronos_config.context_length + 1, self.chronos_config.prediction_length + 1])
+        limits = np.array([self.chronos_config.context_length, self.chronos_config.prediction_length]) + 1
         progress = min(1.0, index / self.ramp) if self.ramp else 1.0
-        longest = progress * longest + (1 - progress) * np.log(self.first_lengths)
-        length, horizon = np.exp(rng.uniform(np.log(self.min_lengths), longest)).astype(int)
+        longest = progress * np.log(limits) + (1 - progress) * np.log(np.minimum(self.first_lengths, limits))
+        shortest = np.log(np.minimum(self.min_lengths, limits - 1))
+        length, horizon = np.exp(rng.uniform(shortest, longest)).astype(int)
         count = min(self.max_windows, max(1, self.max_tokens // int(length + horizon)))
         series = synthetic_series(count, int(length + horizon), seed=[self.seed, index])
         context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)

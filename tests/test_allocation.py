@@ -245,7 +245,8 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("allocate", "argument", "message"),
     [
-        *((allocate_uniform, rank, r"uniform must be an integer in \[1, 4\]") for rank in (0, -1, 5, 2.0)),
+        *((allocate_uniform, rank, "uniform must be a positive integer") for rank in (0, -1, 2.0)),
+        (allocate_uniform, 5, r"uniform must be an integer in \[1, 4\], the full rank of layer.0, found 5"),
         *((allocate_epsilon, epsilon, r"epsilon must be in \[0, 1\], found") for epsilon in (-0.1, 1.1, NAN)),
         *((allocate_energy, energy, r"energy must be in \[0, 1\), found") for energy in (-0.1, 1.0, NAN)),
         *((allocate_ratio, ratio, r"ratio must be in \(0, 1\], found") for ratio in (0, -0.5, 1.01, NAN)),

@@ -297,11 +297,14 @@ def test_a_save_that_fails_midway_leaves_all_as_it_was(tmp_path, compressed, wri
 
 
 def test_an_interrupted_block_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+    def interrupted() -> None:
         with new_folder(tmp_path / "out") as temporary:
             (temporary / "half").write_text("written")
             assert temporary.parent == tmp_path
             raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

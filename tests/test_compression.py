@@ -435,9 +435,9 @@ def test_an_explicit_table_with_every_form(dense_t5, mixed_ranks):
     table = mixed_ranks["attention_ranks"]
     model = compress_pretrained(dense, ranks=table)
     assert model.config.attention_ranks == table
-    for kind, i in [(kind, i) for kind in KINDS for i in range(len(table[kind]))]:
-        layer = dict(attention_layers(model))[f"{kind}.{i}"]
-        assert isinstance(layer, LatentAttention if "latent" in table[kind][i] else PerHeadAttention)
+    for name, layer in attention_layers(model):
+        kind, i = name.split(".")
+        assert isinstance(layer, LatentAttention if "latent" in table[kind][int(i)] else PerHeadAttention)
     partial = compress_pretrained(dense, ranks={"cross": table["cross"]})
     assert partial.config.attention_ranks["cross"] == table["cross"]
     assert all(entry == {"qk": D_KV, "vo": D_KV} for entry in partial.config.attention_ranks["encoder_self"])
@@ -566,7 +566,7 @@ def test_a_small_ratio_is_warned_of(dense_t5, arguments):
     assert "predicted_loss" in model.config.compression
 
 
-@pytest.mark.parametrize("arguments", [{"ratio": 0.5}, {"uniform": 2}, {"epsilon": 0.9}, {"schedule": (2, 0)}])
+@pytest.mark.parametrize("arguments", [{"ratio": 0.5}, {"uniform": 2}, {"energy": 0.5}, {"schedule": (2, 0)}])
 def test_a_flat_spectrum_is_warned_of_with_the_expected_loss(dense_t5, arguments):
     dense = dense_t5(num_heads=1, d_kv=16)
     with torch.no_grad():  # orthogonal: all singular values are equal
@@ -615,7 +615,8 @@ def test_full_rank_is_silent(dense_t5):
         ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], found 1.5"),
         ({"energy": 1}, r"energy must be in \[0, 1\), found 1"),
         ({"uniform": 9}, r"uniform must be an integer in \[1, 8\], the full rank of encoder_self.0.qk, found 9"),
-        ({"uniform": 0}, r"uniform must be an integer in \[1, 8\]"),
+        ({"uniform": 0}, "uniform must be a positive integer, found 0"),
+        ({"uniform": True}, "uniform must be a positive integer, found True"),
         ({"uniform": 17, "form": "latent"}, r"uniform must be an integer in \[1, 16\]"),
         ({"ranks": {"cross": [{"qk": 9, "vo": 8}] * 3}}, r"ranks .*\['cross'\]\[0\]\['qk'\] .* in \[1, 8\], found 9"),
         ({"ranks": {"cross": [{"qk": 8, "vo": 8}] * 2}}, r"ranks .*\['cross'\] must be a list of 3 entries, found 2"),

@@ -15,10 +15,10 @@ from hf_lowrank.demo import (
     QUANTILE_LEVELS,
     SETTINGS,
     demo,
+    naive_quantiles,
     packaged_series,
     rolling_windows,
     score,
-    seasonal_naive,
 )
 
 pytest.importorskip("fev")
@@ -49,7 +49,7 @@ def test_windows_roll_without_overlap_and_never_see_their_target() -> None:
 
 def test_scores_agree_with_their_definitions() -> None:
     windows = rolling_windows(packaged_series(), context_length=512)[0]
-    quantiles = seasonal_naive(windows)
+    quantiles = naive_quantiles(windows)
     found = score(windows, quantiles)
     # WQL: twice the pinball losses' sum over the sum of absolute targets, averaged over the levels.
     error = windows.targets[:, :, None] - quantiles
@@ -74,7 +74,7 @@ def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path)
     assert result.exit_code == 0, result.stderr
     rows = {row["name"]: row for row in json.loads(result.stdout)["results"]}
     assert list(rows) == ["dense"] + [
-        f"{name}, {ratio}" for ratio in ("0.5", "0.3") for name in ("paper's method", "per_head", "latent")
+        f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in ("paper", "per_head", "latent")
     ]
     dense = rows["dense"]
     for name, row in rows.items():
@@ -93,3 +93,9 @@ def test_full_rank_scores_exactly_as_dense(dense_folder: Path) -> None:
     per_head = next(row for row in compressed if row.name.startswith("per_head"))
     assert (per_head.wql, per_head.mase) == (dense.wql, dense.mase)
     assert (per_head.parameters, per_head.cache_bytes) == (dense.parameters, dense.cache_bytes)
+
+
+def test_another_t5_is_refused(dense_t5, tmp_path: Path) -> None:
+    dense_t5().save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="is a T5 without a chronos_config"):
+        demo(str(tmp_path / "text"))

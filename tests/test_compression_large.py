@@ -1,0 +1,81 @@
+"""The size that matters: chronos-t5-large's shape is compressed in less than a minute, in little more than its own memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+SECONDS = 60
+MEMORY = 1.3  # of the bytes of the weights in float32
+
+LARGE = {
+    "vocab_size": 4096,
+    "d_model": 1024,
+    "d_ff": 4096,
+    "d_kv": 64,
+    "num_heads": 16,
+    "num_layers": 24,
+    "num_decoder_layers": 24,
+}
+
+# In a process of its own, for the peak is that of a whole process. What the imports take counts, too.
+COMPRESS = """
+import json, resource, sys, time, warnings
+import torch
+from hf_lowrank import compress_pretrained
+
+torch.set_num_threads(2)
+warnings.simplefilter("ignore")
+imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+model = compress_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unit = 1 if sys.platform == "darwin" else 1024
+print(json.dumps({
+    "seconds": seconds, "peak": peak * unit, "imports": imports * unit, "parameters": model.num_parameters(),
+}))
+"""
+
+
+def save_dense(folder: Path, **shape: int) -> int:
+    """Save a random float32 T5 of this shape; returns the bytes of its weights."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**shape))
+    model.save_pretrained(folder, max_shard_size="1GB")
+    return 4 * model.num_parameters()
+
+
+def compress_in_a_process(folder: Path, **arguments: object) -> dict[str, float]:
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", COMPRESS, str(folder), json.dumps(arguments)],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [{"ratio": 0.25}, {"ratio": 0.25, "form": "latent"}], ids=["per_head", "latent"])
+def test_large_is_compressed_in_a_minute_and_in_its_own_memory(tmp_path, capsys, arguments):
+    weights = save_dense(tmp_path, **LARGE)
+    found = compress_in_a_process(tmp_path, **arguments)
+    with capsys.disabled():
+        print(
+            f"\nchronos-t5-large's shape, {arguments}: {found['seconds']:.1f} s; peak {found['peak'] / 1e9:.2f} GB, "
+            f"{found['peak'] / weights:.2f} times the float32 weights of {weights / 1e9:.2f} GB "
+            f"({found['imports'] / 1e9:.2f} GB of it before the start)"
+        )
+    assert found["parameters"] < weights / 4
+    assert found["seconds"] < SECONDS
+    assert found["peak"] < MEMORY * weights
