@@ -185,11 +185,9 @@ def latent_singular_values(weights: AttentionWeights) -> torch.Tensor:
         _query_stack(weights.query, weights.key),
         _unit(_output_by_token(weights.output, weights.value)),
     )
-    size = weights.query.shape[2]
-    values = torch.zeros(3, size, dtype=torch.float64, device=weights.query.device)
-    for row, stack in zip(values, stacks):
-        found = torch.linalg.svdvals(stack)
-        row[: len(found)] = found
+    # Through the (d, d) Gram matrices: several times faster than the SVD of the tall stacks.
+    squares = torch.stack([torch.linalg.eigvalsh(stack.mT @ stack).flip(-1).clamp_min(0) for stack in stacks])
+    values = squares.sqrt()
     return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-matplotlib = pytest.importorskip("matplotlib")
-
 from hf_lowrank.plots import COLOURS, Curve, Forecast, Panel, plot_forecasts, plot_pareto
+
+matplotlib = pytest.importorskip("matplotlib")
 
 
 def relative_luminance(colour: str) -> float:
