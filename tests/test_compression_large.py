@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import T5Config, T5ForConditionalGeneration
 
 SECONDS = 60
 MEMORY = 1.3  # of the bytes of the weights in float32
@@ -25,39 +23,42 @@ LARGE = {
     "num_decoder_layers": 24,
 }
 
-# In a process of its own, for the peak is that of a whole process. What the imports take counts, too.
+# Each in a process of its own: the peak is that of a whole process, and starts at what the parent has at the time.
+SAVE = """
+import json, sys
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+torch.manual_seed(0)
+model = T5ForConditionalGeneration(T5Config(**json.loads(sys.argv[2])))
+model.save_pretrained(sys.argv[1], max_shard_size="1GB")
+print(json.dumps({"bytes": 4 * model.num_parameters()}))
+"""
 COMPRESS = """
 import json, resource, sys, time, warnings
 import torch
 from hf_lowrank import compress_pretrained
 
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
 torch.set_num_threads(2)
 warnings.simplefilter("ignore")
-imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+imports = peak()
 start = time.perf_counter()
 model = compress_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-unit = 1 if sys.platform == "darwin" else 1024
 print(json.dumps({
-    "seconds": seconds, "peak": peak * unit, "imports": imports * unit, "parameters": model.num_parameters(),
+    "seconds": seconds, "peak": peak(), "imports": imports, "parameters": model.num_parameters(),
 }))
 """
 
 
-def save_dense(folder: Path, **shape: int) -> int:
-    """Save a random float32 T5 of this shape; returns the bytes of its weights."""
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(**shape))
-    model.save_pretrained(folder, max_shard_size="1GB")
-    return 4 * model.num_parameters()
-
-
-def compress_in_a_process(folder: Path, **arguments: object) -> dict[str, float]:
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+def run(script: str, folder: Path, **arguments: object) -> dict[str, float]:
+    """What the script prints last, given the folder and the arguments."""
     process = subprocess.run(
-        [sys.executable, "-c", COMPRESS, str(folder), json.dumps(arguments)],
-        env=environment,
+        [sys.executable, "-c", script, str(folder), json.dumps(arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -73,8 +74,8 @@ def compress_in_a_process(folder: Path, **arguments: object) -> dict[str, float]
     ids=["per_head", "latent"],
 )
 def test_large_is_compressed_in_a_minute_and_in_its_own_memory(tmp_path, capsys, arguments):
-    weights = save_dense(tmp_path, **LARGE)
-    found = compress_in_a_process(tmp_path, **arguments)
+    weights = run(SAVE, tmp_path, **LARGE)["bytes"]
+    found = run(COMPRESS, tmp_path, **arguments)
     with capsys.disabled():
         print(
             f"\nchronos-t5-large's shape, {arguments}: {found['seconds']:.1f} s; peak {found['peak'] / 1e9:.2f} GB, "
