@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 import tempfile
@@ -101,8 +102,27 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
             raise ValueError(_not_a_t5(source, type(model).__name__))
     else:
         source, is_shared = checkpoint_path(model), False
+        # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
+        # starts with none in memory, and a compression reads those of the attention alone.
+        _check_weights(_load_t5(source).state_dict(), source)
+        gc.collect()
         loaded = _load_t5(source)
     weights = loaded.state_dict()
+    if is_shared:
+        _check_weights(weights, source)
+    return DenseCheckpoint(
+        config=loaded.config,
+        generation_config=getattr(loaded, "generation_config", None),
+        model_class=type(loaded),
+        weights=weights,
+        tied_keys=dict(loaded.all_tied_weights_keys),
+        # A folder's name says what it is; its path is the machine's business and would be published with the model.
+        source=Path(source).name if Path(source).is_dir() else source,
+        is_shared=is_shared,
+    )
+
+
+def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
     for name, tensor in weights.items():
         if tensor.is_meta:
             raise ValueError(
@@ -110,15 +130,6 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"model: the weight {name} of {source} holds NaN or infinite values.")
-    return DenseCheckpoint(
-        config=loaded.config,
-        generation_config=getattr(loaded, "generation_config", None),
-        model_class=type(loaded),
-        weights=weights,
-        tied_keys=dict(loaded.all_tied_weights_keys),
-        source="reference" if source == str(REFERENCE) else source,
-        is_shared=is_shared,
-    )
 
 
 def _not_a_t5(source: str, found: str) -> str:
