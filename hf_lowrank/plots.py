@@ -123,7 +123,9 @@ def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: P
             axis.plot(curve.kept, curve.score, marker, color=INK, fillstyle="none", label=curve.label)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.xaxis.set_major_locator(FixedLocator(sorted({kept for curve in measured for kept in curve.kept})))
+        axis.xaxis.set_major_locator(
+            FixedLocator(sorted({round(kept, 2) for curve in [*measured, *published] for kept in curve.kept}))
+        )
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         scores = [score for curve in [*measured, *published] for score in curve.score]
