@@ -123,9 +123,11 @@ def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: P
             axis.plot(curve.kept, curve.score, marker, color=INK, fillstyle="none", label=curve.label)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.xaxis.set_major_locator(
-            FixedLocator(sorted({round(kept, 2) for curve in [*measured, *published] for kept in curve.kept}))
-        )
+        kept = [share for curve in [*measured, *published] for share in curve.kept]
+        shares = [
+            share for share in (0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1) if min(kept) <= 1.2 * share <= 1.5 * max(kept)
+        ]
+        axis.xaxis.set_major_locator(FixedLocator(shares))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         scores = [score for curve in [*measured, *published] for score in curve.score]
