@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -131,24 +132,27 @@ def compress(
 
 
 def compression_table(summary: CompressionSummary, width: int) -> Table:
-    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number."""
+    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, cache that of a token."""
 
     def kept(ranks: dict[str, int | None], dense: dict[str, int | None]) -> str:
         if "latent" in ranks:
             return ", ".join(f"{name} {rank or 'dense'}" for name, rank in ranks.items())
         return ", ".join(f"{name} {rank}/{dense[name]}" for name, rank in ranks.items() if rank is not None)
 
-    table = Table(title="Each layer, before → after; ranks kept / had")
+    def short(number: int) -> str:
+        return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+
+    table = Table(title="Each layer, before → after; ranks kept / had", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("layer", no_wrap=True)
-    table.add_column("ranks", min_width=20)
-    for heading in ("parameters", "KiB", "cache B/token"):
+    table.add_column("ranks", min_width=18)
+    for heading in ("parameters", "KiB", "cache B"):
         table.add_column(heading, justify="right", no_wrap=True)
     changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
     for row in changed:
         table.add_row(
             f"{row.kind} {row.layer}",
             kept(row.ranks, row.dense_ranks),
-            f"{row.dense_parameters / 1e3:,.1f}k → {row.parameters / 1e3:,.1f}k",
+            f"{short(row.dense_parameters)} → {short(row.parameters)}",
             f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
             f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
             if row.dense_cached_numbers
@@ -160,7 +164,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
     table.add_row(
         "all layers",
         f"{len(changed)} of {len(summary.rows)} changed",
-        f"{before / 1e3:,.0f}k → {now / 1e3:,.0f}k",
+        f"{short(before)} → {short(now)}",
         f"{before * width / 1024:,.0f} → {now * width / 1024:,.0f}",
         f"{cached_before * width:,} → {cached * width:,}",
     )
