@@ -250,7 +250,7 @@ def _truncate_products(
 ) -> PreTrainedModel:
     layers = dict(dense.layers)
     try:
-        config = _lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
+        config = lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
     if policy.name == "ranks":
@@ -293,7 +293,7 @@ def _truncate_matrices(
     dense: DenseCheckpoint, policy: Policy, forms: dict[str, Form], multiple_of: int, show_progress: bool
 ) -> PreTrainedModel:
     """The paper's post-training method: each of q, k, v and o at its own epsilon-rank, written back dense."""
-    config = _lowrank_config(dense.config, {})
+    config = lowrank_config(dense.config, {})
     matrices = {
         layer: {part: dense.weights[f"{module}.{part}.weight"] for part in "qkvo"} for layer, module in dense.layers
     }
@@ -327,7 +327,8 @@ def _build(dense: DenseCheckpoint, config: LowRankT5Config, weights: dict[str, t
     )
 
 
-def _lowrank_config(config: T5Config, attention_ranks: dict) -> LowRankT5Config:
+def lowrank_config(config: T5Config, attention_ranks: dict) -> LowRankT5Config:
+    """The configuration of a dense T5 as a `LowRankT5Config`, with a table of ranks or, where it is empty, full rank."""
     values = config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "auto_map"):
         values.pop(name, None)

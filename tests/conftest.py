@@ -106,19 +106,23 @@ def tiny_chronos_config() -> ChronosConfig:
     )
 
 
+def randomise(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights like a trained model's: attention and position bias that matter, no norm left at one."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "relative_attention_bias" in name or name.endswith(".q.weight"):
+                parameter.normal_(std=0.5)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def dense_t5() -> Callable[..., PreTrainedModel]:
     """A function that makes a dense T5 of `tiny_shape` with weights like a trained model's: attention matters."""
 
     def make(model_class: type[PreTrainedModel] = T5ForConditionalGeneration, **changes: Any) -> PreTrainedModel:
-        model = model_class(T5Config(**{**SHAPE, **changes}))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "layer_norm" in name:
-                    parameter.uniform_(0.5, 1.5)
-                elif "relative_attention_bias" in name or name.endswith(".q.weight"):
-                    parameter.normal_(std=0.5)
-        return model.eval()
+        return randomise(model_class(T5Config(**{**SHAPE, **changes})))
 
     return make
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -52,17 +53,6 @@ SHAPES = {
 
 def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(2, VOCAB, shape)
-
-
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights like a trained model's: attention and position bias that matter, no norm left at one."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "layer_norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif "relative_attention_bias" in name or name.endswith(".q.weight"):
-                parameter.normal_(std=0.5)
-    return model.eval()
 
 
 @pytest.fixture
