@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 __all__ = ["kernel_synth", "structural", "synthetic_series", "ts_mixup"]
 
 FloatArray = NDArray[np.float64]
+Seed: TypeAlias = "int | list[int] | np.random.SeedSequence"
 
 # The periods of the usual sampling frequencies, in steps: quarter-hourly to yearly cycles.
 PERIODS = (4, 6, 7, 10, 12, 14, 24, 26, 30, 48, 52, 60, 96, 168, 336, 365, 672, 730)
@@ -49,7 +51,7 @@ def _kernel_bank(length: int) -> list[Callable[[], FloatArray]]:
     return bank
 
 
-def kernel_synth(num_series: int, length: int, *, seed: int | list[int], max_kernels: int = 5) -> FloatArray:
+def kernel_synth(num_series: int, length: int, *, seed: Seed, max_kernels: int = 5) -> FloatArray:
     """Samples of Gaussian processes with random composite kernels (KernelSynth).
 
     For each series, between one and `max_kernels` kernels are drawn with replacement from a bank
@@ -106,7 +108,7 @@ def _seasonal(rng: np.random.Generator, num_series: int, length: int) -> FloatAr
     return pattern
 
 
-def structural(num_series: int, length: int, *, seed: int | list[int]) -> FloatArray:
+def structural(num_series: int, length: int, *, seed: Seed) -> FloatArray:
     """Series with a drifting level, a trend, seasons and noise, as measured ones have them.
 
     The level and slope follow the innovations form of Holt's damped method (eq. numbers of the book
@@ -166,7 +168,7 @@ def _mean_scale(series: FloatArray) -> FloatArray:
 
 
 def ts_mixup(
-    series: FloatArray, num_series: int, *, seed: int | list[int], max_components: int = 3, alpha: float = 1.5
+    series: FloatArray, num_series: int, *, seed: Seed, max_components: int = 3, alpha: float = 1.5
 ) -> FloatArray:
     """Convex combinations of mean-scaled series (TSMixup, algorithm 1 of the Chronos paper).
 
@@ -190,13 +192,13 @@ def synthetic_series(num_series: int, length: int, *, seed: int | list[int]) -> 
     """
     if num_series < 1 or length < 2:
         raise ValueError(f"num_series must be at least 1 and length at least 2, found {num_series} and {length}.")
-    words = [seed] if isinstance(seed, int) else list(seed)
+    seeds = np.random.SeedSequence(seed).spawn(4)
     num_gp, num_mixed = num_series // 5, num_series // 3
     base = np.concatenate(
         [
-            structural(num_series - num_gp - num_mixed, length, seed=[*words, 0]),
-            kernel_synth(num_gp, length, seed=[*words, 1]),
+            structural(num_series - num_gp - num_mixed, length, seed=seeds[0]),
+            kernel_synth(num_gp, length, seed=seeds[1]),
         ]
     )
-    series = np.concatenate([_mean_scale(base), ts_mixup(base, num_mixed, seed=[*words, 2])])
-    return np.random.default_rng([*words, 3]).permutation(series).astype(np.float32)
+    series = np.concatenate([_mean_scale(base), ts_mixup(base, num_mixed, seed=seeds[2])])
+    return np.random.default_rng(seeds[3]).permutation(series).astype(np.float32)

@@ -78,14 +78,15 @@ class SyntheticBatches(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
-        rng = np.random.default_rng([self.seed, index])
+        # numpy takes [s, 0] for [s]: no list of seeds ends in zero.
+        rng = np.random.default_rng([self.seed, 0, index + 1])
         limits = np.array([self.chronos_config.context_length, self.chronos_config.prediction_length]) + 1
         progress = min(1.0, index / self.ramp) if self.ramp else 1.0
         longest = progress * np.log(limits) + (1 - progress) * np.log(np.minimum(self.first_lengths, limits))
         shortest = np.log(np.minimum(self.min_lengths, limits - 1))
         length, horizon = np.exp(rng.uniform(shortest, longest)).astype(int)
         count = min(self.max_windows, max(1, self.max_tokens // int(length + horizon)))
-        series = synthetic_series(count, int(length + horizon), seed=[self.seed, index])
+        series = synthetic_series(count, int(length + horizon), seed=[self.seed, 1, index + 1])
         context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)
         if rng.random() < 0.1:
             missing = torch.from_numpy(rng.random(context.shape) < rng.uniform(0, 0.3))
