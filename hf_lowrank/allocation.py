@@ -1,13 +1,14 @@
-"""Choosing the ranks: pure functions from spectra and a policy to one rank for each component of a model.
+"""Choosing the ranks: pure functions from spectra, losses and a policy to the ranks of every layer.
 
-A component is a part of a layer that has a rank of its own: the query-key product of a layer's heads, say. Every policy takes the same
-list of components and answers with a dictionary from component name to rank.
+A component is a point of a layer that has a rank of its own: the queries of a layer's heads, say. The policies that look at one
+component at a time take a list of them and answer with a dictionary from component name to rank. A budget compares all ways
+to build every layer (`Options`) and answers with one of them for each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Component",
+    "Options",
+    "allocate_budget",
     "allocate_energy",
     "allocate_epsilon",
     "allocate_epsilon_at_ratio",
-    "allocate_ratio",
     "allocate_uniform",
     "check_argument",
 ]
@@ -27,27 +29,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Component:
-    """What a policy knows of one component.
+    """What a policy knows of one component: a point of a layer at which a projection of some rank can be inserted.
 
     Attributes:
         name: Unique, `"cross.3.qk"` say.
         singular_values: Shape (groups, full_rank), descending along the ranks. The groups (the heads of a layer) share one
             rank.
-        parameters: Shape (full_rank + 1,): the number of weights that the component has at each rank.
-        dense_parameters: The number of weights that it has in the dense model, which is what a ratio is a share of.
+        weight: The loss at rank 0, in the unit in which the losses of all components are compared. Without calibration
+            that of each component is 1, so that the loss at a rank is the dropped share of the squared singular values.
     """
 
     name: str
     singular_values: NDArray[np.float64]
-    parameters: NDArray[np.int64]
-    dense_parameters: int
+    weight: float = 1.0
     loss: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         squares = (self.singular_values**2).sum(axis=0)
         # Summed from the small end, so that small tails keep their digits.
         tails = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
-        object.__setattr__(self, "loss", tails / tails[0] if tails[0] > 0 else tails)
+        object.__setattr__(self, "loss", self.weight * (tails / tails[0] if tails[0] > 0 else tails))
 
     @property
     def full_rank(self) -> int:
@@ -58,18 +59,28 @@ class Component:
         """sigma_j / sigma_1, with sigma_1 the largest over the groups; zeros for a component that is zero."""
         return self.singular_values / (self.singular_values.max() or 1)
 
-    def loss_at(self, *ranks: int) -> float:
-        """The relative loss when each group keeps a rank of its own."""
-        squares = self.singular_values**2
-        return float(sum(row[rank:].sum() for row, rank in zip(squares, ranks)) / (squares.sum() or 1))
-
-    def candidates(self, multiple_of: int) -> list[int]:
-        """The ranks that may be chosen: the multiples, and the full rank."""
-        return sorted({*range(multiple_of, self.full_rank + 1, multiple_of), self.full_rank})
-
     def round_up(self, rank: int, multiple_of: int) -> int:
-        """The smallest candidate that is at least `rank`."""
+        """The smallest multiple that is at least `rank`, or the full rank."""
         return min(self.full_rank, multiple_of * math.ceil(max(rank, 1) / multiple_of))
+
+
+@dataclass(frozen=True)
+class Options:
+    """The ways in which one layer can be built.
+
+    Attributes:
+        entries: The ranks of each way, as a layer's entry in a rank table.
+        loss: Shape (options,): the sum of the components' losses.
+        costs: Of each kind (`"parameters"`, `"cache"`, `"seconds"`) an array of shape (options,).
+    """
+
+    entries: tuple[dict[str, Any], ...]
+    loss: NDArray[np.float64]
+    costs: dict[str, NDArray[np.float64]]
+
+
+# Arguments that are a share of the dense model.
+SHARES = ("ratio", "total_ratio", "feed_forward_ratio", "max_cache_ratio")
 
 
 def check_argument(name: str, value: Any) -> None:
@@ -79,7 +90,8 @@ def check_argument(name: str, value: Any) -> None:
     valid, wanted = {
         "epsilon": (number and 0 <= value <= 1, "in [0, 1]"),
         "energy": (number and 0 <= value < 1, "in [0, 1)"),
-        "ratio": (number and 0 < value <= 1, "in (0, 1]"),
+        **dict.fromkeys(SHARES, (number and 0 < value <= 1, "in (0, 1]")),
+        "target_speedup": (number and value > 0, "a positive number"),
         "uniform": (whole and value >= 1, "a positive integer"),
         "multiple_of": (whole and value >= 1, "a positive integer"),
     }[name]
@@ -119,21 +131,20 @@ def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multipl
 
 
 def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> dict[str, int]:
-    """The paper's rule at the smallest epsilon that keeps at most `ratio` of the parameters.
+    """The paper's rule at the smallest epsilon that keeps at most `ratio` of the ranks, all components counting alike.
 
     Raises:
         ValueError: `ratio` is outside (0, 1], or below what epsilon = 1 keeps: rank 1, or more where the largest singular values tie.
     """
     check_argument("ratio", ratio)
-    dense = sum(component.dense_parameters for component in components)
+    full = sum(component.full_rank for component in components)
     thresholds = np.unique(np.concatenate([component.relative.ravel() for component in components] + [[0.0, 1.0]]))
 
     def ranks_at(index: int) -> dict[str, int]:
         return allocate_epsilon(components, float(thresholds[index]))
 
     def share(index: int) -> float:
-        ranks = ranks_at(index)
-        return sum(int(component.parameters[ranks[component.name]]) for component in components) / dense
+        return sum(ranks_at(index).values()) / full
 
     low, high = 0, len(thresholds) - 1
     if share(high) > ratio:
@@ -151,70 +162,68 @@ def allocate_energy(components: Sequence[Component], tolerance: float, *, multip
         ValueError: `tolerance` is outside [0, 1).
     """
     check_argument("energy", tolerance)
-    return _each(components, lambda component: int(np.argmax(component.loss <= tolerance)), multiple_of)
+    return _each(
+        components, lambda component: int(np.argmax(component.loss <= tolerance * component.loss[0])), multiple_of
+    )
 
 
-def allocate_ratio(components: Sequence[Component], ratio: float, *, multiple_of: int = 1) -> dict[str, int]:
-    """One global budget: at most `ratio` of the dense parameters, spent where it saves the most relative loss.
+def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """One option a layer that keep all budgets together and lose the least: name of the layer to entry.
 
-    Minimises the sum of the components' relative losses under the budget by one Lagrange threshold lambda for all,
-    r_c = argmin_r loss_c(r) + lambda parameters_c(r), found by bisection; what is then left of the budget is given out in the
-    order of loss saved a parameter. Optimal where all losses are convex in the parameters and a rank costs the same everywhere,
-    as with smaller heads; otherwise close to it, and never worse than one rank for all.
+    Minimises the sum of losses by one Lagrange price for each kind of cost, the same for all layers: every layer takes the option of
+    the least loss + sum_k price_k cost_k. The prices are found by bisection, one after the other until all budgets are kept;
+    what is then left is given out in the order of loss saved for the share of the budget that it takes. Optimal where the options of a layer are
+    convex, otherwise close to it.
 
     Raises:
-        ValueError: `ratio` is outside (0, 1], or below what the smallest ranks need.
+        ValueError: The cheapest options exceed a budget; the message names the budget and the least possible.
     """
-    check_argument("ratio", ratio)
-    check_argument("multiple_of", multiple_of)
-    dense = sum(component.dense_parameters for component in components)
-    budget = math.floor(ratio * dense * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
-    options = {component.name: np.array(component.candidates(multiple_of)) for component in components}
-    smallest = sum(int(component.parameters[options[component.name][0]]) for component in components)
-    if smallest > budget:
-        raise ValueError(
-            f"ratio={ratio} keeps {budget:,} attention parameters, but the smallest ranks need {smallest:,}; "
-            f"the smallest possible ratio is {smallest / dense:.4f}."
-        )
+    for kind, budget in budgets.items():
+        least = sum(float(options.costs[kind].min()) for options in layers.values())
+        if least > budget * (1 + 1e-12):
+            raise ValueError(f"a budget of {budget:,.4g} {kind} is below {least:,.4g}, what the smallest ranks need")
+    # In shares of the budgets, so that a price means the same for each of them.
+    costs = {
+        name: np.stack([options.costs[kind] / (budget * (1 + 1e-12)) for kind, budget in budgets.items()])
+        for name, options in layers.items()
+    }
+    loss = {name: options.loss for name, options in layers.items()}
 
-    def at(threshold: float) -> dict[str, int]:
-        ranks = {}
-        for component in components:
-            choices = options[component.name]
-            price = component.loss[choices] + threshold * component.parameters[choices] / dense
-            ranks[component.name] = int(choices[np.argmin(price)])
-        return ranks
+    def choose(prices: NDArray[np.float64]) -> dict[str, int]:
+        return {name: int(np.argmin(loss[name] + prices @ costs[name])) for name in layers}
 
-    def cost(ranks: dict[str, int]) -> int:
-        return sum(int(component.parameters[ranks[component.name]]) for component in components)
+    def spent(chosen: Mapping[str, int]) -> NDArray[np.float64]:
+        return sum((costs[name][:, i] for name, i in chosen.items()), start=np.zeros(len(budgets)))
 
-    # `at(dear)` fits the budget; `cheap` prices the tails that are no more than rounding, too.
-    cheap, dear = 1e-40, 1e12
-    for _ in range(100):
-        middle = math.sqrt(cheap * dear)
-        cheap, dear = (cheap, middle) if cost(at(middle)) <= budget else (middle, dear)
-    ranks = at(dear)
-
-    left = budget - cost(ranks)
-    while True:
-        best, gain = None, 0.0
-        for component in components:
-            rank, choices = ranks[component.name], options[component.name]
-            extra = component.parameters[choices] - component.parameters[rank]
-            saved = component.loss[rank] - component.loss[choices]
-            gains = np.where((choices > rank) & (extra <= left), saved / np.maximum(extra, 1), 0)
-            i = int(np.argmax(gains))
-            if gains[i] > gain:
-                best, gain = (component.name, int(choices[i]), int(extra[i])), gains[i]
-        if best is None:
+    # The lowest price is not zero: of options that lose the same, tails of rounding errors too, the cheapest is taken.
+    lowest, highest = 1e-30 * max(1e-30, max(float(values.max()) for values in loss.values())), 1e30
+    prices = np.full(len(budgets), lowest)
+    for _ in range(20 if len(budgets) > 1 else 1):
+        for k in range(len(budgets)):
+            low, high = prices[k], highest
+            for _ in range(120):
+                prices[k] = math.sqrt(low * high)
+                low, high = (low, prices[k]) if spent(choose(prices))[k] <= 1 else (prices[k], high)
+            prices[k] = high
+        if (spent(choose(prices)) <= 1).all():
             break
-        name, candidate, extra = best
-        ranks[name] = candidate
-        left -= extra
+    chosen = choose(prices)
+    if (spent(chosen) > 1).any():  # budgets that pull in opposite directions
+        chosen = {name: int(np.argmin(costs[name].max(axis=0))) for name in layers}
 
-    def uniform(rank: int) -> dict[str, int]:
-        return {component.name: component.round_up(rank, multiple_of) for component in components}
-
-    largest = max(component.full_rank for component in components)
-    alike = max((rank for rank in range(1, largest + 1) if cost(uniform(rank)) <= budget), default=1)
-    return min(ranks, uniform(alike), key=lambda table: sum(c.loss[table[c.name]] for c in components))
+    left = 1 - spent(chosen)
+    while True:
+        best, most = None, 0.0
+        for name in layers:
+            extra = costs[name] - costs[name][:, [chosen[name]]]
+            saved = loss[name][chosen[name]] - loss[name]
+            fits = (extra <= left[:, None]).all(axis=0) & (saved > 0)
+            gains = np.where(fits, saved / np.maximum(extra.max(axis=0), 1e-12), 0)
+            i = int(np.argmax(gains))
+            if gains[i] > most:
+                best, most = (name, i), gains[i]
+        if best is None:
+            return {name: dict(layers[name].entries[i]) for name, i in chosen.items()}
+        name, i = best
+        left = left - (costs[name][:, i] - costs[name][:, chosen[name]])
+        chosen[name] = i

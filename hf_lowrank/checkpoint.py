@@ -7,14 +7,17 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from chronos import ChronosConfig, ChronosPipeline
 from chronos.chronos import ChronosModel
+from rich.console import Console
+from rich.progress import track
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -26,7 +29,7 @@ from transformers import (
 )
 
 from .configuration_lowrank_t5 import ATTENTION_KINDS, attention_form
-from .factorization import AttentionWeights
+from .factorization import AttentionWeights, FeedForwardWeights
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from .summary import summarize
 
@@ -38,6 +41,7 @@ __all__ = [
     "export_stock_t5",
     "load_chronos_t5",
     "load_dense",
+    "progress",
     "save_compressed",
     "write_text",
 ]
@@ -77,9 +81,40 @@ class DenseCheckpoint:
             for i in range(depths.get(kind, 0)):
                 yield f"{kind}.{i}", ATTENTION_MODULES[kind].format(i)
 
+    @property
+    def feed_forward_layers(self) -> Iterator[tuple[str, str]]:
+        """("encoder_feed_forward.3", "encoder.block.3.layer.1.DenseReluDense") for every feed-forward layer."""
+        for i in range(self.config.num_layers):
+            yield f"encoder_feed_forward.{i}", f"encoder.block.{i}.layer.1.DenseReluDense"
+        if self.model_class is not T5EncoderModel:
+            for i in range(self.config.num_decoder_layers):
+                yield f"decoder_feed_forward.{i}", f"decoder.block.{i}.layer.2.DenseReluDense"
+
+    @property
+    def inner_names(self) -> tuple[str, ...]:
+        """The names of the matrices in front of a feed-forward layer's activation."""
+        return ("wi_0", "wi_1") if self.config.is_gated_act else ("wi",)
+
     def attention(self, module: str) -> AttentionWeights:
         q, k, v, o = (self.weights[f"{module}.{name}.weight"] for name in "qkvo")
         return AttentionWeights.from_linear(q, k, v, o, num_heads=self.config.num_heads)
+
+    def feed_forward(self, module: str) -> FeedForwardWeights:
+        inner = torch.stack([self.weights[f"{module}.{name}.weight"].double() for name in self.inner_names])
+        return FeedForwardWeights(inner, self.weights[f"{module}.wo.weight"].double())
+
+    def float_model(self) -> PreTrainedModel:
+        """The dense model in float32 and evaluation mode, without gradients for its weights; float32 weights are shared."""
+        copies = {tensor.data_ptr(): tensor.float() for tensor in self.weights.values()}
+        weights = {name: copies[tensor.data_ptr()] for name, tensor in self.weights.items()}
+        model = build_model(
+            self.model_class,
+            copy.deepcopy(self.config),
+            weights,
+            tied_keys=self.tied_keys,
+            generation_config=self.generation_config,
+        )
+        return model.requires_grad_(False)
 
 
 def checkpoint_path(name: str | os.PathLike) -> str:
@@ -255,6 +290,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         part = Path(folder) / path.name
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
+
+
+def progress(items: Iterable[Any], description: str, show: bool) -> Iterable[Any]:
+    """The items, with a progress bar on standard error where it is wanted."""
+    return track(list(items), description=description, disable=not show, console=Console(stderr=True))
 
 
 def as_pipeline(model: PreTrainedModel) -> ChronosPipeline:

@@ -172,6 +172,61 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
 
 
 @app.command()
+def recover(
+    compressed: Annotated[str, typer.Argument(help="The compressed Chronos-T5: a folder or a Hub id.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    teacher: Annotated[str, typer.Option(help="The dense model it was made from: Hub id, folder, or 'reference'.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 500,
+    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
+    distillation_weight: Annotated[
+        float, typer.Option(help="1: learn from the teacher alone; 0: from the series alone.")
+    ] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the training windows.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record of the run as JSON.")] = False,
+) -> None:
+    """Fine-tune a compressed model for a short while on what its dense teacher says."""
+    with plain_messages():
+        from .recovery import recover as run
+
+        model = run(
+            compressed,
+            teacher,
+            output,
+            series="synthetic" if data is None else data,
+            steps=steps,
+            learning_rate=learning_rate,
+            distillation_weight=distillation_weight,
+            temperature=temperature,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            show_progress=True,
+        )
+        record = model.config.compression["recovery"]
+        if as_json:
+            print_json({"output": str(output), "recovery": record})
+            return
+        before, after = record["before"], record["after"]
+        table = Table(
+            title=f"{compressed} before and after {steps} steps", caption="On held-out windows, in nats a token."
+        )
+        for heading in ("", "before", "after", "teacher"):
+            table.add_column(heading, justify="right" if heading else "left")
+        table.add_row("KL from the teacher", f"{before['divergence']:.4f}", f"{after['divergence']:.4f}", "0")
+        losses = before["cross_entropy"], after["cross_entropy"], after["teacher_cross_entropy"]
+        table.add_row("cross-entropy", *(f"{loss:.4f}" for loss in losses))
+        console.print(table)
+        console.print(f"The recovered model is in {output}.")
+
+
+@app.command()
 def demo(
     source: Annotated[
         str, typer.Option(help="A Chronos-T5 checkpoint: Hub id, folder, or 'reference'.")

@@ -1,4 +1,4 @@
-"""The one road from a dense checkpoint to a low-rank one: load, measure, allocate, factorize."""
+"""The one road from a dense checkpoint to a low-rank one: load, calibrate, measure, allocate, factorize, refit."""
 
 from __future__ import annotations
 
@@ -6,212 +6,238 @@ import copy
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, T5Config
 
 from .allocation import (
     Component,
+    allocate_budget,
     allocate_energy,
     allocate_epsilon,
-    allocate_epsilon_at_ratio,
-    allocate_ratio,
     allocate_uniform,
     check_argument,
 )
-from .checkpoint import LOWRANK_CLASSES, DenseCheckpoint, build_model, load_dense
+from .calibration import Calibration, calibrate
+from .checkpoint import LOWRANK_CLASSES, DenseCheckpoint, build_model, load_dense, progress
 from .configuration_lowrank_t5 import (
     ATTENTION_KINDS,
     LowRankT5Config,
     attention_form,
-    attention_parameters,
     scheduled_attention_ranks,
 )
-from .factorization import (
-    AttentionWeights,
-    attention_grams,
-    joint_singular_values,
-    latent_singular_values,
-    truncate_latent,
-    truncate_matrix,
-    truncate_per_head,
-)
+from .layers import PARTS, AttentionLayer, FeedForwardLayer, Layer, attention_layer, feed_forward_layer
+from .paper import truncate_matrices
+from .refit import refit as refit_outputs
+from .sensitivity import measured_losses, reweighted
 from .summary import summarize
 
 __all__ = ["compress_pretrained"]
 
-Form = Literal["per_head", "latent"]
+Form = Literal["auto", "per_head", "latent"]
 Method = Literal["joint", "paper"]
-Ranks = dict[str, dict[str, Any]]  # "cross.3" -> the entry of the layer in LowRankT5Config.attention_ranks
+Table = dict[str, dict[str, Any]]  # "cross.3" -> the entry of the layer in its table of LowRankT5Config
 
 # Of the squared singular values; above it a forecast is likely to change visibly.
 LOSS_WORTH_A_WARNING = 0.1
+BUDGETS = ("ratio", "total_ratio", "max_cache_ratio")
+RANK_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
 
 
-# --- measure -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Policy:
+    """How the ranks are chosen: by one rule for each component, by a formula or table, or under budgets."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Policy:
+        # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
+        given = {
+            name: value.item() if isinstance(value, np.generic) else copy.deepcopy(value)
+            for name, value in arguments.items()
+            if value is not None
+        }
+        budgets = [name for name in given if name in BUDGETS]
+        if not given or (len(given) > 1 and len(budgets) < len(given)):
+            found = "none" if not given else " and ".join(sorted(given))
+            raise ValueError(
+                f"Give exactly one of {', '.join(arguments)} (or several of {', '.join(BUDGETS)}); found {found}."
+            )
+        if "ratio" in given and "total_ratio" in given:
+            raise ValueError(
+                "Give either ratio (of the attention) or total_ratio (of attention and feed-forward), not both."
+            )
+        for name, value in given.items():
+            if name not in ("schedule", "ranks"):
+                check_argument(name, value)
+        return cls(next(iter(given)) if len(given) == 1 else "budgets", given)
+
+    @property
+    def has_budgets(self) -> bool:
+        return set(self.arguments) <= set(BUDGETS)
+
+    @property
+    def value(self) -> Any:
+        """The argument of a policy that has one."""
+        return next(iter(self.arguments.values()))
 
 
-def _sketch_rank(rank: int, config: T5Config) -> int | None:
-    """The rank of a query or output sketch beside a latent of that rank, or None where a dense matrix is smaller."""
-    d, n = config.d_model, config.num_heads
-    return rank if rank * (d + n * rank) < n * rank * d else None
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose of the ranks: the policy, the form of each kind of attention, and the rest."""
 
+    policy: Policy
+    forms: dict[str, str]
+    multiple_of: int
+    feed_forward_ratio: float | None
 
-def _latent_entry(rank: int, config: T5Config) -> dict[str, int | None]:
-    return {"latent": rank, "query": _sketch_rank(rank, config), "output": _sketch_rank(rank, config)}
+    @property
+    def has_feed_forward(self) -> bool:
+        return self.feed_forward_ratio is not None or "total_ratio" in self.policy.arguments
 
-
-def _components(name: str, weights: AttentionWeights, form: Form, config: T5Config) -> list[Component]:
-    """The components of one attention layer: `qk` and `vo`, or `latent`, whose sketches have the latent's rank."""
-    d, n, h = config.d_model, config.num_heads, config.d_kv
-    if form == "latent":
-        costs = [0] + [attention_parameters(_latent_entry(r, config), d_model=d, num_heads=n) for r in range(1, d + 1)]
-        values = latent_singular_values(weights).cpu().numpy()
-        return [Component(f"{name}.latent", values, np.array(costs), dense_parameters=4 * d * n * h)]
-    costs = 2 * d * n * np.arange(h + 1)
-    return [
-        Component(f"{name}.{part}", joint_singular_values(*grams).cpu().numpy(), costs, dense_parameters=2 * d * n * h)
-        for part, grams in zip(("qk", "vo"), attention_grams(weights))
-    ]
-
-
-def _matrix_components(name: str, weights: dict[str, torch.Tensor]) -> list[Component]:
-    """q, k, v and o by themselves, as the paper counts them: the share kept of a matrix is rank / full rank."""
-    components = []
-    for part, weight in weights.items():
-        values = torch.linalg.svdvals(weight.float()).cpu().numpy()[None]
-        full = values.shape[1]
-        costs = np.arange(full + 1) * (weight.numel() // full)
-        components.append(Component(f"{name}.{part}", values, costs, dense_parameters=weight.numel()))
-    return components
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the arguments beside the policy's own were."""
+        if self.policy.name == "ranks":
+            return {}
+        record: dict[str, Any] = {"form": self.forms, "multiple_of": self.multiple_of}
+        return record if self.feed_forward_ratio is None else record | {"feed_forward_ratio": self.feed_forward_ratio}
 
 
 # --- allocate ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How the ranks are chosen: the name of a policy and its argument, as given to `compress_pretrained`."""
-
-    name: str
-    value: Any
-
-    @classmethod
-    def from_arguments(cls, **arguments: Any) -> Policy:
-        given = {name: value for name, value in arguments.items() if value is not None}
-        if len(given) != 1:
-            found = "none" if not given else " and ".join(sorted(given))
-            raise ValueError(f"Give exactly one of {', '.join(arguments)}; found {found}.")
-        name, value = next(iter(given.items()))
-        # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
-        value = value.item() if isinstance(value, np.generic) else copy.deepcopy(value)
-        if name not in ("schedule", "ranks"):
-            check_argument(name, value)
-        return cls(name, value)
-
-    def allocate(self, components: list[Component], *, method: Method, multiple_of: int) -> dict[str, int]:
-        """The rank of each component, for the policies that need their spectra."""
-        if self.name == "ratio" and method == "paper":
-            return allocate_epsilon_at_ratio(components, self.value)
-        allocate: Callable[..., dict[str, int]] = {
-            "epsilon": allocate_epsilon,
-            "ratio": allocate_ratio,
-            "uniform": allocate_uniform,
-            "energy": allocate_energy,
-        }[self.name]
-        return allocate(components, self.value, multiple_of=multiple_of)
-
-
-def _scheduled(schedule: Any, forms: Mapping[str, Form], config: T5Config, layers: list[str]) -> Ranks:
+def _scheduled(
+    schedule: Any, layers: Iterable[AttentionLayer], forms: Mapping[str, str], config: LowRankT5Config
+) -> Table:
     """The entries of all layers that follow from (base_rank, rank_growth[, rounding])."""
     if not isinstance(schedule, (tuple, list)) or len(schedule) not in (2, 3):
         raise ValueError(
             f"schedule must be (base_rank, rank_growth) or (base_rank, rank_growth, rounding), found {schedule!r}."
         )
     base_rank, rank_growth, rounding = (*schedule, "ceil")[:3]
-    ranks: Ranks = {}
-    for kind, form in forms.items():
-        limit = config.d_model if form == "latent" else config.d_kv
-        column = scheduled_attention_ranks(
+    table: Table = {}
+    for layer in layers:
+        kind, index = layer.name.split(".")
+        entry = scheduled_attention_ranks(
             base_rank,
             rank_growth,
             num_layers=config.num_layers,
             num_decoder_layers=config.num_decoder_layers,
-            d_kv=limit,
+            d_kv=config.d_model if forms[kind] == "latent" else config.d_kv,
             rounding=rounding,
-        )[kind]
-        for i, entry in enumerate(column):
-            ranks[f"{kind}.{i}"] = _latent_entry(entry["qk"], config) if form == "latent" else entry
-    return {layer: ranks[layer] for layer in layers}
+        )[kind][int(index)]
+        table[layer.name] = layer.entry(dict.fromkeys(PARTS[forms[kind]], entry["qk"]))
+    return table
 
 
-def _forms(form: Form | Mapping[str, Form]) -> dict[str, Form]:
+def _by_component(
+    policy: Policy,
+    layers: list[AttentionLayer],
+    components: Mapping[str, Component],
+    forms: Mapping[str, str],
+    multiple_of: int,
+) -> Table:
+    """The entries of all layers by a rule that looks at one component at a time."""
+    chosen = RANK_POLICIES[policy.name](
+        [components[f"{layer.name}.{part}"] for layer in layers for part in PARTS[forms[layer.kind]]],
+        policy.value,
+        multiple_of=multiple_of,
+    )
+    return {
+        layer.name: layer.entry({part: chosen[f"{layer.name}.{part}"] for part in PARTS[forms[layer.kind]]})
+        for layer in layers
+    }
+
+
+def _within_budgets(
+    budgets: Mapping[str, float], layers: Iterable[Layer], components: Mapping[str, Component], multiple_of: int
+) -> Table:
+    """The entries of all layers that keep the budgets and lose the least."""
+    losses = {name: component.loss for name, component in components.items()}
+    options = {layer.name: layer.options(losses, multiple_of=multiple_of) for layer in layers}
+    limits = {}
+    for name, share in budgets.items():
+        kind = "cache" if name == "max_cache_ratio" else "parameters"
+        limits[kind] = share * sum(float(found.costs[kind][0]) for found in options.values())
+    try:
+        return allocate_budget(options, limits)
+    except ValueError as error:
+        stated = ", ".join(f"{name}={share}" for name, share in budgets.items())
+        raise ValueError(f"{stated}: {error}.") from error
+
+
+def _forms(form: Any, policy: Policy) -> dict[str, str]:
+    """The form of each kind of attention. Without a budget "auto" is smaller heads."""
     if not isinstance(form, (str, Mapping)):
-        raise ValueError(f"form must be 'per_head', 'latent' or a dictionary of them, found {form!r}.")
+        raise ValueError(f"form must be 'auto', 'per_head', 'latent' or a dictionary of them, found {form!r}.")
     forms = dict.fromkeys(ATTENTION_KINDS, form) if isinstance(form, str) else dict(form)
     if unknown := set(forms) - set(ATTENTION_KINDS):
         raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {list(ATTENTION_KINDS)}.")
-    forms = {kind: forms.get(kind, "per_head") for kind in ATTENTION_KINDS}
+    forms = {kind: forms.get(kind, "auto") for kind in ATTENTION_KINDS}
     for value in forms.values():
-        if value not in ("per_head", "latent"):
-            raise ValueError(f"form must be 'per_head' or 'latent', found {value!r}.")
+        if value not in ("auto", "per_head", "latent"):
+            raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {value!r}.")
+    if not policy.has_budgets:
+        forms = {kind: "per_head" if value == "auto" else value for kind, value in forms.items()}
     return forms
 
 
-# --- factorize ---------------------------------------------------------------------------------------------------
-
-
-def _factorized(weights: AttentionWeights, ranks: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    truncate = truncate_latent if attention_form(ranks) == "latent" else truncate_per_head
-    return truncate(weights, **ranks).to_linear(dtype)
-
-
-def _own(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
-    """The weights for a new model: the checkpoint's own, or copies where they belong to the caller (ties kept)."""
-    if not dense.is_shared:
-        return dense.weights
-    copies = {tensor.data_ptr(): tensor.clone() for tensor in dense.weights.values()}
-    return {name: copies[tensor.data_ptr()] for name, tensor in dense.weights.items()}
+# --- the road ----------------------------------------------------------------------------------------------------
 
 
 def compress_pretrained(
     model: str | os.PathLike | PreTrainedModel,
     *,
-    epsilon: float | None = None,
     ratio: float | None = None,
-    schedule: tuple | None = None,
-    uniform: int | None = None,
+    total_ratio: float | None = None,
+    max_cache_ratio: float | None = None,
+    feed_forward_ratio: float | None = None,
+    epsilon: float | None = None,
     energy: float | None = None,
+    uniform: int | None = None,
+    schedule: tuple | None = None,
     ranks: dict[str, list[dict[str, Any]]] | None = None,
-    form: Form | Mapping[str, Form] = "per_head",
+    form: Form | Mapping[str, Form] = "auto",
     method: Method = "joint",
     multiple_of: int = 1,
+    calibration: Any = "synthetic",
+    refit: bool = True,
+    seed: int = 0,
     show_progress: bool = False,
 ) -> PreTrainedModel:
-    """Turn a dense Chronos-T5 (or any T5) checkpoint into one whose attention layers have the rank they need.
+    """Turn a dense Chronos-T5 (or any T5) checkpoint into one whose layers have the rank they need.
 
     Args:
         model: A Hub id, a local folder, `"reference"`, or a loaded T5 model, which is left as it is.
-        epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
-        schedule: (base_rank, rank_growth[, rounding]): d~_i = ceil(d~_0 (1 + i)^alpha).
+        total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
+        max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
+        feed_forward_ratio: Keep at most this share of the feed-forward parameters, beside any rule for the attention.
+        epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
+        energy: The smallest ranks that drop at most this share of each component's loss.
         uniform: The same rank everywhere.
-        energy: The smallest ranks that drop at most this share of the squared singular values.
+        schedule: (base_rank, rank_growth[, rounding]): d~_i = ceil(d~_0 (1 + i)^alpha).
         ranks: An explicit table, as `LowRankT5Config.attention_ranks`; kinds left out stay dense.
-        form: `"per_head"` (smaller heads) or `"latent"` (one latent a token for all heads), for all attention or, as a
-            dictionary, for each of `"encoder_self"`, `"decoder_self"` and `"cross"`.
-        method: `"joint"` truncates the products W_q^T W_k and W_o W_v; `"paper"` truncates each of q, k, v and o alone and
-            writes the dense product back, as the scripts of arXiv 2510.03358 do, a baseline that saves nothing at
-            run time.
+        form: `"per_head"` (smaller heads), `"latent"` (one latent a token for all heads), or `"auto"`: for each layer the one
+            that loses less under the budget, and smaller heads where there is no budget. For all attention or, as a dictionary, for each
+            of `"encoder_self"`, `"decoder_self"` and `"cross"`.
+        method: `"joint"`, or `"paper"`: each of q, k, v and o alone, its dense product written back, as the scripts of arXiv
+            2510.03358 do, a baseline that looks at no data and saves nothing at run time.
         multiple_of: Round ranks up to a multiple (8 is kind to hardware).
-        show_progress: Show a progress bar.
+        calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series or
+            token batches as `calibrate` takes them, a `Calibration`, or None: weights alone, inputs taken as white noise.
+            A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
+        refit: Refit the last matrix of every truncated layer by least squares on the calibration data.
+        seed: Of the calibration.
+        show_progress: Show progress bars.
 
     Returns:
         A model of the matching `LowRankT5...` class in evaluation mode, in the checkpoint's dtype, on its device, with its
@@ -222,99 +248,219 @@ def compress_pretrained(
         OSError: The checkpoint cannot be read.
 
     Warns:
-        UserWarning: A ratio below 0.2, or a spectrum so flat that much of it is dropped; with the expected loss.
+        UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.
     """
     policy = Policy.from_arguments(
-        epsilon=epsilon, ratio=ratio, schedule=schedule, uniform=uniform, energy=energy, ranks=ranks
+        ratio=ratio,
+        total_ratio=total_ratio,
+        max_cache_ratio=max_cache_ratio,
+        epsilon=epsilon,
+        energy=energy,
+        uniform=uniform,
+        schedule=schedule,
+        ranks=ranks,
     )
     check_argument("multiple_of", multiple_of)
+    if feed_forward_ratio is not None:
+        check_argument("feed_forward_ratio", feed_forward_ratio)
+        if total_ratio is not None:
+            raise ValueError("feed_forward_ratio is part of total_ratio: give one of them.")
     if method not in ("joint", "paper"):
         raise ValueError(f"method must be 'joint' or 'paper', found {method!r}.")
-    if method == "paper" and (policy.name in ("schedule", "ranks") or multiple_of != 1 or form != "per_head"):
+    if method == "paper" and (
+        policy.name not in ("epsilon", "ratio", "uniform", "energy")
+        or multiple_of != 1
+        or form not in ("auto", "per_head")
+        or feed_forward_ratio is not None
+    ):
         raise ValueError(
-            "method='paper' takes epsilon, ratio, uniform or energy, and neither form nor multiple_of: "
+            "method='paper' takes epsilon, ratio, uniform or energy, and neither form, multiple_of nor feed_forward_ratio: "
             "it keeps the dense shapes."
         )
-    if policy.name == "ranks" and form != "per_head":
+    if policy.name == "ranks" and form != "auto":
         raise ValueError("ranks has the form of every layer: leave out form.")
     if policy.name in ("schedule", "ranks") and multiple_of != 1:
         raise ValueError(f"multiple_of rounds what a policy finds; {policy.name} says the ranks themselves.")
-    forms = _forms(form)
+    choice = Choice(policy, _forms(form, policy), multiple_of, feed_forward_ratio)
     dense = load_dense(model)
-    compress = _truncate_matrices if method == "paper" else _truncate_products
-    return compress(dense, policy, forms, multiple_of, show_progress)
-
-
-def _truncate_products(
-    dense: DenseCheckpoint, policy: Policy, forms: dict[str, Form], multiple_of: int, show_progress: bool
-) -> PreTrainedModel:
-    layers = dict(dense.layers)
+    if method == "paper":
+        return _paper(dense, policy, show_progress)
     try:
         config = lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
-    if policy.name == "ranks":
-        table: Ranks = {layer: _entry(config, layer) for layer in layers}
-    elif policy.name == "schedule":
-        table = _scheduled(policy.value, forms, dense.config, list(layers))
+
+    measured = _calibration(dense, calibration, seed, show_progress)
+    attention = _attention_layers(dense, choice, config, measured, show_progress)
+    feed_forward = _feed_forward_layers(dense, measured, show_progress) if choice.has_feed_forward else []
+    layers: list[Layer] = [*attention, *feed_forward]
     components = {
-        component.name: component
-        for layer, module in _progress(layers.items(), "Measuring", show_progress)
-        for component in _components(
-            layer, dense.attention(module), _form_of(layer, policy, forms, config), dense.config
-        )
+        name: component
+        for layer in layers
+        for name, component in layer.components(weight=1.0 if measured is None else None).items()
     }
-    if policy.name not in ("ranks", "schedule"):
-        chosen = policy.allocate(list(components.values()), method="joint", multiple_of=multiple_of)
-        table = {layer: _layer_entry(layer, chosen, dense.config) for layer in layers}
-    for layer, entry in table.items():
-        kind, index = layer.split(".")
-        config.attention_ranks[kind][int(index)] = entry
+    table = _allocate(choice, attention, feed_forward, components, config)
+    if measured is not None and (policy.has_budgets or feed_forward):
+        # The spectra say how a loss falls with the rank; how much it is, a measurement says.
+        losses = measured_losses(dense.float_model(), layers, table, measured.batches, show_progress=show_progress)
+        components = reweighted(components, _ranks(layers, table), losses)
+        table = _allocate(choice, attention, feed_forward, components, config)
+    for name, entry in table.items():
+        entries, index = _slot(config, name)
+        entries[index] = entry
     config.validate_ranks()
-    losses = _predicted_losses(components, table)
-    chosen_by = {} if policy.name == "ranks" else {"form": forms, "multiple_of": multiple_of}
-    config.compression = _record(dense, "joint", policy, losses, **chosen_by)
-    _warn_of_loss(policy, losses, _kept_share(config, layers))
 
-    weights = _own(dense)
-    for layer, module in _progress(layers.items(), "Factorizing", show_progress):
-        if _is_full(table[layer], dense.config):
-            continue
-        dtype = weights[f"{module}.q.weight"].dtype
-        attention = dense.attention(module)
-        for part in "qkvo":  # dropped as we go, so that the two models are never both whole in memory
-            del weights[f"{module}.{part}.weight"]
-        for part, weight in _factorized(attention, table[layer], dtype).items():
-            weights[f"{module}.{part}.weight"] = weight
-    return _build(dense, config, weights)
+    predicted = {name: float(components[name].loss[rank]) for name, rank in _ranks(layers, table).items()}
+    config.compression = _record(
+        dense,
+        "joint",
+        policy,
+        predicted,
+        seed=None if measured is None else seed,
+        calibration=None if measured is None else {**measured.record, "refit": refit},
+        **choice.record,
+    )
+    if measured is None:
+        _warn_of_loss(policy, predicted, _kept_share(config, [layer.name for layer in attention]))
+    return _factorize(dense, config, layers, table, measured if refit else None, show_progress)
 
 
-def _truncate_matrices(
-    dense: DenseCheckpoint, policy: Policy, forms: dict[str, Form], multiple_of: int, show_progress: bool
+def _calibration(dense: DenseCheckpoint, data: Any, seed: int, show_progress: bool) -> Calibration | None:
+    if isinstance(data, Calibration):
+        data.check(dense)
+        return data
+    if data is None:
+        return None
+    if isinstance(data, str) and data == "synthetic" and getattr(dense.config, "chronos_config", None) is None:
+        warnings.warn(
+            f"{dense.source} is no Chronos checkpoint, so there is nothing to calibrate it on; it is compressed by its weights alone. "
+            "Give calibration= batches of tokens, or calibration=None to say that this is meant.",
+            stacklevel=3,
+        )
+        return None
+    return calibrate(dense, data, seed=seed, show_progress=show_progress)
+
+
+def _attention_layers(
+    dense: DenseCheckpoint, choice: Choice, config: LowRankT5Config, measured: Calibration | None, show_progress: bool
+) -> list[AttentionLayer]:
+    layers = []
+    for name, _ in progress(dense.layers, "Measuring attention", show_progress):
+        form = choice.forms[name.split(".")[0]]
+        if choice.policy.name == "ranks":
+            entries, index = _slot(config, name)
+            form = attention_form(entries[index])
+        layers.append(
+            attention_layer(
+                dense,
+                name,
+                None if measured is None else measured.attention(name),
+                tuple(PARTS) if form == "auto" else (form,),
+                # A latent of more than half of d_model rarely saves anything; the other policies may ask for one.
+                max_rank=dense.config.d_model // 2 if choice.policy.has_budgets else None,
+            )
+        )
+    return layers
+
+
+def _feed_forward_layers(
+    dense: DenseCheckpoint, measured: Calibration | None, show_progress: bool
+) -> list[FeedForwardLayer]:
+    return [
+        feed_forward_layer(dense, name, None if measured is None else measured.feed_forward(name))
+        for name, _ in progress(dense.feed_forward_layers, "Measuring feed-forward", show_progress)
+    ]
+
+
+def _allocate(
+    choice: Choice,
+    attention: list[AttentionLayer],
+    feed_forward: list[FeedForwardLayer],
+    components: Mapping[str, Component],
+    config: LowRankT5Config,
+) -> Table:
+    """The entry of every layer."""
+    policy = choice.policy
+    if policy.name == "ranks":
+        slots = {layer.name: _slot(config, layer.name) for layer in attention}
+        table = {name: entries[index] for name, (entries, index) in slots.items()}
+    elif policy.name == "schedule":
+        table = _scheduled(policy.value, attention, choice.forms, config)
+    elif policy.has_budgets:
+        together: list[Layer] = [*attention, *feed_forward] if "total_ratio" in policy.arguments else [*attention]
+        table = _within_budgets(policy.arguments, together, components, choice.multiple_of)
+    else:
+        table = _by_component(policy, attention, components, choice.forms, choice.multiple_of)
+    if choice.feed_forward_ratio is not None:
+        budget = {"feed_forward_ratio": choice.feed_forward_ratio}
+        table |= _within_budgets(budget, feed_forward, components, choice.multiple_of)
+    return table
+
+
+def _ranks(layers: Iterable[Layer], table: Table) -> dict[str, int]:
+    """The rank of every component that the table has, by the component's name."""
+    return {f"{layer.name}.{part}": rank for layer in layers for part, rank in layer.ranks(table[layer.name]).items()}
+
+
+# --- factorize ---------------------------------------------------------------------------------------------------
+
+
+def _factorize(
+    dense: DenseCheckpoint,
+    config: LowRankT5Config,
+    layers: Iterable[Layer],
+    table: Table,
+    calibration: Calibration | None,
+    show_progress: bool,
 ) -> PreTrainedModel:
-    """The paper's post-training method: each of q, k, v and o at its own epsilon-rank, written back dense."""
-    config = lowrank_config(dense.config, {})
-    matrices = {
-        layer: {part: dense.weights[f"{module}.{part}.weight"] for part in "qkvo"} for layer, module in dense.layers
-    }
-    components = {
-        component.name: component
-        for layer, parts in _progress(matrices.items(), "Measuring", show_progress)
-        for component in _matrix_components(layer, parts)
-    }
-    kept = policy.allocate(list(components.values()), method="paper", multiple_of=1)
-    losses = {name: float(component.loss[kept[name]]) for name, component in components.items()}
-    kept_parameters = sum(int(components[name].parameters[rank]) for name, rank in kept.items())
-    share = kept_parameters / sum(component.dense_parameters for component in components.values())
-    config.compression = _record(dense, "paper", policy, losses, kept_ranks=kept, kept_rank_ratio=share)
-    _warn_of_loss(policy, losses, share)
+    """The model of this configuration, its last matrices refitted where there is a calibration."""
+    changed = [layer for layer in layers if table[layer.name] != layer.dense_entry]
+    if calibration is None or not changed:
+        weights = _own(dense)
+        for layer in progress(changed, "Factorizing", show_progress):
+            dtypes = {name: weights.pop(name).dtype for name in layer.dense_names}
+            # Dropped as we go, so that the two models are never both whole in memory.
+            weights |= {name: w.to(_dtype(name, dtypes)) for name, w in layer.factorize(table[layer.name]).items()}
+        return _build(dense, config, weights)
 
-    weights = _own(dense)
-    for layer, module in _progress(dense.layers, "Factorizing", show_progress):
-        for part, weight in matrices[layer].items():
-            if kept[f"{layer}.{part}"] < min(weight.shape):
-                weights[f"{module}.{part}.weight"] = truncate_matrix(weight, kept[f"{layer}.{part}"])
-    return _build(dense, config, weights)
+    float_model = dense.float_model()
+    weights = dict(float_model.state_dict())
+    for layer in progress(changed, "Factorizing", show_progress):
+        for name in layer.dense_names:
+            del weights[name]
+        weights |= layer.factorize(table[layer.name])
+    lowrank = _build(dense, config, weights)
+    places = {layer.module: layer.name for layer in changed}
+    refit_outputs(float_model, lowrank, calibration, places, show_progress=show_progress)
+    dtypes = {name: dense.weights[name].dtype for layer in changed for name in layer.dense_names}
+    own = {name: weight for name, weight in _own(dense).items() if name not in dtypes}
+    new = {name: w.to(_dtype(name, dtypes)) for name, w in lowrank.state_dict().items() if name not in own}
+    return _build(dense, config, own | new)
+
+
+def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
+    """The dtype of a new weight: that of the dense weight in its place, or beside it."""
+    place = next((old for old in dense if name.startswith(old.removesuffix("weight"))), None)
+    module = name.rsplit(".", 2)[0]
+    return dense[place] if place else next(dtype for old, dtype in dense.items() if old.startswith(module))
+
+
+def _paper(dense: DenseCheckpoint, policy: Policy, show_progress: bool) -> PreTrainedModel:
+    """The paper's post-training method: each of q, k, v and o at its own rank, written back dense."""
+    config = lowrank_config(dense.config, {})
+    truncated, kept, losses = truncate_matrices(dense, policy.name, policy.value, show_progress=show_progress)
+    share = sum(kept.values()) / (len(kept) * min(dense.config.d_model, dense.config.num_heads * dense.config.d_kv))
+    config.compression = _record(dense, "paper", policy, losses, seed=None, kept_ranks=kept, kept_rank_ratio=share)
+    _warn_of_loss(policy, losses, share)
+    return _build(dense, config, _own(dense) | truncated)
+
+
+def _own(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
+    """The weights for a new model: the checkpoint's own, or copies where they belong to the caller (ties kept)."""
+    if not dense.is_shared:
+        return dict(dense.weights)
+    copies = {tensor.data_ptr(): tensor.clone() for tensor in dense.weights.values()}
+    return {name: copies[tensor.data_ptr()] for name, tensor in dense.weights.items()}
 
 
 def _build(dense: DenseCheckpoint, config: LowRankT5Config, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
@@ -335,75 +481,47 @@ def lowrank_config(config: T5Config, attention_ranks: dict) -> LowRankT5Config:
     return LowRankT5Config(**values, attention_ranks=attention_ranks)
 
 
-def _entry(config: LowRankT5Config, layer: str) -> dict[str, Any]:
+def _slot(config: LowRankT5Config, layer: str) -> tuple[list[dict[str, Any]], int]:
+    """Where the table of the configuration has the entry of "cross.3" or "encoder_feed_forward.3"."""
     kind, index = layer.split(".")
-    return config.attention_ranks[kind][int(index)]
+    if kind.endswith("_feed_forward"):
+        return config.feed_forward_ranks[kind.removesuffix("_feed_forward")], int(index)
+    return config.attention_ranks[kind], int(index)
 
 
-def _form_of(layer: str, policy: Policy, forms: dict[str, Form], config: LowRankT5Config) -> Form:
-    if policy.name == "ranks":
-        return attention_form(_entry(config, layer))  # type: ignore[return-value]
-    return forms[layer.split(".")[0]]
-
-
-def _layer_entry(layer: str, chosen: dict[str, int], config: T5Config) -> dict[str, Any]:
-    if f"{layer}.latent" in chosen:
-        return _latent_entry(chosen[f"{layer}.latent"], config)
-    return {"qk": chosen[f"{layer}.qk"], "vo": chosen[f"{layer}.vo"]}
-
-
-def _is_full(entry: dict[str, Any], config: T5Config) -> bool:
-    return entry == {"qk": config.d_kv, "vo": config.d_kv}
-
-
-def _predicted_losses(components: dict[str, Component], table: Ranks) -> dict[str, float]:
-    """The share of the squared singular values that each component drops."""
-    losses = {}
-    for name, component in components.items():
-        layer, part = name.rsplit(".", 1)
-        entry = table[layer]
-        if part == "latent":
-            full = component.full_rank
-            losses[name] = component.loss_at(entry["latent"], entry["query"] or full, entry["output"] or full)
-        else:
-            losses[name] = float(component.loss[entry[part]])
-    return losses
-
-
-def _kept_share(config: LowRankT5Config, layers: Mapping[str, str]) -> float:
+def _kept_share(config: LowRankT5Config, layers: Iterable[str]) -> float:
+    layers = set(layers)
     rows = [row for row in summarize(config).rows if f"{row.kind}.{row.layer}" in layers]
     return sum(row.parameters for row in rows) / sum(row.dense_parameters for row in rows)
 
 
 def _warn_of_loss(policy: Policy, losses: dict[str, float], kept: float) -> None:
     loss = sum(losses.values()) / max(1, len(losses))
-    if loss > LOSS_WORTH_A_WARNING or (policy.name == "ratio" and policy.value < 0.2):
+    if loss > LOSS_WORTH_A_WARNING or policy.arguments.get("ratio", 1) < 0.2:
         worst = max(losses, key=lambda name: losses[name])
         flat = " The spectra are flat: this checkpoint has little rank to spare." if loss > 0.5 * (1 - kept) else ""
         warnings.warn(
             f"Keeping {kept:.1%} of the attention without calibration is expected to drop {loss:.1%} of the squared singular "
             f"values on average and {losses[worst]:.1%} in {worst}; forecasts may change.{flat} "
             "Keep more, or compare the two with `hf-lowrank evaluate`.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
-def _record(dense: DenseCheckpoint, method: Method, policy: Policy, losses: dict[str, float], **more: Any) -> dict:
-    """What `config.compression` says of how the model was made; nothing random happens, so there is no seed."""
-    value = list(policy.value) if isinstance(policy.value, tuple) else policy.value
+def _record(
+    dense: DenseCheckpoint, method: Method, policy: Policy, losses: dict[str, float], seed: int | None, **more: Any
+) -> dict:
+    """What `config.compression` says of how the model was made."""
+    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in policy.arguments.items()}
     packages = ("hf-lowrank", "torch", "transformers", "chronos-forecasting")
     return {
         "method": method,
         "policy": policy.name,
-        "arguments": {policy.name: value},
+        "arguments": arguments,
         **more,
         "source": dense.source,
         "source_class": dense.model_class.__name__,
-        "seed": None,
+        "seed": seed,
         "predicted_loss": losses,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
-
-
-def _progress(items: Iterable, description: str, show: bool) -> Iterable:
-    return track(list(items), description=description, disable=not show, console=Console(stderr=True))

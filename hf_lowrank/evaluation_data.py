@@ -18,7 +18,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store"]
+__all__ = [
+    "HubDataset",
+    "PackagedSeries",
+    "SeriesFile",
+    "YearlyTsf",
+    "read_frame",
+    "seasonality_of",
+    "series_of_frame",
+    "store",
+]
 
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
@@ -67,7 +76,8 @@ class PackagedSeries:
             target = frame[column].to_numpy(dtype=np.float64)
             for key, rows in groups.items():
                 name = "/".join([*map(str, key), column])
-                values = _series(stamps[rows], target[rows], self.freq, f"series {name!r} of {self.file}")
+                what = f"series {name!r} of {self.file}"
+                values = _regular(_in_order(stamps[rows], target[rows], what), self.freq, what)
                 values = values.loc[values.first_valid_index() : values.last_valid_index()]
                 if len(values) >= min_length and values.nunique() > 1:
                     series[name] = values
@@ -104,31 +114,9 @@ class SeriesFile:
     freq: str | None = None
 
     def read(self, min_length: int) -> SeriesByName:
-        name = self.path.name
-        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-        if self.path.suffix not in readers:
-            raise ValueError(f"file must end in .csv or .parquet, found {name!r}.")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"file {str(self.path)!r} does not exist.")
-        frame = readers[self.path.suffix](self.path)
-        missing = [column for column in ("item_id", "timestamp", "target") if column not in frame.columns]
-        if missing:
-            raise ValueError(
-                f"file {name!r} has no column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}. "
-                "The long format has the columns item_id, timestamp and target."
-            )
-        try:
-            stamps = _parse_dates(frame["timestamp"])
-            target = pd.to_numeric(frame["target"]).to_numpy(dtype=np.float64, na_value=np.nan)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"file {name!r} needs dates as timestamp and numbers as target: {error}") from None
-        if frame["item_id"].isna().any():
-            raise ValueError(f"file {name!r} has rows without an item_id.")
-        groups = frame.groupby(frame["item_id"].astype(str)).indices
-        return {
-            item: _series(stamps[rows], target[rows], self.freq, f"item_id {item!r} of file {name!r}")
-            for item, rows in groups.items()
-        }
+        what = f"file {self.path.name!r}"
+        series = series_of_frame(read_frame(self.path), what)
+        return {item: _regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
 
 
 @dataclass(frozen=True)
@@ -156,6 +144,45 @@ def package_file(file: str) -> Path:
     return Path(spec.origin).parent / inside
 
 
+def read_frame(path: Path) -> pd.DataFrame:
+    """The table of a CSV or parquet file.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file; its name ends otherwise.
+    """
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise ValueError(f"file must end in .csv or .parquet, found {path.name!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"file {str(path)!r} does not exist.")
+    return readers[path.suffix](path)
+
+
+def series_of_frame(frame: pd.DataFrame, what: str) -> SeriesByName:
+    """The series of a table in long format, each in the order of time; `what` names the table in errors.
+
+    Raises:
+        ValueError: A column is missing or of another type, a row has no item or time, or a time comes twice.
+    """
+    missing = [column for column in ("item_id", "timestamp", "target") if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"{what} has no column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}. "
+            "The long format has the columns item_id, timestamp and target."
+        )
+    try:
+        stamps = _parse_dates(frame["timestamp"])
+        target = pd.to_numeric(frame["target"]).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{what} needs dates as timestamp and numbers as target: {error}") from None
+    if frame["item_id"].isna().any():
+        raise ValueError(f"{what} has rows without an item_id.")
+    groups = frame.groupby(frame["item_id"].astype(str).to_numpy()).indices
+    return {
+        item: _in_order(stamps[rows], target[rows], f"item_id {item!r} of {what}") for item, rows in groups.items()
+    }
+
+
 def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     if time_format == "quarter":
         quarters = text.str.extract(r"(?P<year>\d{4})\D+(?P<quarter>\d)").astype(int)
@@ -177,8 +204,8 @@ def _parse_dates(column: pd.Series) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(stamps).tz_localize(None)
 
 
-def _series(index: pd.DatetimeIndex, target: NDArray[np.float64], freq: str | None, what: str) -> pd.Series:
-    """A regular series in the order of time: on the grid of `freq`, or as it is where `freq` is None."""
+def _in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) -> pd.Series:
+    """A series in the order of time, with every time once."""
     values = pd.Series(target, index=index).sort_index()
     index = values.index
     if index.hasnans:
@@ -186,6 +213,12 @@ def _series(index: pd.DatetimeIndex, target: NDArray[np.float64], freq: str | No
     if index.has_duplicates:
         twice = index[index.duplicated()][0]
         raise ValueError(f"{what} has duplicate timestamps ({twice}): there must be one row for each time.")
+    return values
+
+
+def _regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
+    """A series on the grid of `freq`, or as it is where `freq` is None; then it must be regular already."""
+    index = values.index
     if freq is None:
         if len(index) > 2 and pd.infer_freq(index) is None:
             gaps = index.to_series().diff()

@@ -1,11 +1,12 @@
-"""Truncations of attention layers: pure functions from weights and Gram matrices to smaller weights.
+"""Truncations: pure functions from weights and Gram matrices to smaller weights.
+
+Every reduction of this package inserts an oblique projection A B^T of rank r at some point of the computation, and
+merges it into the matrices around it: in front of keys and values (the latent), of queries, of `wi`, behind `o` and
+`wo`, inside each head. Which projection is best follows from two Gram matrices at that point: E[a a^T] of the activation a and
+E[g g^T] of the gradient g of the loss (`balanced_basis`).
 
 Everything is computed in float64 on the weights' device. A batch dimension n runs over the heads of a layer; d is d_model,
-h the dense head dimension. T5's attention has no bias, no rotation and no scaling, so for a head only the products
-
-    W_q^T W_k  (d, d)       and       W_o W_v  (d, d)
-
-matter. Both are truncated through their small (h, h) Gram matrices: O(d h^2) a head, and no (d, d) product is formed.
+h the dense head dimension.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
+    "AttentionGrams",
     "AttentionWeights",
+    "Basis",
+    "FeedForwardGrams",
+    "FeedForwardWeights",
     "LatentWeights",
+    "balanced_basis",
     "epsilon_rank",
-    "joint_singular_values",
-    "joint_truncation",
-    "latent_singular_values",
+    "latent_bases",
+    "per_head_bases",
+    "thin_bases",
     "truncate_latent",
     "truncate_matrix",
     "truncate_per_head",
+    "truncate_thin",
 ]
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,105 @@ class LatentWeights:
         return {name: weight.to(dtype).contiguous() for name, weight in weights.items() if weight is not None}
 
 
-def epsilon_rank(singular_values: torch.Tensor, epsilon: float) -> int:
-    """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2), at least 1.
+@dataclass(frozen=True)
+class FeedForwardWeights:
+    """One feed-forward layer, float64: inner (g, w, d) with g = 2 where it is gated, else 1, and outer (d, w)."""
 
-    `singular_values` (h,) is in descending order.
+    inner: torch.Tensor
+    outer: torch.Tensor
+
+
+# --- Gram matrices -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionGrams:
+    """What balanced truncation has to know of the data in one attention layer, float64.
+
+    With x the input of the queries, y that of keys and values, z = [z_1 ... z_n] the input of `o` (attention-mixed values), and the
+    gradients of the loss in the queries, in y through keys and values, and in the output of `o`:
+
+    query_input E[x x^T] (d, d); key_input E[y y^T] (d, d); mixed E[z z^T] (n h, n h);
+    query_gradient (n h, n h); key_gradient (d, d); output_gradient (d, d).
+
+    The gradients' matrices are scaled such that the loss of a truncation is the sum of its dropped squared singular values.
     """
-    # Divided, as in the paper's scripts: the product can round differently. 0 / 0 is not counted.
-    return max(1, int((singular_values / singular_values[0] >= epsilon).sum()))
+
+    query_input: torch.Tensor
+    key_input: torch.Tensor
+    mixed: torch.Tensor
+    query_gradient: torch.Tensor
+    key_gradient: torch.Tensor
+    output_gradient: torch.Tensor
+
+    @classmethod
+    def white(cls, weights: AttentionWeights) -> AttentionGrams:
+        """Without data: inputs are white, and a product W_q^T W_k or W_o W_v of a head is as good as its entries.
+
+        Then only the products' own spectra count: the query's gradient is W_k W_k^T of its head, and so on. In the latent
+        form the two stacks of rows that the latent has to preserve, G_q^1/2 W_k and G_o^1/2 W_v of all heads, are each scaled to unit
+        norm.
+        """
+        query, key, value, output = weights.query, weights.key, weights.value, weights.output
+        eye = torch.eye(query.shape[2], dtype=query.dtype, device=query.device)
+
+        def unit(gram: torch.Tensor) -> torch.Tensor:
+            trace = gram.trace()
+            return gram / trace if trace > 0 else gram
+
+        reading = (key.mT @ (query @ query.mT) @ key).sum(0)
+        writing = (value.mT @ (output.mT @ output) @ value).sum(0)
+        return cls(
+            query_input=eye,
+            key_input=eye,
+            mixed=torch.block_diag(*(value @ value.mT)),
+            query_gradient=torch.block_diag(*(key @ key.mT)),
+            key_gradient=unit(reading) + unit(writing),
+            output_gradient=eye,
+        )
+
+
+@dataclass(frozen=True)
+class FeedForwardGrams:
+    """The same of a feed-forward layer: its input (d, d), its output (d, d), and the gradients in both, float64.
+
+    inner_gradient (g, d, d) is that in the input through each of the g inner matrices, output_gradient (d, d).
+    """
+
+    inner_input: torch.Tensor
+    inner_gradient: torch.Tensor
+    output: torch.Tensor
+    output_gradient: torch.Tensor
+
+    @classmethod
+    def white(cls, weights: FeedForwardWeights) -> FeedForwardGrams:
+        """Without data: the spectra of the matrices themselves."""
+        eye = torch.eye(len(weights.outer), dtype=weights.outer.dtype, device=weights.outer.device)
+        return cls(eye, weights.inner.mT @ weights.inner, weights.outer @ weights.outer.mT, eye)
+
+
+# --- balanced truncation -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The projections A_r B_r^T of every rank r at one point of a layer: see `balanced_basis`.
+
+    singular_values (n, h), descending; left A and right B (n, h, m), whose columns are in the same order, for
+    ranks up to m <= h.
+    """
+
+    singular_values: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def truncate(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A_r and B_r, (n, h, rank); at full rank exactly the identity."""
+        size = self.left.shape[1]
+        if rank >= size:
+            eye = torch.eye(size, dtype=self.left.dtype, device=self.left.device).expand(len(self.left), -1, -1)
+            return eye, eye
+        return self.left[..., :rank], self.right[..., :rank]
 
 
 def square_root(gram: torch.Tensor) -> torch.Tensor:
@@ -101,130 +203,147 @@ def square_root(gram: torch.Tensor) -> torch.Tensor:
     return (vectors * eigenvalues.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
-def joint_singular_values(left_gram: torch.Tensor, right_gram: torch.Tensor) -> torch.Tensor:
-    """The singular values of G_L^1/2 G_R^1/2, shape (n, h), descending.
+def balanced_basis(
+    gradient_gram: torch.Tensor, activation_gram: torch.Tensor, *, max_rank: int | None = None
+) -> Basis:
+    """Balanced truncation, for Gram matrices (n, h, h): minimise || G^1/2 (I - A B^T) R^1/2 ||_F over A, B of rank r.
 
-    For G_L = L L^T and G_R = R R^T they are those of the product L^T R, whatever its outer size.
+        U S V^T = svd(G^1/2 R^1/2),    A = R^1/2 V_r S_r^-1/2,    B = G^1/2 U_r S_r^-1/2
+
+    With G = E[g g^T] / 2 of the gradient and R = E[a a^T] of the activation, g and a uncorrelated, this is the
+    second-order change E[(g^T (I - A B^T) a)^2] / 2 of the loss (Kronecker-factored Fisher, arXiv 1503.05671), and equals the sum of the
+    dropped S_i^2, by the theorem of Eckart and Young. For the two factors of a product X^T Y, with G = X X^T and R = Y Y^T, it is
+    the best approximation of the product.
+
+    S and V come from the eigenvectors of R^1/2 G R^1/2, and U = G^1/2 R^1/2 V S^-1: several times faster than the singular
+    value decomposition. Rank-deficient Grams are the normal case: directions whose singular value is zero to working
+    precision are not inverted but set to zero.
     """
-    return torch.linalg.svdvals(square_root(left_gram) @ square_root(right_gram))
+    root = square_root(activation_gram)
+    eigenvalues, vectors = torch.linalg.eigh(root @ gradient_gram @ root)
+    values = eigenvalues.flip(-1).clamp_min(0).sqrt()
+    vectors = vectors.flip(-1)[..., :max_rank]
+    kept = values[..., :max_rank]
+    # Rounding errors of 1e-16 are 1e-8 after the square root.
+    inverse = torch.where(kept > 1e-8 * values[..., :1], kept, torch.inf).rsqrt().unsqueeze(-2)
+    left = root @ vectors * inverse
+    return Basis(values, left, gradient_gram @ left * inverse.square())
 
 
-def joint_truncation(
-    left_gram: torch.Tensor, right_gram: torch.Tensor, rank: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Balanced truncation: A, B of shape (n, h, rank) that minimise || G_L^1/2 (I - A B^T) G_R^1/2 ||_F.
-
-        U S V^T = svd(G_L^1/2 G_R^1/2),    A = G_R^1/2 V_r S_r^-1/2,    B = G_L^1/2 U_r S_r^-1/2
-
-    What is lost is the sum of the dropped S_i^2, by the theorem of Eckart and Young. Rank-deficient Grams are the normal
-    case: directions whose singular value is zero to working precision are not inverted but set to zero.
-    """
-    left, right = square_root(left_gram), square_root(right_gram)
-    u, s, vh = torch.linalg.svd(left @ right)
-    kept = s[:, :rank]
-    # Squares of float64 rounding errors reach 1e-8 of the largest value after the square roots.
-    inverse = torch.where(kept > 1e-9 * s[:, :1], kept, torch.inf).rsqrt().unsqueeze(-2)
-    return right @ vh.mT[..., :rank] * inverse, left @ u[..., :rank] * inverse
+def _by_head(gram: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """The diagonal blocks (n, h, h) of (n h, n h)."""
+    blocks = gram.unflatten(0, (num_heads, -1)).unflatten(2, (num_heads, -1))
+    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
 
-def attention_grams(
-    weights: AttentionWeights,
-) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """(G_L, G_R) of the query-key and of the output-value product, each (n, h, h), for white inputs.
-
-    QK: W_q W_q^T and W_k W_k^T.   VO: W_o^T W_o and W_v W_v^T.
-    """
-    query_key = (weights.query @ weights.query.mT, weights.key @ weights.key.mT)
-    output_value = (weights.output.mT @ weights.output, weights.value @ weights.value.mT)
-    return query_key, output_value
+def _stacked(weight: torch.Tensor) -> torch.Tensor:
+    """The linear layer's matrix of a query, key or value (n, h, d) -> (n h, d)."""
+    return weight.flatten(0, 1)
 
 
-def truncate_per_head(weights: AttentionWeights, *, qk: int, vo: int) -> AttentionWeights:
-    """Smaller heads (eq. 21 of arXiv 2510.03358): the best rank-`qk` W_q^T W_k and rank-`vo` W_o W_v of every head.
+def per_head_bases(weights: AttentionWeights, grams: AttentionGrams) -> dict[str, Basis]:
+    """The bases of the queries `qk` and of the mixed values `vo` of every head, each (n, h, .)."""
+    heads, query = len(weights.query), _stacked(weights.query)
+    output = weights.output.transpose(1, 2).flatten(0, 1)  # (n h, d)
+    return {
+        "qk": balanced_basis(
+            _by_head(grams.query_gradient, heads), _by_head(query @ grams.query_input @ query.T, heads)
+        ),
+        "vo": balanced_basis(_by_head(output @ grams.output_gradient @ output.T, heads), _by_head(grams.mixed, heads)),
+    }
 
-        W_q' = A^T W_q,   W_k' = B^T W_k            W_o' = W_o A,   W_v' = B^T W_v
+
+def latent_bases(weights: AttentionWeights, grams: AttentionGrams, *, max_rank: int | None = None) -> dict[str, Basis]:
+    """The bases of the input of keys and values `latent`, of queries `query`, and of the layer's `output`, each (1, d, .)."""
+    query = _stacked(weights.query)
+    output = weights.output.transpose(1, 2).flatten(0, 1)
+    points = {
+        "latent": (grams.key_gradient, grams.key_input),
+        "query": (query.T @ grams.query_gradient @ query, grams.query_input),
+        "output": (grams.output_gradient, output.T @ grams.mixed @ output),
+    }
+    return {name: balanced_basis(g[None], r[None], max_rank=max_rank) for name, (g, r) in points.items()}
+
+
+def thin_bases(grams: FeedForwardGrams, *, max_rank: int | None = None) -> dict[str, Basis]:
+    """The bases of a feed-forward layer's input `wi` (g, d, .), one for each inner matrix, and of its output `wo` (1, d, .)."""
+    inputs = grams.inner_input.expand(len(grams.inner_gradient), -1, -1)
+    return {
+        "wi": balanced_basis(grams.inner_gradient, inputs, max_rank=max_rank),
+        "wo": balanced_basis(grams.output_gradient[None], grams.output[None], max_rank=max_rank),
+    }
+
+
+def truncate_per_head(weights: AttentionWeights, bases: dict[str, Basis], *, qk: int, vo: int) -> AttentionWeights:
+    """Smaller heads (eq. 21 of arXiv 2510.03358): q -> A B^T q and z -> A B^T z, merged into the weights.
+
+        W_q' = B^T W_q,   W_k' = A^T W_k            W_v' = B^T W_v,   W_o' = W_o A
 
     A size equal to the head dimension leaves that pair of matrices as it is.
     """
     query, key, value, output = weights.query, weights.key, weights.value, weights.output
-    query_key, output_value = attention_grams(weights)
     if qk < query.shape[1]:
-        a, b = joint_truncation(*query_key, qk)
-        query, key = a.mT @ query, b.mT @ key
+        a, b = bases["qk"].truncate(qk)
+        query, key = b.mT @ query, a.mT @ key
     if vo < value.shape[1]:
-        a, b = joint_truncation(*output_value, vo)
-        output, value = output @ a, b.mT @ value
+        a, b = bases["vo"].truncate(vo)
+        value, output = b.mT @ value, output @ a
     return AttentionWeights(query, key, value, output)
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Stack (n, h, d) to (n h, d), scaled to unit Frobenius norm."""
-    stacked = rows.flatten(0, 1)
-    norm = stacked.norm()
-    return stacked / norm if norm > 0 else stacked
-
-
-def _latent_stack(weights: AttentionWeights) -> torch.Tensor:
-    """The rows that the latent has to preserve: G_q^1/2 W_k and G_o^1/2 W_v of all heads, (2 n h, d)."""
-    (query_gram, _), (output_gram, _) = attention_grams(weights)
-    return torch.cat([_unit(square_root(query_gram) @ weights.key), _unit(square_root(output_gram) @ weights.value)])
-
-
-def _query_stack(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The rows that the query sketch has to preserve: G_k^1/2 W_q of all heads, (n h, d)."""
-    return _unit(square_root(key @ key.mT) @ query)
-
-
-def latent_singular_values(weights: AttentionWeights) -> torch.Tensor:
-    """Singular values, shape (3, d), of what the latent, the query sketch and the output sketch have to preserve.
-
-    Each of the three is scaled to unit Frobenius norm, so a sum of dropped squares is a share of the whole.
-    """
-    stacks = (
-        _latent_stack(weights),
-        _query_stack(weights.query, weights.key),
-        _unit(_output_by_token(weights.output, weights.value)),
-    )
-    # Through the (d, d) Gram matrices: several times faster than the SVD of the tall stacks.
-    squares = torch.stack([torch.linalg.eigvalsh(stack.mT @ stack).flip(-1).clamp_min(0) for stack in stacks])
-    values = squares.sqrt()
-    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _output_by_token(output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(W_o G_v^1/2)^T of every head, (n, h, d): its rows span what the layer can write."""
-    return (output @ square_root(value @ value.mT)).mT
-
-
-def _right_singular_vectors(rows: torch.Tensor, rank: int) -> torch.Tensor:
-    """The `rank` leading right singular vectors of `rows` (m, d), as columns (d, rank), orthonormal."""
-    # The (d, d) Gram matrix gives a complete basis also where there are fewer rows than `rank`.
-    _, vectors = torch.linalg.eigh(rows.mT @ rows)
-    return vectors.flip(-1)[:, :rank]
-
-
-def truncate_latent(weights: AttentionWeights, *, latent: int, query: int | None, output: int | None) -> LatentWeights:
+def truncate_latent(
+    weights: AttentionWeights, bases: dict[str, Basis], *, latent: int, query: int | None, output: int | None
+) -> LatentWeights:
     """One latent for all heads' keys and values (eq. 20 of arXiv 2510.03358, absorbed), with optional sketches.
 
-    For white inputs the latent is c = V^T y, with V (d, r) the leading right singular vectors of the rows
-    G_q^1/2 W_k and G_o^1/2 W_v stacked over the heads (each of the two stacks scaled to unit norm). Then
+    y -> A B^T y in front of keys and values: the latent is c = B^T y, and head h has the cores
 
-        C_h = V^T W_k^T W_q,   W_o W_v V = D_h      (r, d) and (d, r) of head h,
+        C_h = A^T W_k^T W_q,   D_h = W_o W_v A      (r, d) and (d, r)
 
-    which the sketches truncate further: C_h U U^T, with U (d, s) the leading right singular vectors of the stacked rows of the C_h, and
-    P P^T D_h, with P (d, p) the leading left singular vectors of [D_1 ... D_n].
+    The sketches do the same to x in front of the queries, C_h A_q with the sketch B_q^T, and to the layer's output, B_o^T D_h with
+    the sketch A_o.
     """
-    basis = _right_singular_vectors(_latent_stack(weights), latent)
-    cores_query = (weights.key @ basis).mT @ weights.query  # (n, r, d)
-    cores_output = weights.output @ (weights.value @ basis)  # (n, d, r)
+    a, b = (part[0] for part in bases["latent"].truncate(latent))
+    cores_query = (weights.key @ a).mT @ weights.query  # (n, r, d)
+    cores_output = weights.output @ (weights.value @ a)  # (n, d, r)
     query_sketch = output_sketch = None
     if query is not None:
-        directions = _right_singular_vectors(cores_query.flatten(0, 1), query)
-        query_sketch, cores_query = directions.mT, cores_query @ directions
+        a_query, b_query = (part[0] for part in bases["query"].truncate(query))
+        query_sketch, cores_query = b_query.mT, cores_query @ a_query
     if output is not None:
-        output_sketch = _right_singular_vectors(cores_output.mT.flatten(0, 1), output)
-        cores_output = output_sketch.mT @ cores_output
-    return LatentWeights(basis.mT, query_sketch, cores_query, cores_output, output_sketch)
+        output_sketch, b_output = (part[0] for part in bases["output"].truncate(output))
+        cores_output = b_output.mT @ cores_output
+    return LatentWeights(b.mT, query_sketch, cores_query, cores_output, output_sketch)
+
+
+def truncate_thin(
+    weights: FeedForwardWeights, bases: dict[str, Basis], *, wi: int | None, wo: int | None
+) -> tuple[list[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    """Thin factors (down (r, in), up (out, r)) of each inner matrix and of the outer one; a whole matrix (weight,) where None.
+
+    W_i' = (W_i A) B^T,    W_o' = A (B^T W_o)
+    """
+    inner: list[tuple[torch.Tensor, ...]] = [(weight,) for weight in weights.inner]
+    outer: tuple[torch.Tensor, ...] = (weights.outer,)
+    if wi is not None:
+        a, b = bases["wi"].truncate(wi)
+        inner = [(right.mT, weight @ left) for left, right, weight in zip(a, b, weights.inner)]
+    if wo is not None:
+        left, right = (part[0] for part in bases["wo"].truncate(wo))
+        outer = (right.mT @ weights.outer, left)
+    return inner, outer
+
+
+# --- single matrices ---------------------------------------------------------------------------------------------
+
+
+def epsilon_rank(singular_values: torch.Tensor, epsilon: float) -> int:
+    """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2), at least 1.
+
+    `singular_values` (h,) is in descending order.
+    """
+    # Divided, as in the paper's scripts: the product can round differently. 0 / 0 is not counted.
+    return max(1, int((singular_values / singular_values[0] >= epsilon).sum()))
 
 
 def truncate_matrix(weight: torch.Tensor, rank: int) -> torch.Tensor:

@@ -1,18 +1,28 @@
-"""Datasets for transformers' Trainer: token batches of a Chronos-T5 model."""
+"""Datasets for transformers' Trainer: token batches of a Chronos-T5 model.
+
+`SyntheticBatches` needs no data; `SeriesBatches` draws its windows from the user's own series, which `read_series` takes in
+whatever shape they come.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from chronos import ChronosConfig
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from .evaluation_data import read_frame, series_of_frame
 from .synthesis import synthetic_series
 
-__all__ = ["SyntheticBatches", "single_batch", "tokenize_windows"]
+__all__ = ["SeriesBatches", "SyntheticBatches", "read_series", "single_batch", "tokenize_pieces", "tokenize_windows"]
 
 IGNORED_LABEL = -100
 
@@ -36,6 +46,29 @@ def tokenize_windows(
     labels, observed = tokenizer.label_input_transform(target, scale)
     labels[~observed] = IGNORED_LABEL
     return {"input_ids": input_ids, "attention_mask": attention_mask.long(), "labels": labels}
+
+
+def tokenize_pieces(
+    chronos_config: ChronosConfig, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
+) -> dict[str, torch.Tensor]:
+    """Turn windows of unlike lengths into a Chronos-T5 training batch, as long as the longest of them.
+
+    Contexts are padded on the left and masked; targets, of at most the model's horizon, are padded on the right with
+    the label -100. A target that is shorter than the model's horizon has no EOS: its series did not end there.
+    """
+    context = np.full((len(contexts), max(map(len, contexts))), np.nan)
+    target = np.full((len(targets), max(map(len, targets))), np.nan)
+    for row, (past, future) in enumerate(zip(contexts, targets)):
+        context[row, context.shape[1] - len(past) :] = past
+        target[row, : len(future)] = future
+    resized = replace(chronos_config, prediction_length=target.shape[1])
+    batch = tokenize_windows(resized, torch.from_numpy(context), torch.from_numpy(target))
+    if chronos_config.use_eos_token:
+        complete = torch.tensor([len(future) == chronos_config.prediction_length for future in targets])
+        batch["labels"][~complete, -1] = IGNORED_LABEL
+        if not complete.any():
+            batch["labels"] = batch["labels"][:, :-1].contiguous()
+    return batch
 
 
 class SyntheticBatches(Dataset):
@@ -96,6 +129,164 @@ class SyntheticBatches(Dataset):
         if horizon < self.chronos_config.prediction_length:
             batch["labels"] = batch["labels"][:, :-1].contiguous()
         return batch
+
+
+def read_series(data: Any) -> list[NDArray[np.float64]]:
+    """Time series in any of the usual shapes, as a list of 1-D float64 arrays in which NaN is missing.
+
+    Args:
+        data: One of
+
+            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing);
+            - one array or tensor of shape (time,) or (batch, time);
+            - a `datasets.Dataset`, or any other rows that are dictionaries, with a 1-D `target` in every row;
+            - a DataFrame in long format, with the columns item_id, timestamp and target, one row a value;
+            - the path of a CSV or parquet file in long format.
+
+            In long format rows may come in any order and time stamps need not be regular: values are put in the order of
+            time and nothing is put between them.
+
+    Raises:
+        ValueError: It is none of these, a value is infinite (in float32, which models compute in), or nothing is observed.
+        FileNotFoundError: There is no such file.
+
+    Series without a single observed value are left out, with a warning.
+    """
+    series = [_one_series(item, i) for i, item in enumerate(_items(data))]
+    if not series:
+        raise ValueError("series is empty: give at least one time series.")
+    observed = [values for values in series if not np.isnan(values).all()]
+    if not observed:
+        raise ValueError(f"series holds no observed value: all values of all {len(series)} series are missing.")
+    if dropped := len(series) - len(observed):
+        warnings.warn(
+            f"series: {dropped} of {len(series)} series have no observed value and are left out.", stacklevel=2
+        )
+    return observed
+
+
+def _items(data: Any) -> Iterable[Any]:
+    """The series in `data`, one by one, as they come."""
+    if isinstance(data, (str, Path)):
+        path = Path(data)
+        return [
+            values.to_numpy() for values in series_of_frame(read_frame(path), f"series: file {path.name!r}").values()
+        ]
+    if isinstance(data, pd.DataFrame):
+        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame").values()]
+    if isinstance(data, (torch.Tensor, np.ndarray, pd.Series)) and data.dtype != object:
+        if data.ndim not in (1, 2):
+            raise ValueError(f"series must have shape (time,) or (batch, time), found {tuple(data.shape)}.")
+        return data if data.ndim == 2 else [data]
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise ValueError(
+            "series must be a list of 1-D arrays, an array or tensor, rows with a target, a DataFrame, or the path of "
+            f"a CSV or parquet file; found a {type(data).__name__}."
+        )
+    return data
+
+
+def _one_series(item: Any, position: int) -> NDArray[np.float64]:
+    what = f"series: item {position}"
+    if isinstance(item, Mapping):
+        if "target" not in item:
+            raise ValueError(f"{what} has no target; found {', '.join(map(str, item))}.")
+        item = item["target"]
+    try:
+        if isinstance(item, torch.Tensor):
+            item = item.detach().cpu().double().numpy()  # numpy has no bfloat16
+        elif isinstance(item, pd.Series):
+            item = item.to_numpy(dtype=np.float64, na_value=np.nan)
+        values = np.asarray(item, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a 1-D array of numbers ({error}).") from None
+    if values.ndim != 1:
+        raise ValueError(f"{what} must have one dimension, time; found shape {values.shape}.")
+    with np.errstate(over="ignore"):
+        infinite = np.isinf(values.astype(np.float32))
+    if infinite.any():
+        raise ValueError(
+            f"{what} holds the value {values[infinite][0]} at step {infinite.argmax()}, infinite in float32; "
+            "mark missing values with NaN."
+        )
+    return values
+
+
+class SeriesBatches(Dataset):
+    """A supply of Chronos-T5 training batches from given series; item i depends on the arguments and i alone.
+
+    For each window a series is drawn uniformly, then a forecast origin uniformly among those with an observed value in
+    both context and target. The longest context of a batch is drawn log-uniformly from `min_length` to the model's own; a
+    target has the model's horizon. Both are shorter where the series begins late or ends early: a context is padded on the
+    left and masked, a target is padded on the right with the label -100. The batch holds at most about `max_tokens` tokens
+    of context and target, and at most `max_windows` windows.
+
+    As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there.
+
+    Use it like `SyntheticBatches`: a batch size of 1 and `data_collator=single_batch`.
+
+    Args:
+        series: 1-D arrays, NaN is missing; `read_series` makes them of anything. Those without two observed values near
+            enough to each other to be context and target of one window are never drawn.
+
+    Raises:
+        ValueError: No window can be drawn.
+    """
+
+    def __init__(
+        self,
+        chronos_config: ChronosConfig,
+        series: list[NDArray[np.float64]],
+        num_batches: int,
+        *,
+        seed: int,
+        max_tokens: int = 4096,
+        max_windows: int = 64,
+        min_length: int = 64,
+    ) -> None:
+        self.chronos_config = chronos_config
+        self.num_batches = num_batches
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.max_windows = max_windows
+        self.min_length = min(min_length, chronos_config.context_length)
+        # Beside each series, how many of its values before every step are observed.
+        counted = [(values, np.append(0, np.cumsum(~np.isnan(values)))) for values in series]
+        self.series = [pair for pair in counted if len(self._origins(pair[1], self.min_length))]
+        if not self.series:
+            raise ValueError(
+                f"series: none of {len(series)} has two observed values within "
+                f"{self.min_length + chronos_config.prediction_length} steps, a context and a target."
+            )
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def _origins(self, observed: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """The steps that can be the first of a target: a value is observed in the `length` steps before, and in the horizon."""
+        last = len(observed) - 1
+        steps = np.arange(last + 1)
+        before = observed - observed[np.maximum(steps - length, 0)]
+        after = observed[np.minimum(steps + self.chronos_config.prediction_length, last)] - observed
+        return np.flatnonzero((before > 0) & (after > 0))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
+        rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticBatches has 0 and 1
+        horizon = self.chronos_config.prediction_length
+        limits = np.array([self.min_length, self.chronos_config.context_length + 1])
+        length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
+        longest = max(len(values) for values, _ in self.series) - 1
+        tokens = min(length, longest) + min(horizon, longest)
+        count = min(self.max_windows, max(1, self.max_tokens // tokens))
+        contexts, targets = [], []
+        for i in rng.integers(len(self.series), size=count):
+            values, observed = self.series[i]
+            origin = rng.choice(self._origins(observed, length))
+            contexts.append(values[max(origin - length, 0) : origin])
+            targets.append(values[origin : origin + horizon])
+        return tokenize_pieces(self.chronos_config, contexts, targets)
 
 
 def single_batch(features: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""Calibration: what the data does inside a dense model, as one small Gram matrix for each activation and gradient.
+
+One pass of the dense model over teacher-forced batches, forward and backward, sums E[a a^T] of the activations a at every
+point where a projection may be inserted, and E[g g^T] of the loss's gradients g there (see `factorization.py`). The loss is
+the cross-entropy of labels that are drawn from the model's own predictions, whose gradients are those of the Kullback-Leibler
+divergence from the dense model to a slightly different one: E[g g^T] is the Fisher information.
+
+That divergence is quadratic in small errors and grows much slower in large ones. Of a thousand series, one whose future is certain
+can have three quarters of the sum of squared gradients, and ranks chosen for it are wasted; so at every point the gradient of a series is
+clipped to the median norm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import ChronosConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel, T5EncoderModel
+
+from .checkpoint import DenseCheckpoint, load_dense, progress
+from .factorization import AttentionGrams, FeedForwardGrams
+from .training import IGNORED_LABEL, SeriesBatches, SyntheticBatches, read_series
+
+__all__ = ["Calibration", "calibrate"]
+
+Batch = dict[str, torch.Tensor]
+# Series in a backward pass: its activations are what takes memory.
+BATCH_TOKENS, BATCH_WINDOWS = 2048, 64
+# Directions that the calibration data never used still count this much of an average one, so that a forecast of
+# different data is not left to chance.
+DAMPING = 1e-3
+
+
+@lru_cache(maxsize=8)
+def _triangle(size: int) -> torch.Tensor:
+    """The flat indices of the upper triangle of a (size, size) matrix."""
+    rows, columns = torch.triu_indices(size, size)
+    return rows * size + columns
+
+
+class GramSum:
+    """A running sum of a a^T in float64, of which one triangle is kept."""
+
+    def __init__(self) -> None:
+        self.packed: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor) -> None:
+        """`rows` (m, size), or more leading dimensions."""
+        rows = rows.detach().flatten(0, -2).double()
+        size = rows.shape[-1]
+        packed = (rows.T @ rows).flatten()[_triangle(size).to(rows.device)].cpu()
+        self.packed = packed if self.packed is None else self.packed.add_(packed)
+
+
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of a packed triangle, damped."""
+    size = int((8 * packed.numel() + 1) ** 0.5) // 2
+    gram = torch.zeros(size * size, dtype=packed.dtype)
+    gram[_triangle(size)] = packed
+    gram = gram.view(size, size)
+    gram = gram + gram.T - torch.diag(gram.diagonal())
+    return gram + DAMPING * gram.trace() / size * torch.eye(size, dtype=gram.dtype)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The Gram matrices of a dense model on data, and the batches they were measured on.
+
+    Attributes:
+        grams: By name (`"cross.3.query_input"`), the packed upper triangle of a float64 matrix.
+        batches: The token batches: `input_ids`, `attention_mask` and, but for an encoder, `labels`.
+        record: What the data was, the seed, and the numbers of series and tokens; saved in `config.compression`.
+    """
+
+    grams: Mapping[str, torch.Tensor]
+    batches: tuple[Batch, ...]
+    record: Mapping[str, Any]
+
+    def attention(self, name: str) -> AttentionGrams:
+        """The matrices of the attention layer "cross.3"."""
+        found = {part: self.grams.get(f"{name}.{part}") for part in AttentionGrams.__dataclass_fields__}
+        if found["key_input"] is None:  # self-attention, or one encoder for all cross-attention
+            shared = "encoder_output" if name.startswith("cross") else f"{name}.query_input"
+            found["key_input"] = self.grams.get(shared)
+        return AttentionGrams(**{part: unpacked(self._known(name, gram)) for part, gram in found.items()})
+
+    def feed_forward(self, name: str) -> FeedForwardGrams:
+        """The matrices of the feed-forward layer "encoder_feed_forward.3"."""
+        inner = [gram for i in range(2) if (gram := self.grams.get(f"{name}.inner_gradient.{i}")) is not None]
+        parts = {
+            part: self._known(name, self.grams.get(f"{name}.{part}"))
+            for part in ("inner_input", "output", "output_gradient")
+        }
+        return FeedForwardGrams(
+            inner_gradient=torch.stack([unpacked(gram) for gram in inner]),
+            **{part: unpacked(gram) for part, gram in parts.items()},
+        )
+
+    def _known(self, name: str, gram: torch.Tensor | None) -> torch.Tensor:
+        if gram is None:
+            raise ValueError(f"calibration knows no layer {name}; it was measured on a model of another shape.")
+        return gram
+
+    def check(self, dense: DenseCheckpoint) -> None:
+        """Raise ValueError where this is the calibration of a model of another shape."""
+        shape = _shape(dense)
+        if self.record["shape"] != shape:
+            raise ValueError(
+                f"calibration must be of a model of the same shape: found {self.record['shape']}, the model has {shape}."
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file; it appears whole or not at all."""
+        tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
+        for i, batch in enumerate(self.batches):
+            tensors |= {f"batch.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            save_file(tensors, temporary, metadata={"calibration": json.dumps(dict(self.record))})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: There is no such file.
+            ValueError: It is another file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"calibration: {path} is no file.")
+        try:
+            with safe_open(path, "pt") as file:
+                record = json.loads((file.metadata() or {})["calibration"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"calibration: {path} must be a file that Calibration.save wrote ({error}).") from error
+        batches: dict[int, Batch] = {}
+        grams = {}
+        for name, tensor in tensors.items():
+            group, rest = name.split(".", 1)
+            if group == "gram":
+                grams[rest] = tensor
+            else:
+                index, key = rest.split(".", 1)
+                batches.setdefault(int(index), {})[key] = tensor
+        return cls(grams, tuple(batches[i] for i in sorted(batches)), record)
+
+
+def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
+    return {"class": dense.model_class.__name__, **{name: getattr(dense.config, name) for name in names}}
+
+
+def calibrate(
+    model: str | os.PathLike | PreTrainedModel | DenseCheckpoint,
+    data: Any = "synthetic",
+    *,
+    num_batches: int = 32,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Calibration:
+    """Measure a dense T5 on data, once for any number of compressions.
+
+    Args:
+        model: As in `compress_pretrained`.
+        data: `"synthetic"` (the mixture of `synthesis.py`, for Chronos checkpoints); series of the user's, as
+            `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: an
+            iterable of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
+        num_batches: Batches of about 2,048 tokens that are made from series.
+        seed: Draws the windows, and the labels.
+        show_progress: Show a progress bar.
+
+    Raises:
+        ValueError: No data for this kind of model, no observed value, or a prediction that is not finite.
+    """
+    dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
+    if not isinstance(num_batches, int) or num_batches < 1:
+        raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
+    batches, record = _batches(dense, data, num_batches, seed)
+    collector = _Collector(dense, seed)
+    for batch in progress(batches, "Calibrating", show_progress):
+        collector.add(batch)
+    record |= {
+        "seed": seed,
+        "num_series": sum(len(batch["input_ids"]) for batch in batches),
+        "num_tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+        "shape": _shape(dense),
+    }
+    return Calibration(collector.result(), tuple(batches), record)
+
+
+def _batches(dense: DenseCheckpoint, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    chronos = getattr(dense.config, "chronos_config", None)
+    if _is_token_batches(data):
+        batches = [_complete(dense, batch) for batch in data]
+        return batches, {"data": "token batches"}
+    if chronos is None:
+        found = repr(data) if isinstance(data, str) else f"a {type(data).__name__}"
+        raise ValueError(
+            f"calibration of a T5 without a chronos_config needs batches of tokens (a list of dictionaries with input_ids, "
+            f"attention_mask and labels), found {found}."
+        )
+    size: dict[str, Any] = {"seed": seed, "max_tokens": BATCH_TOKENS, "max_windows": BATCH_WINDOWS}
+    settings = ChronosConfig(**chronos)
+    if isinstance(data, str) and data == "synthetic":
+        supply: Any = SyntheticBatches(settings, num_batches, **size)
+        record = {"data": "synthetic"}
+    else:
+        series = read_series(data)
+        supply = SeriesBatches(settings, series, num_batches, **size)
+        record = {"data": f"{len(series)} series"}
+    return [_complete(dense, supply[i]) for i in range(num_batches)], record
+
+
+def _is_token_batches(data: Any) -> bool:
+    return (
+        isinstance(data, (list, tuple)) and len(data) > 0 and isinstance(data[0], Mapping) and "input_ids" in data[0]
+    )
+
+
+def _complete(dense: DenseCheckpoint, batch: Mapping[str, Any]) -> Batch:
+    """The tensors that the model reads, with an attention mask."""
+    ids = torch.as_tensor(batch["input_ids"])
+    found = {"input_ids": ids, "attention_mask": torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids)))}
+    if dense.model_class is not T5EncoderModel:
+        if "labels" not in batch:
+            raise ValueError("calibration: every batch must have labels, for the decoder; found none.")
+        found["labels"] = torch.as_tensor(batch["labels"])
+    return found
+
+
+# --- the dense model on a batch ----------------------------------------------------------------------------------
+
+
+def predict(model: PreTrainedModel, batch: Batch, encoder_outputs: Any = None) -> torch.Tensor:
+    """Logits (tokens, vocabulary), or last hidden states (tokens, d) of a model without a head, where there is a label."""
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if "labels" in batch:
+        inputs["decoder_input_ids"] = shifted(model, batch["labels"])
+        if encoder_outputs is not None:
+            inputs["encoder_outputs"] = encoder_outputs
+    output = model(**inputs)
+    states = output.logits if "logits" in output else output.last_hidden_state
+    return states[output_mask(batch)]
+
+
+def shifted(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
+    """The decoder's input: labels one step late, unknown ones as padding; T5's own rule."""
+    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+    return torch.cat(
+        [start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED_LABEL, model.config.pad_token_id)], dim=1
+    )
+
+
+def output_mask(batch: Batch) -> torch.Tensor:
+    """Which positions of the output count, bool (batch, length)."""
+    return batch["labels"] != IGNORED_LABEL if "labels" in batch else batch["attention_mask"].bool()
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor, *, is_logits: bool) -> float:
+    """The sum over tokens of KL(wanted || found) in nats, or of half the squared distance of hidden states."""
+    if not is_logits:
+        return float((wanted - found).double().square().sum()) / 2
+    wanted, found = wanted.log_softmax(-1), found.log_softmax(-1)
+    return float((wanted.exp() * (wanted - found)).sum(dim=-1).double().sum())
+
+
+# --- collecting --------------------------------------------------------------------------------------------------
+
+
+class _Collector:
+    """Hooks on a dense model of its own, and the sums."""
+
+    def __init__(self, dense: DenseCheckpoint, seed: int) -> None:
+        self.dense = dense
+        self.model = dense.float_model()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.sums: dict[str, GramSum] = {}
+        self.norms: dict[str, list[float]] = {}
+        self.counts: dict[str, int] = {"encoder": 0, "decoder": 0}
+        self.num_labels = 0
+        self.masks: dict[str, torch.Tensor] = {}
+        self._pending: dict[tuple[str, str], torch.Tensor] = {}
+        for name, module in dense.layers:
+            self._watch_attention(name, self.model.get_submodule(module))
+        for name, module in dense.feed_forward_layers:
+            self._watch_feed_forward(name, self.model.get_submodule(module))
+        stacks = [self.model.encoder] + ([self.model.decoder] if dense.model_class is not T5EncoderModel else [])
+        for stack in stacks:  # gradients start here, for no weight has one
+            stack.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+
+    def add(self, batch: Batch) -> None:
+        self.masks = {"encoder": batch["attention_mask"].bool()}
+        if "labels" in batch:
+            self.masks["decoder"] = output_mask(batch)
+        states = predict(self.model, batch)
+        if not torch.isfinite(states).all():
+            raise ValueError("calibration: the dense model's predictions are not finite on this data.")
+        if self.dense.model_class.__name__.endswith("ConditionalGeneration"):
+            with torch.no_grad():
+                labels = torch.multinomial(states.softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
+            loss = nn.functional.cross_entropy(states, labels.to(states.device), reduction="sum")
+        else:  # the Fisher information of a Gaussian around the hidden states
+            loss = (states * torch.randn(states.shape, generator=self.generator).to(states.device)).sum()
+        loss.backward()
+        self.num_labels += len(states)
+        for stack, mask in self.masks.items():
+            self.counts[stack] += int(mask.sum())
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of labels."""
+        scaled = {}
+        for name, total in self.sums.items():
+            if "gradient" in name:
+                scale = 2 * self.num_labels
+            else:
+                scale = self.counts["encoder" if name.startswith("encoder") else "decoder"]
+            assert total.packed is not None
+            scaled[name] = total.packed / max(1, scale)
+        return scaled
+
+    def _activation(self, name: str, values: torch.Tensor) -> None:
+        mask = self.masks["encoder" if name.startswith("encoder") else "decoder"]
+        self.sums.setdefault(name, GramSum()).add(values[mask.to(values.device)])
+
+    def _gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """`gradient` (batch, length, size), each series clipped to the median norm of all so far."""
+        norms = gradient.flatten(1).norm(dim=1)
+        seen = self.norms.setdefault(name, [])
+        seen.extend(norm for norm in norms.tolist() if norm > 0)
+        limit = float(np.median(seen)) if seen else 0.0
+        clip = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
+        self.sums.setdefault(name, GramSum()).add(gradient * clip[:, None, None])
+
+    def _watch(self, linear: nn.Module, name: str | None, side: str, gradient: Callable[[torch.Tensor], None]) -> None:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if name is not None:
+                self._activation(name, inputs[0] if side == "input" else output)
+            output.register_hook(gradient)
+
+        linear.register_forward_hook(hook)
+
+    def _watch_attention(self, name: str, layer: Any) -> None:
+        def key_gradient(part: str) -> Callable[[torch.Tensor], None]:
+            def store(gradient: torch.Tensor) -> None:
+                self._pending[name, part] = gradient @ getattr(layer, part).weight
+                if {(name, "k"), (name, "v")} <= self._pending.keys():
+                    self._gradient(
+                        f"{name}.key_gradient", self._pending.pop((name, "k")) + self._pending.pop((name, "v"))
+                    )
+
+            return store
+
+        self._watch(layer.q, f"{name}.query_input", "input", lambda g: self._gradient(f"{name}.query_gradient", g))
+        self._watch(layer.k, "encoder_output" if name == "cross.0" else None, "input", key_gradient("k"))
+        self._watch(layer.v, None, "input", key_gradient("v"))
+        self._watch(layer.o, f"{name}.mixed", "input", lambda g: self._gradient(f"{name}.output_gradient", g))
+
+    def _watch_feed_forward(self, name: str, layer: Any) -> None:
+        for i, inner in enumerate(self.dense.inner_names):
+            linear = getattr(layer, inner)
+
+            def inner_gradient(gradient: torch.Tensor, i: int = i, linear: Any = linear) -> None:
+                self._gradient(f"{name}.inner_gradient.{i}", gradient @ linear.weight)
+
+            self._watch(linear, f"{name}.inner_input" if i == 0 else None, "input", inner_gradient)
+        self._watch(layer.wo, f"{name}.output", "output", lambda g: self._gradient(f"{name}.output_gradient", g))

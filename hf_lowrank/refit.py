@@ -1,0 +1,200 @@
+"""The last matrix of every truncated layer, refitted by least squares on the already compressed model.
+
+Layer after layer, in the order in which they run: with h the hidden states of the dense model, h' those of the compressed one
+so far, and z' what the compressed layer's last matrix reads,
+
+    W = argmin E || (h + layer(h)) - (h' + W z') ||^2
+
+so a layer also corrects what the layers before it got wrong. Where the last matrix is a sketch of rank p, W is truncated again in
+the metrics of balanced truncation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .calibration import Batch, Calibration, output_mask, predict
+from .factorization import balanced_basis
+from .modeling_lowrank_t5 import LatentAttention, LowRankT5FeedForward, PerHeadAttention, ThinFactors
+
+__all__ = ["refit"]
+
+# Of the mean squared feature: how strongly the matrix is held to its closed form.
+RIDGE = 1e-5
+
+
+class _Caught(Exception):
+    """Ends a forward pass at the first block."""
+
+
+@dataclass
+class _Stream:
+    """One batch on its way through a stack, in the dense and in the compressed model."""
+
+    dense: torch.Tensor
+    lowrank: torch.Tensor
+    counted: torch.Tensor  # bool (batch, length)
+    mask: torch.Tensor | None
+    encoded: tuple[torch.Tensor, torch.Tensor] | None = None
+    encoded_mask: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def refit(
+    dense: PreTrainedModel,
+    lowrank: PreTrainedModel,
+    calibration: Calibration,
+    truncated: Mapping[str, str],
+    *,
+    show_progress: bool = False,
+) -> None:
+    """Refit `lowrank` in place.
+
+    Args:
+        dense, lowrank: In float32 and evaluation mode, on one device; they may share weights.
+        truncated: The module and name of every layer that is not dense any more:
+            `{"decoder.block.3.layer.1.EncDecAttention": "cross.3"}`.
+    """
+    encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
+        task = progress.add_task("Refitting", total=len(truncated))
+        for name in ("encoder", "decoder"):
+            if not hasattr(dense, name):
+                continue
+            streams = [
+                _enter(dense, lowrank, name, batch, None if encoded is None else encoded[i])
+                for i, batch in enumerate(calibration.batches)
+            ]
+            stacks = getattr(dense, name), getattr(lowrank, name)
+            for path, sublayers in _sublayers(*stacks):
+                module = f"{name}.{path}"
+                if module in truncated:
+                    _refit_layer(sublayers, stacks, streams, calibration, truncated[module])
+                    progress.advance(task)
+                for stream in streams:
+                    stream.dense = _run(sublayers[0], stacks[0], stream, is_dense=True)
+                    stream.lowrank = _run(sublayers[1], stacks[1], stream, is_dense=False)
+            encoded = [
+                (stacks[0].final_layer_norm(stream.dense), stacks[1].final_layer_norm(stream.lowrank))
+                for stream in streams
+            ]
+
+
+def _enter(
+    dense: PreTrainedModel,
+    lowrank: PreTrainedModel,
+    name: str,
+    batch: Batch,
+    encoded: tuple[torch.Tensor, torch.Tensor] | None,
+) -> _Stream:
+    """The hidden states and masks with which the stack calls its first block."""
+    caught: dict[str, Any] = {}
+
+    def catch(_: nn.Module, arguments: tuple, keywords: dict) -> None:
+        names = ("hidden", "mask", "bias", "encoded", "encoded_mask")
+        caught.update(zip(names, arguments))
+        raise _Caught
+
+    handle = getattr(dense, name).block[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        predict(dense, batch, None if encoded is None else BaseModelOutput(last_hidden_state=encoded[0]))
+    except _Caught:
+        pass
+    finally:
+        handle.remove()
+    counted = output_mask(batch) if name == "decoder" else batch["attention_mask"].bool()
+    return _Stream(
+        dense=caught["hidden"],
+        lowrank=caught["hidden"],
+        counted=counted.to(caught["hidden"].device),
+        mask=caught["mask"],
+        encoded=encoded,
+        encoded_mask=caught.get("encoded_mask"),
+    )
+
+
+def _sublayers(dense: nn.Module, lowrank: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module]]]:
+    """("block.3.layer.1.EncDecAttention", (dense sublayer, low-rank sublayer)) in the order in which they run."""
+    for i, blocks in enumerate(zip(dense.block, lowrank.block)):
+        for j, sublayers in enumerate(zip(blocks[0].layer, blocks[1].layer)):
+            yield f"block.{i}.layer.{j}.{_inner_name(sublayers[0])}", sublayers
+
+
+def _inner_name(sublayer: nn.Module) -> str:
+    names = [name for name in ("SelfAttention", "EncDecAttention", "DenseReluDense") if hasattr(sublayer, name)]
+    return names[0]
+
+
+def _run(sublayer: nn.Module, stack: nn.Module, stream: _Stream, *, is_dense: bool) -> torch.Tensor:
+    hidden = stream.dense if is_dense else stream.lowrank
+    kind = _inner_name(sublayer)
+    if kind == "DenseReluDense":
+        return sublayer(hidden)
+    if kind == "EncDecAttention":
+        assert stream.encoded is not None
+        keys = stream.encoded[0 if is_dense else 1]
+        return sublayer(hidden, key_value_states=keys, attention_mask=stream.encoded_mask)[0]
+    # The first layer holds the position bias of all.
+    bias = stack.block[0].layer[0].SelfAttention.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
+    return sublayer(hidden, attention_mask=stream.mask, position_bias=bias)[0]
+
+
+def _last_matrices(layer: nn.Module) -> tuple[nn.Linear, nn.Linear | None]:
+    """The matrix that is refitted, and the sketch behind it."""
+    if isinstance(layer, LowRankT5FeedForward):
+        return (layer.wo.down, layer.wo.up) if isinstance(layer.wo, ThinFactors) else (layer.wo, None)
+    assert isinstance(layer, (PerHeadAttention, LatentAttention))
+    sketch = getattr(layer, "output_sketch", None)
+    return layer.o, sketch if isinstance(sketch, nn.Linear) else None
+
+
+def _refit_layer(
+    sublayers: tuple[nn.Module, nn.Module],
+    stacks: tuple[nn.Module, nn.Module],
+    streams: Sequence[_Stream],
+    calibration: Calibration,
+    name: str,
+) -> None:
+    layer = getattr(sublayers[1], _inner_name(sublayers[1]))
+    matrix, sketch = _last_matrices(layer)
+    features: list[torch.Tensor] = []
+    handle = matrix.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    try:
+        size, d = matrix.in_features, stacks[0].config.d_model
+        square = torch.zeros(size, size, dtype=torch.float64, device=matrix.weight.device)
+        cross = torch.zeros(d, size, dtype=torch.float64, device=matrix.weight.device)
+        for stream in streams:
+            # What is still wrong behind this layer, as its closed form leaves it.
+            error = _run(sublayers[0], stacks[0], stream, is_dense=True) - _run(
+                sublayers[1], stacks[1], stream, is_dense=False
+            )
+            rows = features.pop()[stream.counted].double()
+            square += rows.T @ rows
+            cross += error[stream.counted].double().T @ rows
+    finally:
+        handle.remove()
+    weight = matrix.weight.double() if sketch is None else sketch.weight.double() @ matrix.weight.double()
+    ridge = RIDGE * square.trace() / size * torch.eye(size, dtype=torch.float64, device=square.device)
+    if not float(square.trace()) > 0:
+        return  # nothing to read: a layer of zeros
+    weight = weight + torch.linalg.solve(square + ridge, cross.T).T
+    if sketch is None:
+        matrix.weight.copy_(weight)
+        return
+    grams = calibration.attention(name) if hasattr(layer, "o") else calibration.feed_forward(name)
+    basis = balanced_basis(
+        grams.output_gradient[None].to(weight.device),
+        (weight @ (square / max(1.0, float(square.trace()))) @ weight.T)[None],
+    )
+    left, right = (factor[0] for factor in basis.truncate(sketch.in_features))
+    sketch.weight.copy_(left)
+    matrix.weight.copy_(right.T @ weight)
