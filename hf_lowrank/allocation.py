@@ -181,7 +181,7 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
     for kind, budget in budgets.items():
         least = sum(float(options.costs[kind].min()) for options in layers.values())
         if least > budget * (1 + 1e-12):
-            raise ValueError(f"a budget of {budget:,.4g} {kind} is below {least:,.4g}, what the smallest ranks need")
+            raise ValueError(f"a budget of {budget:,.6g} {kind} is below {least:,.6g}, what the smallest ranks need.")
     # In shares of the budgets, so that a price means the same for each of them.
     costs = {
         name: np.stack([options.costs[kind] / (budget * (1 + 1e-12)) for kind, budget in budgets.items()])

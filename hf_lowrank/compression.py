@@ -166,12 +166,12 @@ def _within_budgets(
     limits = {}
     for name, share in budgets.items():
         kind = "cache" if name == "max_cache_ratio" else "parameters"
-        limits[kind] = share * sum(float(found.costs[kind][0]) for found in options.values())
-    try:
-        return allocate_budget(options, limits)
-    except ValueError as error:
-        stated = ", ".join(f"{name}={share}" for name, share in budgets.items())
-        raise ValueError(f"{stated}: {error}.") from error
+        dense = sum(float(found.costs[kind][0]) for found in options.values())
+        least = sum(float(found.costs[kind].min()) for found in options.values()) / max(1.0, dense)
+        if least > share * (1 + 1e-12):
+            raise ValueError(f"{name}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}.")
+        limits[kind] = share * dense
+    return allocate_budget(options, limits)
 
 
 def _forms(form: Any, policy: Policy) -> dict[str, str]:

@@ -24,7 +24,7 @@ from .evaluation import seasonal_naive
 from .evaluation_tasks import QUANTILE_LEVELS, import_fev
 from .plots import Forecast, Panel, import_pyplot, plot_forecasts
 from .summary import summarize
-from .sweep import METHODS, compressed_models, model_name
+from .sweep import SHOWN, compressed_models, model_name
 
 __all__ = ["DemoRow", "demo", "packaged_series"]
 
@@ -149,7 +149,7 @@ def demo(
     if plot is not None:
         import_pyplot()
     dense = load_chronos_t5(source)
-    compressed = compressed_models(dense, METHODS, "ratio", ratios)
+    compressed = compressed_models(dense, SHOWN, "ratio", ratios, seed=seed)
     models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
     pipelines = {name: as_pipeline(model) for name, model in models.items()}
     windows = rolling_windows(packaged_series(), pipelines["dense"].model_context_length)
@@ -175,7 +175,7 @@ def demo(
         }
         rows.append(_row(name, model, seconds[name], relative))
     if plot is not None:
-        chosen = model_name("latent", ratios[min(1, len(ratios) - 1)])
+        chosen = model_name("default", ratios[min(1, len(ratios) - 1)])
         plot_forecasts([_panel(window, i, forecasts, chosen) for i, window in enumerate(windows)], plot)
     return rows
 

@@ -190,6 +190,7 @@ class AttentionLayer:
     def _latent_entries(self, loss: Mapping[str, NDArray[np.float64]], multiple_of: int) -> list[Entry]:
         """For every latent rank the sketches that are best at some price of a parameter."""
         limit = self.bases["latent"].left.shape[2]
+        limit = limit // multiple_of * multiple_of or limit
         ranks = _candidates(limit, multiple_of)
         if len(ranks) > LATENT_RANKS:
             ranks = ranks[np.unique(np.geomspace(1, len(ranks), LATENT_RANKS).astype(int) - 1)]

@@ -12,19 +12,24 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedModel
 
+from .calibration import calibrate
 from .checkpoint import as_pipeline, load_chronos_t5, write_text
 from .compression import compress_pretrained
 from .evaluation import evaluate
 from .evaluation_tasks import EvaluationTask
 from .summary import summarize
 
-__all__ = ["METHODS", "PAPER_EPSILONS", "PAPER_RATIOS", "PUBLISHED", "SweepPoint", "SweepResult", "sweep"]
+__all__ = ["METHODS", "PAPER_EPSILONS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
 
-METHODS: dict[str, dict[str, str]] = {
-    "paper": {"method": "paper"},
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
     "per_head": {"form": "per_head"},
     "latent": {"form": "latent"},
+    "no_refit": {"refit": False},
+    "weights": {"calibration": None},  # no look at data
+    "paper": {"method": "paper"},
 }
+SHOWN = ("default", "weights", "paper")
 PAPER_EPSILONS = (1e-3, 10**-2.5, 1e-2, 10**-1.5)
 PAPER_RATIOS = (0.393, 0.237, 0.151, 0.073)
 # Post-training WQL of Chronos relative to the original at these ratios, by benchmark: arXiv 2510.03358.
@@ -73,14 +78,28 @@ class SweepResult:
 
 
 def compressed_models(
-    dense: PreTrainedModel, methods: Iterable[str], policy: str, values: Iterable[float]
+    dense: PreTrainedModel,
+    methods: Iterable[str],
+    policy: str,
+    values: Iterable[float],
+    *,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[tuple[str, float], PreTrainedModel]:
-    """The dense model compressed by every one of the `METHODS` named to every value of a policy."""
+    """The dense model compressed by every one of the `METHODS` named to every value of a policy; calibrated once for all."""
+    methods = list(methods)
+    if any(method not in ("weights", "paper") for method in methods):
+        calibration = calibrate(dense, seed=seed, show_progress=progress)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the scores show what the warning would say
         settings = [(method, value) for value in values for method in methods]
-        arguments: list[dict[str, Any]] = [{policy: value, **METHODS[method]} for method, value in settings]
-        return {key: compress_pretrained(dense, **given) for key, given in zip(settings, arguments)}
+        models = {}
+        for method, value in settings:
+            arguments: dict[str, Any] = {policy: value, **METHODS[method]}
+            if method not in ("weights", "paper"):
+                arguments["calibration"] = calibration
+            models[method, value] = compress_pretrained(dense, show_progress=progress, **arguments)
+    return models
 
 
 def model_name(method: str, value: float) -> str:
@@ -93,7 +112,7 @@ def sweep(
     *,
     ratios: Sequence[float] | None = None,
     epsilons: Sequence[float] | None = None,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = SHOWN,
     tasks: Iterable[str | EvaluationTask] = ("m1_yearly", "packaged"),
     num_samples: int | None = None,
     seed: int = 0,
@@ -105,7 +124,7 @@ def sweep(
     Args:
         source: A Hub id, a folder or `"reference"`.
         ratios, epsilons: The sizes, one of the two; by default the paper's four ratios.
-        methods: Of `METHODS`: the paper's, and ours in its two forms.
+        methods: Of `METHODS`: the default, parts of it, weights alone, and the paper's.
         tasks, num_samples, seed, cache, progress: As in `evaluate`.
 
     Raises:
@@ -117,7 +136,7 @@ def sweep(
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
     policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or PAPER_RATIOS)
     dense = load_chronos_t5(source)
-    models = compressed_models(dense, methods, policy, values)
+    models = compressed_models(dense, methods, policy, values, seed=seed, progress=progress)
     pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
     result = evaluate(
         {"dense": as_pipeline(dense), **pipelines},
