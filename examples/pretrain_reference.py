@@ -112,7 +112,7 @@ def build_model(d_model: int, num_heads: int, d_kv: int, num_layers: int, seed: 
 @app.command()
 def train(
     output: Path,
-    steps: int = typer.Option(3000, help="Optimizer steps."),
+    steps: int = typer.Option(8000, help="Optimizer steps."),
     learning_rate: float = 2e-3,
     d_model: int = 128,
     num_heads: int = 4,

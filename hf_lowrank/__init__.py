@@ -5,6 +5,7 @@ Importing the package registers its classes with transformers' Auto classes and 
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
+from .calibration import Calibration, calibrate
 from .checkpoint import export_stock_t5, save_compressed
 from .compression import compress_pretrained
 from .configuration_lowrank_t5 import LowRankT5Config
@@ -17,11 +18,13 @@ AutoModelForSeq2SeqLM.register(LowRankT5Config, LowRankT5ForConditionalGeneratio
 AutoModelForTextEncoding.register(LowRankT5Config, LowRankT5EncoderModel)
 
 __all__ = [
+    "Calibration",
     "CompressionSummary",
     "LowRankT5Config",
     "LowRankT5EncoderModel",
     "LowRankT5ForConditionalGeneration",
     "LowRankT5Model",
+    "calibrate",
     "compress_pretrained",
     "export_stock_t5",
     "save_compressed",

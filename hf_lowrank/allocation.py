@@ -176,7 +176,8 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
     convex, otherwise close to it.
 
     Raises:
-        ValueError: The cheapest options exceed a budget; the message names the budget and the least possible.
+        ValueError: The cheapest options exceed a budget; the message names the budget and the least possible. Or each budget
+            could be kept, and no choice was found that keeps all.
     """
     for kind, budget in budgets.items():
         least = sum(float(options.costs[kind].min()) for options in layers.values())
@@ -210,6 +211,8 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
     chosen = choose(prices)
     if (spent(chosen) > 1).any():  # budgets that pull in opposite directions
         chosen = {name: int(np.argmin(costs[name].max(axis=0))) for name in layers}
+        if (spent(chosen) > 1).any():
+            raise ValueError(f"no choice was found that keeps the budgets of {' and '.join(budgets)} together.")
 
     left = 1 - spent(chosen)
     while True:

@@ -109,7 +109,7 @@ class Calibration:
 
     def _known(self, name: str, gram: torch.Tensor | None) -> torch.Tensor:
         if gram is None:
-            raise ValueError(f"calibration knows no layer {name}; it was measured on a model of another shape.")
+            raise ValueError(f"calibration has no matrices of {name}; measure it again with feed_forward=True.")
         return gram
 
     def check(self, dense: DenseCheckpoint) -> None:
@@ -172,6 +172,7 @@ def calibrate(
     data: Any = "synthetic",
     *,
     num_batches: int = 32,
+    feed_forward: bool = True,
     seed: int = 0,
     show_progress: bool = False,
 ) -> Calibration:
@@ -183,6 +184,7 @@ def calibrate(
             `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: an
             iterable of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
         num_batches: Batches of about 2,048 tokens that are made from series.
+        feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
         show_progress: Show a progress bar.
 
@@ -193,7 +195,7 @@ def calibrate(
     if not isinstance(num_batches, int) or num_batches < 1:
         raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
     batches, record = _batches(dense, data, num_batches, seed)
-    collector = _Collector(dense, seed)
+    collector = _Collector(dense, seed, feed_forward=feed_forward)
     for batch in progress(batches, "Calibrating", show_progress):
         collector.add(batch)
     record |= {
@@ -288,7 +290,7 @@ def divergence(wanted: torch.Tensor, found: torch.Tensor, *, is_logits: bool) ->
 class _Collector:
     """Hooks on a dense model of its own, and the sums."""
 
-    def __init__(self, dense: DenseCheckpoint, seed: int) -> None:
+    def __init__(self, dense: DenseCheckpoint, seed: int, *, feed_forward: bool = True) -> None:
         self.dense = dense
         self.model = dense.float_model()
         self.generator = torch.Generator().manual_seed(seed)
@@ -300,7 +302,7 @@ class _Collector:
         self._pending: dict[tuple[str, str], torch.Tensor] = {}
         for name, module in dense.layers:
             self._watch_attention(name, self.model.get_submodule(module))
-        for name, module in dense.feed_forward_layers:
+        for name, module in dense.feed_forward_layers if feed_forward else ():
             self._watch_feed_forward(name, self.model.get_submodule(module))
         stacks = [self.model.encoder] + ([self.model.decoder] if dense.model_class is not T5EncoderModel else [])
         for stack in stacks:  # gradients start here, for no weight has one

@@ -60,28 +60,50 @@ def print_json(value: Any) -> None:
 def compress(
     source: Annotated[str, typer.Argument(help="Hub id, folder, or 'reference'.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
+    total_ratio: Annotated[
+        float | None, typer.Option(help="The same of attention and feed-forward parameters together.")
+    ] = None,
+    max_cache_ratio: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the key/value cache.")
+    ] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="Forecast this many times as fast, by what ranks cost on this machine.")
+    ] = None,
+    feed_forward_ratio: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the feed-forward parameters.")
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option(help="Keep singular values with sigma_j / sigma_1 >= epsilon.")
     ] = None,
-    ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Drop at most this share of each component's loss.")] = None,
+    uniform: Annotated[int | None, typer.Option(help="The same rank everywhere.")] = None,
     base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
     rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
     rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
-    uniform: Annotated[int | None, typer.Option(help="The same rank everywhere.")] = None,
-    energy: Annotated[
-        float | None, typer.Option(help="Drop at most this share of the squared singular values.")
-    ] = None,
     ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of ranks.")] = None,
     form: Annotated[
-        str, typer.Option(help="'per_head', 'latent', or KIND=FORM,... for each kind of attention.")
-    ] = "per_head",
+        str, typer.Option(help="'auto', 'per_head', 'latent', or KIND=FORM,... for each kind of attention.")
+    ] = "auto",
     method: Annotated[str, typer.Option(help="'joint', or 'paper' for the baseline.")] = "joint",
     multiple_of: Annotated[int, typer.Option(help="Round ranks up to a multiple.")] = 1,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="'synthetic', 'none' (weights alone), a CSV or parquet file of series, or a file of --save-calibration."
+        ),
+    ] = "synthetic",
+    save_calibration: Annotated[
+        Path | None, typer.Option(help="Keep the calibration in this .safetensors file, for other compressions.")
+    ] = None,
+    refit: Annotated[bool, typer.Option(help="Refit the last matrix of each layer by least squares.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Turn a dense Chronos-T5 (or any T5) checkpoint into a low-rank one."""
     from . import compress_pretrained, save_compressed, summarize
+    from .calibration import calibrate
     from .checkpoint import check_output
 
     with plain_messages():
@@ -89,18 +111,30 @@ def compress(
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
         schedule = None if base_rank is None else (base_rank, rank_growth or 0.0, rank_rounding or "ceil")
         arguments: dict[str, Any] = {
-            "epsilon": epsilon,
             "ratio": ratio,
-            "schedule": schedule,
-            "uniform": uniform,
+            "total_ratio": total_ratio,
+            "max_cache_ratio": max_cache_ratio,
+            "target_speedup": target_speedup,
+            "feed_forward_ratio": feed_forward_ratio,
+            "epsilon": epsilon,
             "energy": energy,
+            "uniform": uniform,
+            "schedule": schedule,
             "ranks": None if ranks is None else json.loads(ranks.read_text()),
             "form": dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form,
             "method": method,
             "multiple_of": multiple_of,
+            "refit": refit,
+            "seed": seed,
         }
         check_output(output, overwrite=overwrite)
-        model = compress_pretrained(source, **arguments, show_progress=True)
+        data: Any = None if calibration == "none" else calibration
+        if save_calibration is not None:
+            if data is None or method == "paper":
+                raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
+            data = calibrate(source, data, seed=seed, show_progress=True)
+            data.save(save_calibration)
+        model = compress_pretrained(source, **arguments, calibration=data, show_progress=True)
         save_compressed(model, output, overwrite=overwrite)
         summary, width = summarize(model.config), model.dtype.itemsize
         parameters = model.num_parameters()

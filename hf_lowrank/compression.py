@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, T5Config
+from transformers import PreTrainedModel, T5Config, T5EncoderModel
 
 from .allocation import (
     Component,
+    Options,
     allocate_budget,
     allocate_energy,
     allocate_epsilon,
@@ -35,6 +36,7 @@ from .layers import PARTS, AttentionLayer, FeedForwardLayer, Layer, attention_la
 from .paper import truncate_matrices
 from .refit import refit as refit_outputs
 from .sensitivity import measured_losses, reweighted
+from .speed import Speed, measure_speed
 from .summary import summarize
 
 __all__ = ["compress_pretrained"]
@@ -45,7 +47,13 @@ Table = dict[str, dict[str, Any]]  # "cross.3" -> the entry of the layer in its 
 
 # Of the squared singular values; above it a forecast is likely to change visibly.
 LOSS_WORTH_A_WARNING = 0.1
-BUDGETS = ("ratio", "total_ratio", "max_cache_ratio")
+# The arguments that are budgets, and what they bound.
+BUDGETS = {
+    "ratio": "parameters",
+    "total_ratio": "parameters",
+    "max_cache_ratio": "cache",
+    "target_speedup": "seconds",
+}
 RANK_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
 
 
@@ -84,6 +92,11 @@ class Policy:
         return set(self.arguments) <= set(BUDGETS)
 
     @property
+    def covers_feed_forward(self) -> bool:
+        """Whether the feed-forward layers are under the budgets too."""
+        return not {"total_ratio", "target_speedup"}.isdisjoint(self.arguments)
+
+    @property
     def value(self) -> Any:
         """The argument of a policy that has one."""
         return next(iter(self.arguments.values()))
@@ -100,7 +113,7 @@ class Choice:
 
     @property
     def has_feed_forward(self) -> bool:
-        return self.feed_forward_ratio is not None or "total_ratio" in self.policy.arguments
+        return self.feed_forward_ratio is not None or self.policy.covers_feed_forward
 
     @property
     def record(self) -> dict[str, Any]:
@@ -158,20 +171,47 @@ def _by_component(
 
 
 def _within_budgets(
-    budgets: Mapping[str, float], layers: Iterable[Layer], components: Mapping[str, Component], multiple_of: int
+    budgets: Mapping[str, float],
+    layers: Iterable[Layer],
+    components: Mapping[str, Component],
+    multiple_of: int,
+    speed: Speed | None = None,
 ) -> Table:
     """The entries of all layers that keep the budgets and lose the least."""
     losses = {name: component.loss for name, component in components.items()}
-    options = {layer.name: layer.options(losses, multiple_of=multiple_of) for layer in layers}
+    seconds = None if speed is None else speed.seconds
+    options = {layer.name: layer.options(losses, multiple_of=multiple_of, seconds=seconds) for layer in layers}
+    if "ratio" in budgets:  # of the attention alone
+        for name, found in options.items():
+            if "feed_forward" in name:
+                found.costs["parameters"][:] = 0
     limits = {}
     for name, share in budgets.items():
-        kind = "cache" if name == "max_cache_ratio" else "parameters"
+        if name == "target_speedup" and speed is not None:
+            limits["seconds"] = _seconds(share, speed.fixed, options)
+            continue
+        kind = BUDGETS.get(name, "parameters")
         dense = sum(float(found.costs[kind][0]) for found in options.values())
+        if dense == 0:
+            raise ValueError(f"{name}: an encoder alone keeps no {kind}; leave it out.")
         least = sum(float(found.costs[kind].min()) for found in options.values()) / max(1.0, dense)
         if least > share * (1 + 1e-12):
-            raise ValueError(f"{name}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}.")
+            raise ValueError(
+                f"{name}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}."
+            )
         limits[kind] = share * dense
     return allocate_budget(options, limits)
+
+
+def _seconds(target_speedup: float, fixed: float, options: Mapping[str, Options]) -> float:
+    """What the layers together may take, beside what is fixed."""
+    dense = fixed + sum(float(found.costs["seconds"][0]) for found in options.values())
+    least = fixed + sum(float(found.costs["seconds"].min()) for found in options.values())
+    if dense > target_speedup * least * (1 + 1e-12):
+        raise ValueError(
+            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {dense / least:.4g} on this machine."
+        )
+    return dense / target_speedup - fixed
 
 
 def _forms(form: Any, policy: Policy) -> dict[str, str]:
@@ -199,6 +239,7 @@ def compress_pretrained(
     ratio: float | None = None,
     total_ratio: float | None = None,
     max_cache_ratio: float | None = None,
+    target_speedup: float | None = None,
     feed_forward_ratio: float | None = None,
     epsilon: float | None = None,
     energy: float | None = None,
@@ -220,6 +261,9 @@ def compress_pretrained(
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
         total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
         max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
+        target_speedup: Forecast this many times as fast as the dense model, by what ranks cost in attention and feed-forward
+            layers on this machine, timed for some ten seconds (`hf_lowrank.speed`): a prediction, for the workload that
+            `config.compression["speed"]` records. Alone or beside the other budgets.
         feed_forward_ratio: Keep at most this share of the feed-forward parameters, beside any rule for the attention.
         epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
         energy: The smallest ranks that drop at most this share of each component's loss.
@@ -233,7 +277,7 @@ def compress_pretrained(
             2510.03358 do, a baseline that looks at no data and saves nothing at run time.
         multiple_of: Round ranks up to a multiple (8 is kind to hardware).
         calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series or
-            token batches as `calibrate` takes them, a `Calibration`, or None: weights alone, inputs taken as white noise.
+            token batches as `calibrate` takes them, a `Calibration` or the .safetensors file it was saved in, or None: weights alone, inputs taken as white noise.
             A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
         refit: Refit the last matrix of every truncated layer by least squares on the calibration data.
         seed: Of the calibration.
@@ -254,6 +298,7 @@ def compress_pretrained(
         ratio=ratio,
         total_ratio=total_ratio,
         max_cache_ratio=max_cache_ratio,
+        target_speedup=target_speedup,
         epsilon=epsilon,
         energy=energy,
         uniform=uniform,
@@ -265,6 +310,8 @@ def compress_pretrained(
         check_argument("feed_forward_ratio", feed_forward_ratio)
         if total_ratio is not None:
             raise ValueError("feed_forward_ratio is part of total_ratio: give one of them.")
+        if target_speedup is not None:
+            raise ValueError("target_speedup chooses the feed-forward ranks: leave out feed_forward_ratio.")
     if method not in ("joint", "paper"):
         raise ValueError(f"method must be 'joint' or 'paper', found {method!r}.")
     if method == "paper" and (
@@ -290,7 +337,8 @@ def compress_pretrained(
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
 
-    measured = _calibration(dense, calibration, seed, show_progress)
+    speed = None if target_speedup is None else _speed(dense, config)
+    measured = _calibration(dense, calibration, choice.has_feed_forward, seed, show_progress)
     attention = _attention_layers(dense, choice, config, measured, show_progress)
     feed_forward = _feed_forward_layers(dense, measured, show_progress) if choice.has_feed_forward else []
     layers: list[Layer] = [*attention, *feed_forward]
@@ -299,12 +347,12 @@ def compress_pretrained(
         for layer in layers
         for name, component in layer.components(weight=1.0 if measured is None else None).items()
     }
-    table = _allocate(choice, attention, feed_forward, components, config)
+    table = _allocate(choice, attention, feed_forward, components, config, speed)
     if measured is not None and (policy.has_budgets or feed_forward):
         # The spectra say how a loss falls with the rank; how much it is, a measurement says.
         losses = measured_losses(dense.float_model(), layers, table, measured.batches, show_progress=show_progress)
         components = reweighted(components, _ranks(layers, table), losses)
-        table = _allocate(choice, attention, feed_forward, components, config)
+        table = _allocate(choice, attention, feed_forward, components, config, speed)
     for name, entry in table.items():
         entries, index = _slot(config, name)
         entries[index] = entry
@@ -319,18 +367,38 @@ def compress_pretrained(
         seed=None if measured is None else seed,
         calibration=None if measured is None else {**measured.record, "refit": refit},
         **choice.record,
+        **(
+            {}
+            if speed is None
+            else {"speed": speed.record({layer.name: layer.dense_entry for layer in layers}, table)}
+        ),
     )
     if measured is None:
         _warn_of_loss(policy, predicted, _kept_share(config, [layer.name for layer in attention]))
     return _factorize(dense, config, layers, table, measured if refit else None, show_progress)
 
 
-def _calibration(dense: DenseCheckpoint, data: Any, seed: int, show_progress: bool) -> Calibration | None:
+def _speed(dense: DenseCheckpoint, config: LowRankT5Config) -> Speed:
+    """What ranks cost where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
+    weight = next(iter(dense.weights.values()))
+    return measure_speed(
+        config,
+        encoder_only=dense.model_class is T5EncoderModel,
+        device=weight.device,
+        dtype=weight.dtype if weight.device.type == "cuda" else torch.float32,
+    )
+
+
+def _calibration(
+    dense: DenseCheckpoint, data: Any, feed_forward: bool, seed: int, show_progress: bool
+) -> Calibration | None:
     if isinstance(data, Calibration):
         data.check(dense)
         return data
     if data is None:
         return None
+    if isinstance(data, (str, os.PathLike)) and str(data).endswith(".safetensors"):
+        return _calibration(dense, Calibration.load(data), feed_forward, seed, show_progress)
     if isinstance(data, str) and data == "synthetic" and getattr(dense.config, "chronos_config", None) is None:
         warnings.warn(
             f"{dense.source} is no Chronos checkpoint, so there is nothing to calibrate it on; it is compressed by its weights alone. "
@@ -338,7 +406,7 @@ def _calibration(dense: DenseCheckpoint, data: Any, seed: int, show_progress: bo
             stacklevel=3,
         )
         return None
-    return calibrate(dense, data, seed=seed, show_progress=show_progress)
+    return calibrate(dense, data, feed_forward=feed_forward, seed=seed, show_progress=show_progress)
 
 
 def _attention_layers(
@@ -378,6 +446,7 @@ def _allocate(
     feed_forward: list[FeedForwardLayer],
     components: Mapping[str, Component],
     config: LowRankT5Config,
+    speed: Speed | None,
 ) -> Table:
     """The entry of every layer."""
     policy = choice.policy
@@ -387,8 +456,8 @@ def _allocate(
     elif policy.name == "schedule":
         table = _scheduled(policy.value, attention, choice.forms, config)
     elif policy.has_budgets:
-        together: list[Layer] = [*attention, *feed_forward] if "total_ratio" in policy.arguments else [*attention]
-        table = _within_budgets(policy.arguments, together, components, choice.multiple_of)
+        together: list[Layer] = [*attention, *feed_forward] if policy.covers_feed_forward else [*attention]
+        table = _within_budgets(policy.arguments, together, components, choice.multiple_of, speed)
     else:
         table = _by_component(policy, attention, components, choice.forms, choice.multiple_of)
     if choice.feed_forward_ratio is not None:

@@ -38,6 +38,7 @@ PARTS = {"per_head": ("qk", "vo"), "latent": ("latent", "query", "output")}
 PRICES, LATENT_RANKS = 40, 128
 
 Entry = dict[str, Any]
+Seconds = Callable[[str, Entry], float]  # of a layer of this kind with this entry in a whole forecast
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ class Layer(Protocol):
     def points(self) -> dict[str, Point]:
         """Where each component's projection goes."""
 
-    def options(self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int) -> Options:
-        """All ways to build the layer that are worth a look; the dense one first."""
+    def options(
+        self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int, seconds: Seconds | None = None
+    ) -> Options:
+        """All ways to build the layer that are worth a look; the dense one first. `seconds` adds what they take in a forecast."""
 
     def factorize(self, entry: Entry) -> dict[str, torch.Tensor]:
         """The new weights in float32, by their names in the low-rank model."""
@@ -164,7 +167,9 @@ class AttentionLayer:
         d, n = self.config.d_model, self.config.num_heads
         return rank if rank * (d + n * latent) < n * latent * d else None
 
-    def options(self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int) -> Options:
+    def options(
+        self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int, seconds: Seconds | None = None
+    ) -> Options:
         size = {"d_model": self.config.d_model, "num_heads": self.config.num_heads}
         entries, lost = [self.dense_entry], [0.0]
         loss = {part: losses[f"{self.name}.{part}"] for part in self.bases}
@@ -185,6 +190,8 @@ class AttentionLayer:
         keep = parameters <= parameters[0]  # never larger than the dense layer
         costs = {"parameters": parameters[keep], "cache": cached[keep]}
         kept = tuple(entries[i] for i in np.flatnonzero(keep))
+        if seconds is not None:
+            costs["seconds"] = np.array([seconds(self.kind, entry) for entry in kept])
         return Options(kept, np.array(lost)[keep], costs)
 
     def _latent_entries(self, loss: Mapping[str, NDArray[np.float64]], multiple_of: int) -> list[Entry]:
@@ -246,7 +253,9 @@ class FeedForwardLayer:
             "wo": Point((f"{self.module}.wo",), "output", self.bases["wo"]),
         }
 
-    def options(self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int) -> Options:
+    def options(
+        self, losses: Mapping[str, NDArray[np.float64]], *, multiple_of: int, seconds: Seconds | None = None
+    ) -> Options:
         config = self.dense.config
         loss = {part: losses[f"{self.name}.{part}"] for part in ("wi", "wo")}
         # Above it two thin factors are larger than the matrix.
@@ -266,6 +275,8 @@ class FeedForwardLayer:
             ),
             "cache": np.zeros(len(entries)),
         }
+        if seconds is not None:
+            costs["seconds"] = np.array([seconds(self.kind, entry) for entry in entries])
         return Options(tuple(entries), np.array(lost), costs)
 
     def factorize(self, entry: Entry) -> dict[str, torch.Tensor]:

@@ -80,6 +80,7 @@ def refit(
                 if module in truncated:
                     _refit_layer(sublayers, stacks, streams, calibration, truncated[module])
                     progress.advance(task)
+                    continue
                 for stream in streams:
                     stream.dense = _run(sublayers[0], stacks[0], stream, is_dense=True)
                     stream.lowrank = _run(sublayers[1], stacks[1], stream, is_dense=False)
@@ -164,37 +165,54 @@ def _refit_layer(
     calibration: Calibration,
     name: str,
 ) -> None:
+    """Refit one layer, and run all streams through it."""
     layer = getattr(sublayers[1], _inner_name(sublayers[1]))
     matrix, sketch = _last_matrices(layer)
+    size, d = matrix.in_features, stacks[0].config.d_model
+    square = torch.zeros(size, size, dtype=torch.float64, device=matrix.weight.device)
+    cross = torch.zeros(d, size, dtype=torch.float64, device=matrix.weight.device)
+    read: list[torch.Tensor] = []
     features: list[torch.Tensor] = []
-    handle = matrix.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    handle = matrix.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     try:
-        size, d = matrix.in_features, stacks[0].config.d_model
-        square = torch.zeros(size, size, dtype=torch.float64, device=matrix.weight.device)
-        cross = torch.zeros(d, size, dtype=torch.float64, device=matrix.weight.device)
         for stream in streams:
+            stream.dense = _run(sublayers[0], stacks[0], stream, is_dense=True)
             # What is still wrong behind this layer, as its closed form leaves it.
-            error = _run(sublayers[0], stacks[0], stream, is_dense=True) - _run(
-                sublayers[1], stacks[1], stream, is_dense=False
-            )
-            rows = features.pop()[stream.counted].double()
+            error = stream.dense - _run(sublayers[1], stacks[1], stream, is_dense=False)
+            features.append(read.pop())
+            # Products in float32: their rounding is far below the ridge.
+            rows = features[-1][stream.counted]
             square += rows.T @ rows
-            cross += error[stream.counted].double().T @ rows
+            cross += error[stream.counted].T @ rows
     finally:
         handle.remove()
-    weight = matrix.weight.double() if sketch is None else sketch.weight.double() @ matrix.weight.double()
-    ridge = RIDGE * square.trace() / size * torch.eye(size, dtype=torch.float64, device=square.device)
+    _solve(layer, matrix, sketch, square, cross, calibration, name)
+    for stream, values in zip(streams, features):
+        output = matrix(values)
+        stream.lowrank = stream.lowrank + (output if sketch is None else sketch(output))
+
+
+def _solve(
+    layer: nn.Module,
+    matrix: nn.Linear,
+    sketch: nn.Linear | None,
+    square: torch.Tensor,
+    cross: torch.Tensor,
+    calibration: Calibration,
+    name: str,
+) -> None:
+    """Set the matrix, and the sketch behind it, from sums of z' z'^T (m, m) and of error z'^T (d, m)."""
     if not float(square.trace()) > 0:
         return  # nothing to read: a layer of zeros
+    weight = matrix.weight.double() if sketch is None else sketch.weight.double() @ matrix.weight.double()
+    ridge = RIDGE * square.trace() / len(square) * torch.eye(len(square), dtype=square.dtype, device=square.device)
     weight = weight + torch.linalg.solve(square + ridge, cross.T).T
     if sketch is None:
         matrix.weight.copy_(weight)
         return
     grams = calibration.attention(name) if hasattr(layer, "o") else calibration.feed_forward(name)
-    basis = balanced_basis(
-        grams.output_gradient[None].to(weight.device),
-        (weight @ (square / max(1.0, float(square.trace()))) @ weight.T)[None],
-    )
+    written = weight @ (square / square.trace()) @ weight.T
+    basis = balanced_basis(grams.output_gradient[None].to(weight.device), written[None])
     left, right = (factor[0] for factor in basis.truncate(sketch.in_features))
     sketch.weight.copy_(left)
     matrix.weight.copy_(right.T @ weight)

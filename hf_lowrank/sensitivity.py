@@ -19,7 +19,9 @@ from .layers import Layer, Point
 __all__ = ["inserted", "measured_losses", "reweighted"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
-ARITHMETIC, TOKENS = 4e12, (2048, 16384)
+ARITHMETIC, TOKENS = 4e12, (1024, 16384)
+# Where it buys less than a whole batch, contexts are cut to their last values: many series say more than long ones.
+SHORT_CONTEXT = 128
 
 
 @contextmanager
@@ -52,11 +54,20 @@ def inserted(model: PreTrainedModel, point: Point, rank: int) -> Iterator[None]:
 
 
 def _probes(model: PreTrainedModel, batches: Sequence[Batch], num_components: int) -> list[Batch]:
-    """The first of the batches, as many as the arithmetic allows."""
+    """The first series of the batches, as many as the arithmetic allows."""
     size = sum(parameter.numel() for name, parameter in model.named_parameters() if "embed" not in name)
-    tokens = int(np.clip(ARITHMETIC / (max(1, num_components) * size), *TOKENS))
-    counts = np.cumsum([int(batch["attention_mask"].sum()) for batch in batches])
-    return list(batches[: int(np.searchsorted(counts, tokens)) + 1])
+    left = int(np.clip(ARITHMETIC / (max(1, num_components) * size), *TOKENS))
+    if left < batches[0]["attention_mask"].sum():
+        cut = {"input_ids", "attention_mask"}
+        batches = [{k: v[:, -SHORT_CONTEXT:] if k in cut else v for k, v in batch.items()} for batch in batches]
+    probes = []
+    for batch in batches:
+        rows = max(1, left // sum(batch[name].shape[1] for name in batch if name != "attention_mask"))
+        probes.append({name: tensor[:rows] for name, tensor in batch.items()})
+        left -= sum(probes[-1][name].numel() for name in batch if name != "attention_mask")
+        if left <= 0:
+            break
+    return probes
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from hypothesis import settings
 from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hf_lowrank import LowRankT5Config
+from hf_lowrank.calibration import Calibration, calibrate
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -137,3 +138,9 @@ def chronos_t5(dense_t5, tiny_chronos_config) -> T5ForConditionalGeneration:
         decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, max_new_tokens=8
     )
     return model
+
+
+@pytest.fixture
+def chronos_calibration(chronos_t5) -> Calibration:
+    """`chronos_t5` measured on two synthetic batches."""
+    return calibrate(chronos_t5, num_batches=2)

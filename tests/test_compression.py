@@ -76,6 +76,11 @@ def assert_same_output(found: torch.nn.Module, wanted: torch.nn.Module, toleranc
     assert expected.std() > 0.01  # not a comparison of zeros
 
 
+def by_weights(model: Any, **arguments: Any) -> torch.nn.Module:
+    """Compressed without a look at data; without the word that this is meant, a text T5 is warned of."""
+    return compress_pretrained(model, calibration=None, **arguments)
+
+
 def attention_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """("cross.3", module) of every attention layer."""
     for i, block in enumerate(model.encoder.block):
@@ -123,7 +128,7 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @classes
 def test_full_rank_is_the_dense_model(dense_t5, model_class, changes):
     dense = dense_t5(model_class, **changes)
-    model = compress_pretrained(dense, uniform=D_KV)
+    model = by_weights(dense, uniform=D_KV)
     assert type(model) is CLASSES[model_class][0]
     assert not model.training
     assert_same_output(model, dense, tolerance=0)
@@ -136,7 +141,7 @@ def test_latent_at_d_model_is_the_dense_model(dense_t5, model_class, changes):
     full = every_layer(dense.config, {"latent": D_MODEL, "query": D_MODEL, "output": D_MODEL})
     without_sketches = every_layer(dense.config, {"latent": D_MODEL, "query": None, "output": None})
     for arguments in ({"ranks": full}, {"ranks": without_sketches}, {"uniform": D_MODEL, "form": "latent"}):
-        model = compress_pretrained(dense, **arguments)
+        model = by_weights(dense, **arguments)
         assert all(isinstance(layer, LatentAttention) for _, layer in attention_layers(model))
         assert_same_output(model, dense)
 
@@ -146,7 +151,7 @@ def test_latent_at_d_model_is_the_dense_model(dense_t5, model_class, changes):
 def test_heads_of_low_rank_are_compressed_exactly(dense_t5, model_class, changes):
     """The truncation itself at full rank: what is dropped is zero."""
     dense = with_low_rank(dense_t5(model_class, **changes), 5)
-    model = compress_pretrained(dense, uniform=5)
+    model = by_weights(dense, uniform=5)
     assert all(isinstance(layer, PerHeadAttention) for _, layer in attention_layers(model))
     assert all(layer.q.out_features == 5 * layer.n_heads for _, layer in attention_layers(model))
     assert_same_output(model, dense)
@@ -157,7 +162,7 @@ def test_heads_of_low_rank_are_compressed_exactly(dense_t5, model_class, changes
 def test_inputs_of_low_rank_are_compressed_exactly(dense_t5, changes):
     dense = with_low_rank(dense_t5(**changes), 4, shared=True)
     table = every_layer(dense.config, {"latent": 4, "query": 4, "output": None})
-    model = compress_pretrained(dense, ranks=table)
+    model = by_weights(dense, ranks=table)
     assert_same_output(model, dense)
     assert max(model.config.compression["predicted_loss"].values()) < 1e-12
 
@@ -175,7 +180,7 @@ def test_a_t5_v1_1_with_a_head_of_its_own(tmp_path, dense_t5):
 
     dense = T5ForConditionalGeneration.from_pretrained(tmp_path / "dense")
     for source in (tmp_path / "dense", dense):
-        model = compress_pretrained(source, uniform=D_KV)
+        model = by_weights(source, uniform=D_KV)
         assert model.config.scale_decoder_outputs is False
         assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
         assert torch.equal(model.encoder.embed_tokens.weight, weights["shared.weight"])
@@ -188,37 +193,82 @@ def test_a_t5_v1_1_with_a_head_of_its_own(tmp_path, dense_t5):
 # As small as it says
 
 
-@shapes
-@classes
-@pytest.mark.parametrize(
-    "arguments",
-    [{"uniform": 3}, {"ratio": 0.4}, {"uniform": 5, "form": "latent"}, {"energy": 0.1, "form": {"cross": "latent"}}],
-    ids=["uniform", "ratio", "latent", "mixed"],
-)
-def test_the_saved_parameters_are_those_of_the_formula(tmp_path, dense_t5, model_class, changes, arguments):
-    dense = dense_t5(model_class, **changes)
-    model = compress_pretrained(dense, **arguments)
-    model.save_pretrained(tmp_path)
-    config = LowRankT5Config.from_pretrained(tmp_path)
+def parameters_of_the_formula(config: LowRankT5Config) -> tuple[int, int]:
+    """Of a low-rank model and of the dense one of its shape: the layers of the summary, and what no rank changes."""
     depths = [config.num_layers, config.num_decoder_layers if config.is_encoder_decoder else 0]
     stacks = 2 if config.is_encoder_decoder else 1
     norms = (2 * depths[0] + 3 * depths[1] + stacks) * D_MODEL
     biases = stacks * config.relative_attention_num_buckets * config.num_heads
     rest = config.vocab_size * D_MODEL + norms + biases
     summary = summarize(config)
-    assert unique_parameters(tmp_path) == model.num_parameters() == summary.total("parameters") + rest
-    assert dense.num_parameters() == summary.total("dense_parameters") + rest
+    return summary.total("parameters") + rest, summary.total("dense_parameters") + rest
+
+
+def assert_within_budgets(config: LowRankT5Config, arguments: dict[str, Any]) -> None:
+    """By the summary, which counts in whole numbers what the budgets are shares of."""
+    summary = summarize(config)
+    feed_forward = {row.kind for row in summary.rows} - set(KINDS)
+    shares = {
+        "ratio": summary.attention_ratio,
+        "max_cache_ratio": summary.cache_ratio,
+        "total_ratio": summary.total("parameters") / summary.total("dense_parameters"),
+        "feed_forward_ratio": summary.total("parameters", *feed_forward)
+        / summary.total("dense_parameters", *feed_forward),
+    }
+    assert {"ratio", "max_cache_ratio", "total_ratio", "feed_forward_ratio"} >= arguments.keys()
+    for name, budget in arguments.items():
+        assert shares[name] <= budget * (1 + 1e-9)
+
+
+@shapes
+@classes
+@pytest.mark.parametrize(
+    "arguments",
+    [{"uniform": 3, "feed_forward_ratio": 0.5}, {"ratio": 0.4}, {"energy": 0.1, "form": {"cross": "latent"}}],
+    ids=["uniform", "ratio", "mixed"],
+)
+def test_the_saved_parameters_are_those_of_the_formula(tmp_path, dense_t5, model_class, changes, arguments):
+    dense = dense_t5(model_class, **changes)
+    model = by_weights(dense, **arguments)
+    model.save_pretrained(tmp_path)
+    config = LowRankT5Config.from_pretrained(tmp_path)
+    compressed, full = parameters_of_the_formula(config)
+    assert unique_parameters(tmp_path) == model.num_parameters() == compressed
+    assert dense.num_parameters() == full
     if "ratio" in arguments:
-        assert summary.attention_ratio <= arguments["ratio"]
-        heads = 2 * D_MODEL * config.num_heads
+        assert_within_budgets(config, arguments)
+        summary = summarize(config)
+        heads = 2 * D_MODEL * config.num_heads  # nothing that would save is left out: one more rank does not fit
         assert summary.total("parameters", *KINDS) + heads > 0.4 * summary.total("dense_parameters", *KINDS)
+
+
+shares_kept = st.floats(0.25, 1)
+BUDGETS = st.fixed_dictionaries(
+    {}, optional={"ratio": shares_kept, "max_cache_ratio": shares_kept, "feed_forward_ratio": st.floats(0.3, 1)}
+) | st.fixed_dictionaries({"total_ratio": shares_kept}, optional={"max_cache_ratio": shares_kept})
+
+
+@given(budgets=BUDGETS.filter(lambda found: set(found) - {"feed_forward_ratio"}), multiple_of=st.sampled_from([1, 2]))
+@settings(max_examples=20)
+def test_all_budgets_are_kept_together(dense_t5, budgets, multiple_of):
+    dense = dense_t5(num_layers=1, num_decoder_layers=1)
+    model = by_weights(dense, multiple_of=multiple_of, **budgets)
+    assert_within_budgets(model.config, budgets)
+    assert (model.num_parameters(), dense.num_parameters()) == parameters_of_the_formula(model.config)
+    for entries in model.config.attention_ranks.values():
+        assert all(rank is None or rank % multiple_of == 0 for rank in entries[0].values())
+
+
+def test_an_encoder_has_no_cache_to_limit(dense_t5):
+    with pytest.raises(ValueError, match="max_cache_ratio"):
+        by_weights(dense_t5(T5EncoderModel), ratio=0.5, max_cache_ratio=0.5)
 
 
 @given(ratios=st.tuples(st.floats(0.13, 1), st.floats(0.13, 1)))
 @settings(max_examples=8)
 def test_a_larger_ratio_loses_less_and_keeps_more(dense_t5, ratios):
     dense = dense_t5(T5EncoderModel)
-    small, large = (compress_pretrained(dense, ratio=ratio).config for ratio in sorted(ratios))
+    small, large = (by_weights(dense, ratio=ratio).config for ratio in sorted(ratios))
     assert summarize(small).attention_ratio <= min(ratios)
     assert summarize(small).attention_ratio <= summarize(large).attention_ratio
     loss = [sum(config.compression["predicted_loss"].values()) for config in (small, large)]
@@ -229,7 +279,7 @@ def test_a_larger_ratio_loses_less_and_keeps_more(dense_t5, ratios):
 def test_the_recorded_loss_is_measured_on_the_models_own_weights(dense_t5):
     """Heads summed: 1 - ||truncated product||^2 / ||product||^2, from the two models' weights."""
     dense = dense_t5(num_heads=5)
-    model = compress_pretrained(dense, ratio=0.5)
+    model = by_weights(dense, ratio=0.5)
     for (layer, before), (_, after) in zip(attention_layers(dense), attention_layers(model)):
 
         def energy(module: torch.nn.Module, left: str, right: str) -> float:
@@ -247,13 +297,12 @@ def test_the_recorded_loss_is_measured_on_the_models_own_weights(dense_t5):
 def test_the_loss_of_a_latent_table_counts_its_sketches(dense_t5):
     dense = dense_t5()
 
-    def losses(**entry: int | None) -> list[float]:
-        model = compress_pretrained(dense, ranks=every_layer(dense.config, entry))
-        return list(model.config.compression["predicted_loss"].values())
-
-    assert max(losses(latent=D_MODEL, query=None, output=None)) == 0
-    assert min(losses(latent=D_MODEL, query=1, output=None)) > 0.1
-    assert min(losses(latent=D_MODEL, query=None, output=1)) > 0.1
+    for truncated in (None, "latent", "query", "output"):
+        entry = {"latent": D_MODEL, "query": None, "output": None} | ({truncated: 1} if truncated else {})
+        model = by_weights(dense, ranks=every_layer(dense.config, entry))
+        for name, loss in model.config.compression["predicted_loss"].items():
+            assert (loss > 0.1) == (name.split(".")[2] == truncated)
+            assert loss > 0.1 or loss == 0
 
 
 # The input is left alone
@@ -272,7 +321,7 @@ def test_the_loss_of_a_latent_table_counts_its_sketches(dense_t5):
 def test_a_loaded_model_is_left_as_it_is(dense_t5, model_class, arguments):
     dense = dense_t5(model_class).train()
     before, config = weights_of(dense), dense.config.to_dict()
-    model = compress_pretrained(dense, **arguments)
+    model = by_weights(dense, **arguments)
     assert dense.training
     assert dense.config.to_dict() == config
     assert type(dense.config).__name__ == "T5Config"
@@ -287,7 +336,7 @@ def test_a_loaded_model_is_left_as_it_is(dense_t5, model_class, arguments):
 
 
 def test_embeddings_stay_tied(dense_t5):
-    model = compress_pretrained(dense_t5(), uniform=3)
+    model = by_weights(dense_t5(), uniform=3)
     assert model.lm_head.weight is model.shared.weight
     assert model.encoder.embed_tokens.weight is model.shared.weight
     assert model.decoder.embed_tokens.weight is model.shared.weight
@@ -301,7 +350,7 @@ def test_embeddings_stay_tied(dense_t5):
 def test_half_precision_stays(tmp_path, dense_t5, dtype, form):
     dense = dense_t5()
     dense.to(dtype).save_pretrained(tmp_path / "dense")
-    model = compress_pretrained(tmp_path / "dense", uniform=6, form=form)
+    model = by_weights(tmp_path / "dense", uniform=6, form=form)
     stock = T5ForConditionalGeneration.from_pretrained(tmp_path / "dense")
     assert model.dtype == dtype
     # T5 keeps `wo` in float32 where the rest is float16.
@@ -312,7 +361,7 @@ def test_half_precision_stays(tmp_path, dense_t5, dtype, form):
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "compressed")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     # The truncation is computed in float64 from the rounded weights: rounding is all that differs.
-    exact = compress_pretrained(stock.float(), uniform=6, form=form)
+    exact = by_weights(stock.float(), uniform=6, form=form)
     assert_same_output(model.float(), exact, tolerance=0.1)
 
 
@@ -325,8 +374,8 @@ def test_files_and_models_give_the_same(tmp_path, dense_t5, kind):
         torch.save(dense.state_dict(), tmp_path / "pytorch_model.bin")
     files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert (len(files) > 4) == (kind == "sharded")
-    from_files = compress_pretrained(tmp_path, uniform=3).state_dict()
-    from_model = compress_pretrained(dense, uniform=3).state_dict()
+    from_files = by_weights(tmp_path, uniform=3).state_dict()
+    from_model = by_weights(dense, uniform=3).state_dict()
     assert from_files.keys() == from_model.keys()
     assert all(torch.equal(tensor, from_model[name]) for name, tensor in from_files.items())
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
@@ -336,7 +385,7 @@ def test_files_and_models_give_the_same(tmp_path, dense_t5, kind):
 @pytest.mark.parametrize("form", ["per_head", "latent"])
 def test_saved_and_loaded_is_bit_equal(tmp_path, dense_t5, model_class, form):
     low_rank_class, auto_class = CLASSES[model_class]
-    model = compress_pretrained(dense_t5(model_class), uniform=4, form=form)
+    model = by_weights(dense_t5(model_class), uniform=4, form=form)
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     again = auto_class.from_pretrained(tmp_path)
     assert type(again) is low_rank_class
@@ -348,7 +397,7 @@ def test_saved_and_loaded_is_bit_equal(tmp_path, dense_t5, model_class, form):
 
 @torch.no_grad()
 def test_device_maps_and_disk_offload(tmp_path, dense_t5):
-    model = compress_pretrained(dense_t5(), uniform=4, form={"cross": "latent"})
+    model = by_weights(dense_t5(), uniform=4, form={"cross": "latent"})
     model.save_pretrained(tmp_path / "model")
     inputs = inputs_of(model)
     wanted = model(**inputs).logits
@@ -375,9 +424,9 @@ def series() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", ["per_head", "latent"])
-def test_a_compressed_chronos_is_a_chronos(tmp_path, chronos_t5, form):
+def test_a_compressed_chronos_is_a_chronos(tmp_path, chronos_t5, chronos_calibration, form):
     chronos_t5.save_pretrained(tmp_path / "dense")
-    model = compress_pretrained(tmp_path / "dense", uniform=5, form=form)
+    model = compress_pretrained(tmp_path / "dense", uniform=5, form=form, calibration=chronos_calibration)
     assert model.config.chronos_config == chronos_t5.config.chronos_config
     assert model.generation_config.to_diff_dict() == chronos_t5.generation_config.to_diff_dict()
     model.save_pretrained(tmp_path / "compressed")
@@ -404,9 +453,11 @@ def test_a_compressed_chronos_is_a_chronos(tmp_path, chronos_t5, form):
 
 
 @pytest.mark.parametrize("arguments", [{"uniform": D_KV}, {"uniform": D_MODEL, "form": "latent"}])
-def test_a_full_rank_chronos_draws_the_samples_of_the_dense_one(tmp_path, chronos_t5, arguments):
+def test_a_full_rank_chronos_draws_the_samples_of_the_dense_one(tmp_path, chronos_t5, chronos_calibration, arguments):
     chronos_t5.save_pretrained(tmp_path / "dense")
-    compress_pretrained(tmp_path / "dense", **arguments).save_pretrained(tmp_path / "compressed")
+    compress_pretrained(tmp_path / "dense", calibration=chronos_calibration, **arguments).save_pretrained(
+        tmp_path / "compressed"
+    )
     samples, embeddings = [], []
     for name in ("dense", "compressed"):
         pipeline = ChronosPipeline.from_pretrained(tmp_path / name)
@@ -423,10 +474,10 @@ def test_a_full_rank_chronos_draws_the_samples_of_the_dense_one(tmp_path, chrono
 
 def test_a_schedule_is_the_papers_formula(dense_t5):
     dense = dense_t5(num_layers=3, num_decoder_layers=3)
-    ranks = compress_pretrained(dense, schedule=(3, 0.5)).config.attention_ranks
+    ranks = by_weights(dense, schedule=(3, 0.5)).config.attention_ranks
     assert all([entry["qk"] for entry in ranks[kind]] == [3, 5, 6] for kind in KINDS)
     assert all(entry["qk"] == entry["vo"] for kind in KINDS for entry in ranks[kind])
-    rounded = compress_pretrained(dense, schedule=(3, 0.5, "pow2"), form={"cross": "latent"}).config.attention_ranks
+    rounded = by_weights(dense, schedule=(3, 0.5, "pow2"), form={"cross": "latent"}).config.attention_ranks
     assert [entry["qk"] for entry in rounded["encoder_self"]] == [4, 4, 4]
     assert [entry["latent"] for entry in rounded["cross"]] == [8, 8, 8]  # cross-attention counts on: i = 3, 4, 5
 
@@ -434,12 +485,12 @@ def test_a_schedule_is_the_papers_formula(dense_t5):
 def test_an_explicit_table_with_every_form(dense_t5, mixed_ranks):
     dense = dense_t5()
     table = mixed_ranks["attention_ranks"]
-    model = compress_pretrained(dense, ranks=table)
+    model = by_weights(dense, ranks=table)
     assert model.config.attention_ranks == table
     for name, layer in attention_layers(model):
         kind, i = name.split(".")
         assert isinstance(layer, LatentAttention if "latent" in table[kind][int(i)] else PerHeadAttention)
-    partial = compress_pretrained(dense, ranks={"cross": table["cross"]})
+    partial = by_weights(dense, ranks={"cross": table["cross"]})
     assert partial.config.attention_ranks["cross"] == table["cross"]
     assert all(entry == {"qk": D_KV, "vo": D_KV} for entry in partial.config.attention_ranks["encoder_self"])
     for name in ("encoder.block.1.layer.0.SelfAttention.q.weight", "decoder.block.2.layer.0.SelfAttention.o.weight"):
@@ -447,7 +498,7 @@ def test_an_explicit_table_with_every_form(dense_t5, mixed_ranks):
 
 
 def test_each_kind_of_attention_has_its_form(dense_t5):
-    model = compress_pretrained(dense_t5(), uniform=4, form={"cross": "latent", "encoder_self": "per_head"})
+    model = by_weights(dense_t5(), uniform=4, form={"cross": "latent", "encoder_self": "per_head"})
     for name, layer in attention_layers(model):
         assert isinstance(layer, LatentAttention if name.startswith("cross") else PerHeadAttention)
     assert model.config.compression["form"] == {
@@ -461,7 +512,7 @@ def test_each_kind_of_attention_has_its_form(dense_t5):
 @settings(max_examples=8)
 def test_a_smaller_epsilon_never_keeps_less(dense_t5, epsilons):
     dense = dense_t5(T5EncoderModel)
-    many, few = (compress_pretrained(dense, epsilon=epsilon).config.attention_ranks for epsilon in sorted(epsilons))
+    many, few = (by_weights(dense, epsilon=epsilon).config.attention_ranks for epsilon in sorted(epsilons))
     for more, less in zip(many["encoder_self"], few["encoder_self"]):
         assert more["qk"] >= less["qk"]
         assert more["vo"] >= less["vo"]
@@ -469,9 +520,9 @@ def test_a_smaller_epsilon_never_keeps_less(dense_t5, epsilons):
 
 @pytest.mark.parametrize("policy", [{"epsilon": 0.4}, {"ratio": 0.6}, {"energy": 0.1}])
 def test_ranks_can_be_multiples(dense_t5, policy):
-    ranks = compress_pretrained(dense_t5(), multiple_of=4, **policy).config.attention_ranks
+    ranks = by_weights(dense_t5(), multiple_of=4, **policy).config.attention_ranks
     found = {rank for kind in KINDS for entry in ranks[kind] for rank in entry.values()}
-    assert found <= {4, 8}
+    assert found <= {4, 8, None}  # None: a latent without a sketch
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 10**-1.5, 0.2, 0.5])
@@ -479,7 +530,7 @@ def test_ranks_can_be_multiples(dense_t5, policy):
 @torch.no_grad()
 def test_the_papers_method_keeps_the_papers_ranks(dense_t5, epsilon, dtype):
     dense = with_low_rank(dense_t5(), 5).to(dtype)
-    model = compress_pretrained(dense, epsilon=epsilon, method="paper")
+    model = by_weights(dense, epsilon=epsilon, method="paper")
     record = model.config.compression
     wanted, kept = {}, []
     layers = dict(attention_layers(model))
@@ -503,7 +554,7 @@ def test_the_papers_method_keeps_the_papers_ranks(dense_t5, epsilon, dtype):
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
 def test_the_papers_method_at_a_ratio(dense_t5, ratio):
-    model = compress_pretrained(dense_t5(), ratio=ratio, method="paper")
+    model = by_weights(dense_t5(), ratio=ratio, method="paper")
     record = model.config.compression
     assert record["kept_rank_ratio"] <= ratio
     assert np.mean([rank / 16 for rank in record["kept_ranks"].values()]) == pytest.approx(record["kept_rank_ratio"])
@@ -519,7 +570,7 @@ def test_all_zero_attention_is_compressed_without_nan(dense_t5, method):
     forms = ["per_head", "latent"] if method == "joint" else ["per_head"]
     for policy in ({"epsilon": 0.1}, {"energy": 0.1}, {"ratio": 0.5}, {"uniform": 3}):
         for form in forms:
-            model = compress_pretrained(dense, method=method, form=form, **policy)
+            model = by_weights(dense, method=method, form=form, **policy)
             assert_same_output(model, dense, tolerance=0)
 
 
@@ -528,7 +579,8 @@ def test_all_zero_attention_is_compressed_without_nan(dense_t5, method):
 
 def test_the_record_says_how_it_was_made(tmp_path, dense_t5):
     dense_t5().save_pretrained(tmp_path / "dense")
-    record = compress_pretrained(tmp_path / "dense", ratio=0.5, multiple_of=2).config.compression
+    config = by_weights(tmp_path / "dense", ratio=0.5, multiple_of=2).config
+    record = config.compression
     assert json.loads(json.dumps(record)) == record
     assert {name: record[name] for name in ("method", "policy", "arguments", "source_class", "multiple_of")} == {
         "method": "joint",
@@ -539,18 +591,27 @@ def test_the_record_says_how_it_was_made(tmp_path, dense_t5):
     }
     assert record["source"] == "dense"
     assert set(record["versions"]) >= {"python", "torch", "transformers", "hf-lowrank"}
-    assert len(record["predicted_loss"]) == 2 * (2 + 3 + 3)
+    assert record["form"] == dict.fromkeys(KINDS, "auto")
+    assert record["calibration"] is None
+    assert record["seed"] is None
+    parts = {
+        f"{kind}.{i}.{part}"
+        for kind in KINDS
+        for i, entry in enumerate(config.attention_ranks[kind])
+        for part in entry
+    }
+    assert set(record["predicted_loss"]) == parts
 
 
 def test_arguments_may_be_numpys_and_stay_the_callers(tmp_path, dense_t5, mixed_ranks):
     """They end up in a JSON file, and in a table that the caller may go on to edit."""
     dense = dense_t5()
     for arguments in ({"ratio": np.float32(0.5)}, {"uniform": np.int64(3)}):
-        compress_pretrained(dense, **arguments).save_pretrained(tmp_path)
+        by_weights(dense, **arguments).save_pretrained(tmp_path)
         record = json.loads((tmp_path / "config.json").read_text())["compression"]
         assert record["arguments"] == {name: value.item() for name, value in arguments.items()}
     table = json.loads(json.dumps(mixed_ranks["attention_ranks"]))
-    model = compress_pretrained(dense, ranks=table)
+    model = by_weights(dense, ranks=table)
     table["cross"][0]["latent"] = 1
     assert model.config.compression["arguments"]["ranks"] == mixed_ranks["attention_ranks"]
     assert model.config.attention_ranks == mixed_ranks["attention_ranks"]
@@ -563,7 +624,7 @@ def test_arguments_may_be_numpys_and_stay_the_callers(tmp_path, dense_t5, mixed_
 def test_a_small_ratio_is_warned_of(dense_t5, arguments):
     dense = with_low_rank(dense_t5(), 1)
     with pytest.warns(UserWarning, match=r"Keeping 1\d\.\d% of the attention without calibration is expected to drop"):
-        model = compress_pretrained(dense, **arguments)
+        model = by_weights(dense, **arguments)
     assert "predicted_loss" in model.config.compression
 
 
@@ -575,7 +636,7 @@ def test_a_flat_spectrum_is_warned_of_with_the_expected_loss(dense_t5, arguments
             for part in (layer.q, layer.k, layer.v, layer.o):
                 torch.nn.init.orthogonal_(part.weight)
     with pytest.warns(UserWarning, match="The spectra are flat: this checkpoint has little rank to spare") as caught:
-        model = compress_pretrained(dense, **arguments)
+        model = by_weights(dense, **arguments)
     losses = model.config.compression["predicted_loss"].values()
     assert f"expected to drop {sum(losses) / len(losses):.1%} of the squared singular values" in str(caught[0].message)
     assert f"and {max(losses):.1%} in " in str(caught[0].message)
@@ -589,14 +650,14 @@ def test_a_model_of_low_rank_is_compressed_in_silence(dense_t5, arguments):
     dense = with_low_rank(dense_t5(num_heads=4), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        compress_pretrained(dense, **arguments)
+        by_weights(dense, **arguments)
 
 
 def test_full_rank_is_silent(dense_t5):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        compress_pretrained(dense_t5(), uniform=D_KV)
-        compress_pretrained(dense_t5(), ratio=1.0)
+        by_weights(dense_t5(), uniform=D_KV)
+        by_weights(dense_t5(), ratio=1.0)
 
 
 # Errors
@@ -605,14 +666,32 @@ def test_full_rank_is_silent(dense_t5):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Give exactly one of epsilon, ratio, schedule, uniform, energy, ranks; found none"),
+        ({}, r"Give exactly one of ratio, .* ranks \(or several of ratio, .*\); found none"),
+        ({"max_cache_ratio": 0.5, "uniform": 4}, "Give exactly one of .*; found max_cache_ratio and uniform"),
+        ({"ratio": 0.5, "total_ratio": 0.5}, "Give either ratio .* or total_ratio .*, not both"),
+        (
+            {"total_ratio": 0.5, "feed_forward_ratio": 0.5},
+            "feed_forward_ratio is part of total_ratio: give one of them",
+        ),
+        ({"total_ratio": 0}, r"total_ratio must be in \(0, 1\], found 0"),
+        ({"max_cache_ratio": 1.2}, r"max_cache_ratio must be in \(0, 1\], found 1.2"),
+        ({"uniform": 4, "feed_forward_ratio": True}, r"feed_forward_ratio must be in \(0, 1\], found True"),
+        ({"feed_forward_ratio": 0.5}, "Give exactly one of .*; found none"),
         ({"epsilon": 0.1, "ratio": 0.5}, "Give exactly one of .*; found epsilon and ratio"),
         ({"ratio": 0.0}, r"ratio must be in \(0, 1\], found 0.0"),
         ({"ratio": -0.1}, r"ratio must be in \(0, 1\], found -0.1"),
         ({"ratio": 1.5}, r"ratio must be in \(0, 1\], found 1.5"),
         ({"ratio": float("nan")}, r"ratio must be in \(0, 1\], found nan"),
         ({"ratio": 1.5, "method": "paper"}, r"ratio must be in \(0, 1\], found 1.5"),
-        ({"ratio": 0.01}, r"ratio=0.01 keeps .* parameters, but .* smallest possible ratio is 0.1250"),
+        (
+            {"max_cache_ratio": 0.01},
+            r"max_cache_ratio=0.01 is too small: the smallest ranks keep 0\.\d{4} of .* cache",
+        ),
+        ({"uniform": 4, "feed_forward_ratio": 0.01}, r"feed_forward_ratio=0.01 is too small"),
+        (
+            {"ratio": 0.01},
+            r"ratio=0.01 is too small: the smallest ranks keep 0\.\d{4} of the dense model's parameters",
+        ),
         ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], found 1.5"),
         ({"energy": 1}, r"energy must be in \[0, 1\), found 1"),
         ({"uniform": 9}, r"uniform must be an integer in \[1, 8\], the full rank of encoder_self.0.qk, found 9"),
@@ -630,18 +709,21 @@ def test_full_rank_is_silent(dense_t5):
         ({"schedule": 3}, r"schedule must be \(base_rank, rank_growth\) or .*, found 3"),
         ({"schedule": (0, 0.2)}, "base_rank must be a positive number, found 0"),
         ({"schedule": (3, 0.2, "up")}, "'ceil' or 'pow2', found 'up'"),
-        ({"uniform": 3, "form": "lowrank"}, "form must be 'per_head' or 'latent', found 'lowrank'"),
+        ({"uniform": 3, "form": "lowrank"}, "form must be 'auto', 'per_head' or 'latent', found 'lowrank'"),
         (
             {"uniform": 3, "form": {"encoder": "latent"}},
             r"form has unknown kinds of attention \['encoder'\]; known are",
         ),
-        ({"uniform": 3, "form": None}, "form must be 'per_head', 'latent' or a dictionary of them, found None"),
+        (
+            {"uniform": 3, "form": None},
+            "form must be 'auto', 'per_head', 'latent' or a dictionary of them, found None",
+        ),
         ({"uniform": 3, "method": "svd"}, "method must be 'joint' or 'paper', found 'svd'"),
         ({"uniform": 3, "multiple_of": 0}, "multiple_of must be a positive integer, found 0"),
         ({"schedule": (3, 0.2), "method": "paper"}, "method='paper' takes epsilon, ratio, uniform or energy"),
         (
             {"epsilon": 0.1, "form": "latent", "method": "paper"},
-            "method='paper' takes .* neither form nor multiple_of",
+            "method='paper' takes .* neither form, multiple_of",
         ),
     ],
 )
@@ -649,5 +731,5 @@ def test_bad_arguments_are_named(dense_t5, arguments, message):
     dense = dense_t5()
     before = weights_of(dense)
     with pytest.raises(ValueError, match=message):
-        compress_pretrained(dense, **arguments)
+        by_weights(dense, **arguments)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
