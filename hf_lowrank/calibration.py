@@ -163,7 +163,7 @@ class Calibration:
 
 
 def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
-    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "is_gated_act")
     return {"class": dense.model_class.__name__, **{name: getattr(dense.config, name) for name in names}}
 
 

@@ -485,7 +485,9 @@ def sweep(
     epsilons: Annotated[
         str | None, typer.Option(help="In place of ratios: epsilons, or 'paper' for its four.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Of paper, per_head and latent.")] = "paper,per_head,latent",
+    methods: Annotated[
+        str, typer.Option(help="Of default, per_head, latent, no_refit, weights and paper.")
+    ] = "default,weights,paper",
     tasks: Annotated[str, typer.Option(help="Tasks or groups; see evaluate --list.")] = "m1_yearly,packaged",
     num_samples: Annotated[int | None, typer.Option(help="Sample paths of a forecast.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,

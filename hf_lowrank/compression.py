@@ -207,7 +207,7 @@ def _seconds(target_speedup: float, fixed: float, options: Mapping[str, Options]
     """What the layers together may take, beside what is fixed."""
     dense = fixed + sum(float(found.costs["seconds"][0]) for found in options.values())
     least = fixed + sum(float(found.costs["seconds"].min()) for found in options.values())
-    if dense > target_speedup * least * (1 + 1e-12):
+    if target_speedup * least > dense * (1 + 1e-12):
         raise ValueError(
             f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {dense / least:.4g} on this machine."
         )

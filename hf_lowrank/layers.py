@@ -140,7 +140,10 @@ class AttentionLayer:
         return _components(self.name, self.bases, weight)
 
     def ranks(self, entry: Entry) -> dict[str, int]:
-        return {part: self.config.d_model if rank is None else rank for part, rank in entry.items()}
+        # A layer for which only a latent may be chosen has no components for the dense entry, which loses nothing.
+        return {
+            part: self.config.d_model if rank is None else rank for part, rank in entry.items() if part in self.bases
+        }
 
     def points(self) -> dict[str, Point]:
         places = {

@@ -41,7 +41,8 @@ SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 2.0, 3, 31
 # Decode steps that are timed, where a forecast has more.
 STEPS = 17
 # What is timed, in shares of the dense ranks; the first is the dense layer, the last one a small one.
-PER_HEAD = ((1, 1), (3 / 4, 3 / 4), (1, 1 / 4), (1 / 4, 1), (1 / 2, 1 / 2), (1 / 4, 1 / 4), (1 / 8, 1 / 8))
+EVEN = tuple((share, share) for share in (1, 3 / 4, 1 / 2, 1 / 4, 1 / 8))
+UNEVEN = ((1, 1 / 2), (1 / 2, 1), (1, 1 / 8), (1 / 8, 1), (1 / 4, 1 / 8), (1 / 8, 1 / 4))
 LATENT = (
     (1 / 2, 1 / 8, 1 / 8),
     (1 / 4, 1 / 4, 1 / 4),
@@ -68,9 +69,10 @@ class Speed:
     """The seconds of a forecast as a sum over its layers.
 
     A layer of some kind and form takes c^T f seconds, with non-negative coefficients c that were fitted to the times of a few of
-    them and features f that grow with every rank:
+    them and features f that grow with every rank. Smaller heads with qk = vo are a form of their own, for PyTorch's fused attention
+    kernels are for them alone:
 
-        per_head       1, n_heads qk, n_heads vo
+        even, uneven   1, n_heads qk, n_heads vo
         latent         1, latent, parameters of the query, parameters of the output, number of sketches
         feed_forward   1, parameters, number of thin factors
 
@@ -117,13 +119,17 @@ class Speed:
 
 
 def entry_form(entry: Entry) -> str:
-    return "feed_forward" if "width" in entry else attention_form(entry)
+    if "width" in entry:
+        return "feed_forward"
+    if attention_form(entry) == "latent":
+        return "latent"
+    return "even" if entry["qk"] == entry["vo"] else "uneven"
 
 
 def features(entry: Entry, *, d_model: int, num_heads: int, is_gated: bool) -> tuple[float, ...]:
     """What the time of a layer is linear in; see `Speed`."""
     form = entry_form(entry)
-    if form == "per_head":
+    if form in ("even", "uneven"):
         return 1, num_heads * entry["qk"], num_heads * entry["vo"]
     if form == "feed_forward":
         parameters = feed_forward_parameters(entry, d_model=d_model, is_gated=is_gated)
@@ -258,7 +264,7 @@ class Bench:
         latent = [
             dict(zip(("latent", "query", "output"), (rank(share, d_model) for share in shares))) for shares in LATENT
         ]
-        return latent + [{"qk": rank(qk, d_kv), "vo": rank(vo, d_kv)} for qk, vo in PER_HEAD]
+        return latent + [{"qk": rank(qk, d_kv), "vo": rank(vo, d_kv)} for qk, vo in UNEVEN + EVEN]
 
     def small_entry(self, kind: str) -> Entry:
         return self.entries(kind)[-1]

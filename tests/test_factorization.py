@@ -10,18 +10,25 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from hf_lowrank.factorization import (
+    AttentionGrams,
     AttentionWeights,
-    attention_grams,
+    Basis,
+    FeedForwardGrams,
+    FeedForwardWeights,
+    LatentWeights,
+    balanced_basis,
     epsilon_rank,
-    joint_singular_values,
-    joint_truncation,
-    latent_singular_values,
+    latent_bases,
+    per_head_bases,
     square_root,
+    thin_bases,
     truncate_latent,
     truncate_matrix,
     truncate_per_head,
+    truncate_thin,
 )
 
+GRAMS = st.sampled_from(["full", "deficient", "rank one", "zero", "uneven", "one group zero"])
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 12))  # heads, head dimension, d_model
 KINDS = st.sampled_from(["full", "deficient", "rank one", "one head zero", "no query", "no value", "zero", "uneven"])
 SEEDS = st.integers(0, 2**31)
@@ -72,75 +79,117 @@ def all_finite(weights: object) -> bool:
     return all(torch.isfinite(tensor).all() for tensor in vars(weights).values() if tensor is not None)
 
 
-# Per head
+# Balanced truncation
 
 
-@given(SHAPES, KINDS, SEEDS, st.data())
-def test_per_head_loses_what_is_predicted_and_no_rank_loses_less(shape, kind, seed, data):
-    weights = attention(shape, kind, seed)
-    sizes = [data.draw(st.integers(1, shape[1]), label=name) for name in ("qk", "vo")]
-    truncated = truncate_per_head(weights, qk=sizes[0], vo=sizes[1])
-    assert all_finite(truncated)
-    for rank, grams, before, after in zip(sizes, attention_grams(weights), products(weights), products(truncated)):
-        predicted = joint_singular_values(*grams)[:, rank:].square().sum(1)
-        for head in range(shape[0]):
-            accuracy = 1e-8 * float(energy(before[head]))
-            measured = float(energy(before[head] - after[head]))
-            assert measured == pytest.approx(float(predicted[head]), rel=0, abs=accuracy)
-            assert measured == pytest.approx(tail(before[head], rank), rel=0, abs=accuracy)
+def gram(size: int, groups: int, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Positive semidefinite matrices (groups, size, size); `kind` says in which way they are degenerate."""
+    columns = {"deficient": max(1, size // 2), "rank one": 1}.get(kind, size + 3)
+    factor = torch.randn(groups, size, columns, generator=generator, dtype=torch.float64)
+    if kind == "zero":
+        factor = factor * 0
+    elif kind == "uneven":
+        factor = factor * torch.logspace(3, -3, size, dtype=torch.float64)[:, None]
+    elif kind == "one group zero":
+        factor[0] = 0
+    return factor @ factor.mT
 
 
-@given(SHAPES, KINDS, SEEDS, st.data())
-def test_per_head_shapes(shape, kind, seed, data):
-    n, h, d = shape
-    qk, vo = data.draw(st.integers(1, h)), data.draw(st.integers(1, h))
-    truncated = truncate_per_head(attention(shape, kind, seed), qk=qk, vo=vo)
-    assert truncated.query.shape == truncated.key.shape == (n, qk, d)
-    assert truncated.value.shape == (n, vo, d)
-    assert truncated.output.shape == (n, d, vo)
+def gram_pair(size: int, groups: int, kinds: tuple[str, str], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of the gradients and of the activations."""
+    generator = torch.Generator().manual_seed(seed)
+    return gram(size, groups, kinds[0], generator), gram(size, groups, kinds[1], generator)
 
 
-@given(SHAPES, KINDS, SEEDS)
-def test_full_head_dimension_leaves_the_weights_alone(shape, kind, seed):
-    weights = attention(shape, kind, seed)
-    truncated = truncate_per_head(weights, qk=shape[1], vo=shape[1])
-    assert all(torch.equal(getattr(truncated, name), tensor) for name, tensor in vars(weights).items())
+def loss(gradient: torch.Tensor, activation: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """|| G^1/2 (I - P) R^1/2 ||_F^2 = tr (I - P)^T G (I - P) R of each group, without the roots."""
+    error = torch.eye(len(projection[0]), dtype=torch.float64) - projection
+    return (error.mT @ gradient @ error @ activation).diagonal(dim1=1, dim2=2).sum(1)
 
 
-@given(SHAPES, KINDS, SEEDS)
-def test_joint_truncation_at_full_rank_reproduces_the_products(shape, kind, seed):
-    weights = attention(shape, kind, seed)
-    query_key, output_value = attention_grams(weights)
-    a, b = joint_truncation(*query_key, shape[1])
-    c, d = joint_truncation(*output_value, shape[1])
-    rebuilt = AttentionWeights(a.mT @ weights.query, b.mT @ weights.key, d.mT @ weights.value, weights.output @ c)
-    for before, after in zip(products(weights), products(rebuilt)):
-        assert (energy(before - after).sqrt() <= 1e-7 * energy(before).sqrt()).all()
+def size_of(gradient: torch.Tensor, activation: torch.Tensor) -> float:
+    """The loss of dropping everything, and what rounding errors are small beside."""
+    traces = gradient.diagonal(dim1=1, dim2=2).sum(1) * activation.diagonal(dim1=1, dim2=2).sum(1)
+    return float(traces.max())
 
 
-@given(SHAPES, st.sampled_from(["full", "deficient", "zero"]), SEEDS, st.data())
-def test_truncation_is_balanced(shape, kind, seed, data):
-    """New queries and keys are equally large: their Gram matrices are both diag(S_r), good for half precision."""
-    weights = attention(shape, kind, seed)
-    rank = data.draw(st.integers(1, max(1, shape[1] - 1)))
-    grams, _ = attention_grams(weights)
-    a, b = joint_truncation(*grams, rank)
-    values = torch.diag_embed(joint_singular_values(*grams)[:, :rank])
-    for factor, gram in zip((a, b), grams):
-        assert_close(factor.mT @ gram @ factor, values, rtol=0, atol=1e-6 * float(values.max()))
+@given(st.integers(1, 3), st.integers(1, 8), st.tuples(GRAMS, GRAMS), SEEDS)
+def test_every_rank_loses_its_dropped_singular_values(groups, size, kinds, seed):
+    gradient, activation = gram_pair(size, groups, kinds, seed)
+    basis = balanced_basis(gradient, activation)
+    assert all_finite(basis)
+    assert basis.singular_values.shape == (groups, size)
+    assert (basis.singular_values.diff(dim=1) <= 0).all()
+    for rank in range(1, size + 1):
+        left, right = basis.truncate(rank)
+        assert left.shape == right.shape == (groups, size, rank)
+        predicted = basis.singular_values[:, rank:].square().sum(1)
+        found = loss(gradient, activation, left @ right.mT)
+        assert_close(found, predicted, rtol=1e-6, atol=1e-9 * size_of(gradient, activation))
 
 
-@given(SHAPES, KINDS, SEEDS)
-def test_joint_singular_values_are_those_of_the_full_products(shape, kind, seed):
-    weights = attention(shape, kind, seed)
-    for grams, product in zip(attention_grams(weights), products(weights)):
-        values = joint_singular_values(*grams)
-        assert values.shape == shape[:2]
-        for found, matrix in zip(values, product):
-            wanted = np.zeros(shape[1])
-            singular_values = np.linalg.svd(matrix.numpy(), compute_uv=False)[: shape[1]]
-            wanted[: len(singular_values)] = singular_values
-            np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-7 * wanted[0])
+@given(st.integers(1, 3), st.integers(2, 8), st.tuples(GRAMS, GRAMS), SEEDS, st.data())
+def test_no_projection_of_that_rank_loses_less(groups, size, kinds, seed, data):
+    """Against random matrices of the rank, and against small changes of the one that was found."""
+    gradient, activation = gram_pair(size, groups, kinds, seed)
+    rank = data.draw(st.integers(1, size - 1), label="rank")
+    basis = balanced_basis(gradient, activation)
+    left, right = basis.truncate(rank)
+    least = loss(gradient, activation, left @ right.mT)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for distance in (None, 1e-3, 1e-1):
+        a, b = (torch.randn(groups, size, rank, generator=generator, dtype=torch.float64) for _ in range(2))
+        if distance is None:
+            b = b @ torch.linalg.inv(b.mT @ a).mT  # a projection: a^T b = 1
+        else:
+            a, b = left + distance * a * left.norm() / a.norm(), right + distance * b * right.norm() / b.norm()
+        other = loss(gradient, activation, a @ b.mT)
+        assert (other >= least - 1e-9 * size_of(gradient, activation)).all()
+
+
+@given(st.integers(1, 3), st.integers(1, 8), st.tuples(GRAMS, GRAMS), SEEDS, st.data())
+def test_both_sides_are_balanced(groups, size, kinds, seed, data):
+    """A^T G A = B^T R B = S, and A B^T is a projection."""
+    gradient, activation = gram_pair(size, groups, kinds, seed)
+    basis = balanced_basis(gradient, activation)
+    rank = data.draw(st.integers(1, size), label="rank")
+    left, right = basis.left[..., :rank], basis.right[..., :rank]
+    values = basis.singular_values[:, :rank]
+    largest = float(basis.singular_values.max())
+    kept = values > 1e-6 * basis.singular_values[:, :1]  # the others may be rounding errors
+    for side, matrix in ((left, gradient), (right, activation)):
+        found = side.mT @ matrix @ side
+        wanted = torch.diag_embed(values)
+        both = kept.unsqueeze(1) & kept.unsqueeze(2)
+        assert_close(found[both], wanted[both], rtol=0, atol=1e-5 * largest)
+    identity = right.mT @ left
+    for group in range(groups):
+        count = int(kept[group].sum())
+        inner = identity[group, :count, :count]
+        assert_close(inner, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+@given(st.integers(1, 3), st.integers(1, 8), st.tuples(GRAMS, GRAMS), SEEDS, st.integers(0, 4))
+def test_full_rank_is_exactly_the_identity(groups, size, kinds, seed, more):
+    basis = balanced_basis(*gram_pair(size, groups, kinds, seed))
+    for side in basis.truncate(size + more):
+        assert torch.equal(side, torch.eye(size, dtype=torch.float64).expand(groups, -1, -1))
+
+
+@given(st.integers(1, 3), st.integers(1, 8), st.tuples(GRAMS, GRAMS), SEEDS, st.data())
+def test_a_largest_rank_changes_none_below_it(groups, size, kinds, seed, data):
+    pair = gram_pair(size, groups, kinds, seed)
+    most = data.draw(st.integers(1, size), label="max_rank")
+    whole, part = balanced_basis(*pair), balanced_basis(*pair, max_rank=most)
+    assert torch.equal(part.singular_values, whole.singular_values)
+    assert part.left.shape == part.right.shape == (groups, size, most)
+    for name in ("left", "right"):
+        assert_close(
+            getattr(part, name),
+            getattr(whole, name)[..., :most],
+            rtol=1e-9,
+            atol=1e-12 * float(getattr(whole, name).abs().max()),
+        )
 
 
 @given(st.integers(1, 6), st.integers(1, 8), SEEDS)
@@ -152,10 +201,114 @@ def test_square_root_of_a_deficient_gram_matrix(size, columns, seed):
     assert_close(root @ root, gram)
 
 
+# Grams of a layer
+
+
+def attention_grams(shape: tuple[int, int, int], kind: str, seed: int) -> AttentionGrams:
+    """What data might have done in a layer of that shape."""
+    n, h, d = shape
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"mixed": n * h, "query_gradient": n * h}
+    return AttentionGrams(
+        **{name: gram(sizes.get(name, d), 1, kind, generator)[0] for name in AttentionGrams.__dataclass_fields__}
+    )
+
+
+def feed_forward(shape: tuple[int, int, int], seed: int) -> FeedForwardWeights:
+    """`shape` (inner matrices, width, d_model)."""
+    generator = torch.Generator().manual_seed(seed)
+    gates, width, d = shape
+    return FeedForwardWeights(
+        torch.randn(gates, width, d, generator=generator, dtype=torch.float64),
+        torch.randn(d, width, generator=generator, dtype=torch.float64),
+    )
+
+
+FEED_FORWARD_SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(2, 8))
+DATA = st.sampled_from(["white", "full", "deficient", "rank one", "zero", "uneven"])
+
+
+def projection(basis: Basis, rank: int) -> torch.Tensor:
+    left, right = basis.truncate(rank)
+    return left @ right.mT
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, accuracy: float = 1e-8) -> None:
+    """Relative to the largest entry."""
+    assert_close(found, wanted, rtol=0, atol=accuracy * max(1e-300, float(wanted.abs().max())))
+
+
+# Per head
+
+
+@given(SHAPES, KINDS, DATA, SEEDS, st.data())
+def test_smaller_heads_are_the_projection_inserted(shape, kind, on, seed, data):
+    """q -> P q and z -> P z of every head, whatever the Gram matrices say; with the bases' own singular values as losses."""
+    weights = attention(shape, kind, seed)
+    grams = AttentionGrams.white(weights) if on == "white" else attention_grams(shape, on, seed)
+    bases = per_head_bases(weights, grams)
+    sizes = {name: data.draw(st.integers(1, shape[1]), label=name) for name in ("qk", "vo")}
+    truncated = truncate_per_head(weights, bases, **sizes)
+    assert all_finite(truncated)
+    inserted = {name: projection(bases[name], size) for name, size in sizes.items()}
+    query_key, output_value = products(truncated)
+    close(query_key, (inserted["qk"] @ weights.query).mT @ weights.key)
+    close(output_value, weights.output @ inserted["vo"] @ weights.value)
+
+
+@given(SHAPES, KINDS, SEEDS, st.data())
+def test_white_heads_lose_what_the_products_singular_values_say(shape, kind, seed, data):
+    weights = attention(shape, kind, seed)
+    bases = per_head_bases(weights, AttentionGrams.white(weights))
+    sizes = [data.draw(st.integers(1, shape[1]), label=name) for name in ("qk", "vo")]
+    truncated = truncate_per_head(weights, bases, qk=sizes[0], vo=sizes[1])
+    for name, rank, before, after in zip(("qk", "vo"), sizes, products(weights), products(truncated)):
+        predicted = bases[name].singular_values[:, rank:].square().sum(1)
+        for head in range(shape[0]):
+            accuracy = 1e-8 * float(energy(before[head]))
+            measured = float(energy(before[head] - after[head]))
+            assert measured == pytest.approx(float(predicted[head]), rel=0, abs=accuracy)
+            assert measured == pytest.approx(tail(before[head], rank), rel=0, abs=accuracy)
+
+
+@given(SHAPES, KINDS, SEEDS)
+def test_white_singular_values_are_those_of_the_products(shape, kind, seed):
+    weights = attention(shape, kind, seed)
+    bases = per_head_bases(weights, AttentionGrams.white(weights))
+    for name, product in zip(("qk", "vo"), products(weights)):
+        values = bases[name].singular_values
+        assert values.shape == shape[:2]
+        for found, matrix in zip(values, product):
+            wanted = np.zeros(shape[1])
+            singular_values = np.linalg.svd(matrix.numpy(), compute_uv=False)[: shape[1]]
+            wanted[: len(singular_values)] = singular_values
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-7 * wanted[0])
+
+
+@given(SHAPES, KINDS, DATA, SEEDS, st.data())
+def test_per_head_shapes(shape, kind, on, seed, data):
+    n, h, d = shape
+    weights = attention(shape, kind, seed)
+    grams = AttentionGrams.white(weights) if on == "white" else attention_grams(shape, on, seed)
+    qk, vo = data.draw(st.integers(1, h)), data.draw(st.integers(1, h))
+    truncated = truncate_per_head(weights, per_head_bases(weights, grams), qk=qk, vo=vo)
+    assert truncated.query.shape == truncated.key.shape == (n, qk, d)
+    assert truncated.value.shape == (n, vo, d)
+    assert truncated.output.shape == (n, d, vo)
+
+
+@given(SHAPES, KINDS, DATA, SEEDS)
+def test_full_head_dimension_leaves_the_weights_alone(shape, kind, on, seed):
+    weights = attention(shape, kind, seed)
+    grams = AttentionGrams.white(weights) if on == "white" else attention_grams(shape, on, seed)
+    truncated = truncate_per_head(weights, per_head_bases(weights, grams), qk=shape[1], vo=shape[1])
+    assert all(torch.equal(getattr(truncated, name), tensor) for name, tensor in vars(weights).items())
+
+
 # Latent
 
 
-def rebuilt(latent) -> tuple[torch.Tensor, torch.Tensor]:
+def rebuilt(latent: LatentWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """What every head of the latent form has in place of W_k^T W_q and W_o W_v, (n, d, d)."""
     query, output = latent.query, latent.output
     if latent.query_sketch is not None:
@@ -165,6 +318,37 @@ def rebuilt(latent) -> tuple[torch.Tensor, torch.Tensor]:
     return latent.latent.T @ query, output @ latent.latent
 
 
+@given(SHAPES, KINDS, DATA, SEEDS, st.data())
+def test_a_latent_is_its_three_projections_inserted(shape, kind, on, seed, data):
+    d = shape[2]
+    weights = attention(shape, kind, seed)
+    grams = AttentionGrams.white(weights) if on == "white" else attention_grams(shape, on, seed)
+    bases = latent_bases(weights, grams)
+    latent = data.draw(st.integers(1, d), label="latent")
+    sketches = {name: data.draw(st.none() | st.integers(1, d), label=name) for name in ("query", "output")}
+    truncated = truncate_latent(weights, bases, latent=latent, **sketches)
+    assert all_finite(truncated)
+    assert truncated.latent.shape == (latent, d)
+    before = projection(bases["latent"], latent)[0]
+    query, output = (projection(bases[name], rank or d)[0] for name, rank in sketches.items())
+    key_query, output_value = rebuilt(truncated)
+    close(key_query, before.T @ weights.key.mT @ weights.query @ query)
+    close(output_value, output @ weights.output @ weights.value @ before)
+
+
+@given(SHAPES, KINDS, SEEDS, st.data())
+def test_a_white_latent_loses_the_products_relative_losses(shape, kind, seed, data):
+    """Without sketches: the dropped squares are the shares of W_q^T W_k and of W_o W_v of all heads, summed."""
+    weights = attention(shape, kind, seed)
+    rank = data.draw(st.integers(1, shape[2]), label="rank")
+    bases = latent_bases(weights, AttentionGrams.white(weights))
+    predicted = float(bases["latent"].singular_values[0, rank:].square().sum())
+    query_key, output_value = products(weights)
+    new_key_query, new_output_value = rebuilt(truncate_latent(weights, bases, latent=rank, query=None, output=None))
+    losses = [share_lost(query_key.mT, new_key_query), share_lost(output_value, new_output_value)]
+    assert predicted == pytest.approx(sum(losses), rel=0, abs=1e-7)
+
+
 def share_lost(before: torch.Tensor, after: torch.Tensor) -> float:
     """Of the squared Frobenius norm, summed over the heads; 0 for a product that is zero."""
     total = float(energy(before).sum())
@@ -172,59 +356,34 @@ def share_lost(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 @given(SHAPES, KINDS, SEEDS, st.data())
-def test_latent_loses_what_is_predicted(shape, kind, seed, data):
-    """Without sketches: the dropped squares of the stack are the products' relative losses, averaged."""
-    weights = attention(shape, kind, seed)
-    rank = data.draw(st.integers(1, shape[2]), label="rank")
-    truncated = truncate_latent(weights, latent=rank, query=None, output=None)
-    assert all_finite(truncated)
-    predicted = float(latent_singular_values(weights)[0, rank:].square().sum())
-    query_key, output_value = products(weights)
-    new_key_query, new_output_value = rebuilt(truncated)
-    losses = [share_lost(query_key.mT, new_key_query), share_lost(output_value, new_output_value)]
-    nonzero = [loss for loss, product in zip(losses, products(weights)) if product.any()]
-    assert predicted == pytest.approx(sum(nonzero) / max(1, len(nonzero)), rel=0, abs=1e-8)
-
-
-@given(SHAPES, KINDS, SEEDS, st.data())
-def test_each_sketch_alone_loses_what_is_predicted(shape, kind, seed, data):
+def test_white_sketches_are_the_svd_of_all_heads_products(shape, kind, seed, data):
+    """The query's of all W_k^T W_q one above the other, the output's of all W_o W_v side by side."""
     d = shape[2]
     weights = attention(shape, kind, seed)
     rank = data.draw(st.integers(1, d), label="rank")
-    _, query_loss, output_loss = latent_singular_values(weights)[:, rank:].square().sum(1).tolist()
+    bases = latent_bases(weights, AttentionGrams.white(weights))
     key_query, output_value = products(weights)[0].mT, products(weights)[1]
-    with_query, unchanged_output = rebuilt(truncate_latent(weights, latent=d, query=rank, output=None))
-    unchanged_query, with_output = rebuilt(truncate_latent(weights, latent=d, query=None, output=rank))
-    assert share_lost(key_query, with_query) == pytest.approx(query_loss, rel=0, abs=1e-8)
-    assert share_lost(output_value, with_output) == pytest.approx(output_loss, rel=0, abs=1e-8)
+    with_query, unchanged_output = rebuilt(truncate_latent(weights, bases, latent=d, query=rank, output=None))
+    unchanged_query, with_output = rebuilt(truncate_latent(weights, bases, latent=d, query=None, output=rank))
+    for before, after, stacked, name in (
+        (key_query, with_query, torch.cat([*key_query], dim=0), "query"),
+        (output_value, with_output, torch.cat([*output_value], dim=1), "output"),
+    ):
+        lost = float(energy(before - after).sum())
+        accuracy = 1e-8 * float(energy(before).sum())
+        assert lost == pytest.approx(tail(stacked, rank), rel=0, abs=accuracy)
+        dropped = float(bases[name].singular_values[0, rank:].square().sum())
+        assert lost == pytest.approx(dropped, rel=0, abs=accuracy)
     assert share_lost(key_query, unchanged_query) < 1e-14
     assert share_lost(output_value, unchanged_output) < 1e-14
 
 
-@given(SHAPES, KINDS, SEEDS, st.data())
-def test_sketches_are_optimal_for_the_latent_beneath_them(shape, kind, seed, data):
+@given(SHAPES, KINDS, DATA, SEEDS)
+def test_latent_at_full_rank_is_exact(shape, kind, on, seed):
     n, _, d = shape
     weights = attention(shape, kind, seed)
-    rank, query, output = (data.draw(st.integers(1, d), label=name) for name in ("latent", "query", "output"))
-    plain = truncate_latent(weights, latent=rank, query=None, output=None)
-    sketched = truncate_latent(weights, latent=rank, query=query, output=output)
-    assert all_finite(sketched)
-    assert torch.equal(sketched.latent, plain.latent)
-
-    lost = float(energy(plain.query - sketched.query @ sketched.query_sketch).sum())
-    accuracy = 1e-10 * float(energy(plain.query).sum())
-    assert lost == pytest.approx(tail(plain.query.reshape(n * rank, d), query), rel=0, abs=accuracy)
-
-    lost = float(energy(plain.output - sketched.output_sketch @ sketched.output).sum())
-    accuracy = 1e-10 * float(energy(plain.output).sum())
-    assert lost == pytest.approx(tail(torch.cat([*plain.output], dim=1), output), rel=0, abs=accuracy)
-
-
-@given(SHAPES, KINDS, SEEDS)
-def test_latent_at_full_rank_is_exact(shape, kind, seed):
-    n, _, d = shape
-    weights = attention(shape, kind, seed)
-    truncated = truncate_latent(weights, latent=d, query=d, output=d)
+    grams = AttentionGrams.white(weights) if on == "white" else attention_grams(shape, on, seed)
+    truncated = truncate_latent(weights, latent_bases(weights, grams), latent=d, query=d, output=d)
     assert truncated.latent.shape == truncated.query_sketch.shape == truncated.output_sketch.shape == (d, d)
     assert truncated.query.shape == truncated.output.shape == (n, d, d)
     query_key, output_value = products(weights)
@@ -232,25 +391,75 @@ def test_latent_at_full_rank_is_exact(shape, kind, seed):
         assert (energy(before - after).sqrt() <= 1e-12 * energy(before).sum().sqrt()).all()
 
 
-@given(SHAPES, KINDS, SEEDS)
-def test_latent_spectra_are_shares_of_the_whole(shape, kind, seed):
-    weights = attention(shape, kind, seed)
-    values = latent_singular_values(weights)
-    assert values.shape == (3, shape[2])
-    assert (values.diff(dim=1) <= 0).all()
-    query_key, output_value = (bool(product.any()) for product in products(weights))
-    wanted = [query_key or output_value, query_key, output_value]
-    assert_close(values.square().sum(1), torch.tensor(wanted, dtype=torch.float64))
-
-
 def test_latent_is_shared_by_all_heads():
     """Heads that read the same two directions need a latent of two, however many they are."""
     basis = torch.randn(2, 10, dtype=torch.float64)
     mix = lambda: torch.randn(5, 4, 2, dtype=torch.float64) @ basis  # noqa: E731
     weights = AttentionWeights(torch.randn(5, 4, 10).double(), mix(), mix(), torch.randn(5, 10, 4).double())
-    truncated = truncate_latent(weights, latent=2, query=None, output=None)
+    bases = latent_bases(weights, AttentionGrams.white(weights))
+    truncated = truncate_latent(weights, bases, latent=2, query=None, output=None)
     assert share_lost(products(weights)[0].mT, rebuilt(truncated)[0]) < 1e-14
     assert share_lost(products(weights)[1], rebuilt(truncated)[1]) < 1e-14
+
+
+# Thin factors
+
+
+def product(factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """up @ down, or the whole matrix."""
+    return factors[0] if len(factors) == 1 else factors[1] @ factors[0]
+
+
+@given(FEED_FORWARD_SHAPES, DATA, SEEDS, st.data())
+def test_thin_factors_are_the_projections_inserted(shape, on, seed, data):
+    gates, width, d = shape
+    weights = feed_forward(shape, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    if on == "white":
+        grams = FeedForwardGrams.white(weights)
+    else:
+        grams = FeedForwardGrams(
+            gram(d, 1, on, generator)[0],
+            gram(d, gates, on, generator),
+            gram(d, 1, on, generator)[0],
+            gram(d, 1, on, generator)[0],
+        )
+    bases = thin_bases(grams)
+    wi, wo = (data.draw(st.none() | st.integers(1, d), label=name) for name in ("wi", "wo"))
+    inner, outer = truncate_thin(weights, bases, wi=wi, wo=wo)
+    assert len(inner) == gates
+    for i, factors in enumerate(inner):
+        if wi is None:
+            assert torch.equal(product(factors), weights.inner[i])
+            continue
+        assert [factor.shape for factor in factors] == [(wi, d), (width, wi)]
+        close(product(factors), weights.inner[i] @ projection(bases["wi"], wi)[i])
+    if wo is None:
+        assert torch.equal(product(outer), weights.outer)
+    else:
+        assert [factor.shape for factor in outer] == [(wo, width), (d, wo)]
+        close(product(outer), projection(bases["wo"], wo)[0] @ weights.outer)
+
+
+@given(FEED_FORWARD_SHAPES, SEEDS, st.data())
+def test_white_thin_factors_are_the_plain_truncations(shape, seed, data):
+    """They lose what the matrix's own singular values say, and where these are apart they are its truncated SVD."""
+    gates, _, d = shape
+    weights = feed_forward(shape, seed)
+    bases = thin_bases(FeedForwardGrams.white(weights))
+    rank = data.draw(st.integers(1, d), label="rank")
+    inner, outer = truncate_thin(weights, bases, wi=rank, wo=rank)
+    for matrix, factors in ((weights.outer, outer), *zip(weights.inner, inner)):
+        lost = float(energy(matrix - product(factors)))
+        assert lost == pytest.approx(tail(matrix, rank), rel=0, abs=1e-8 * float(energy(matrix)))
+        u, s, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
+        if rank >= len(s) or s[rank - 1] - s[rank] > 0.1 * s[0]:
+            wanted = (u[:, :rank] * s[:rank]) @ vh[:rank]
+            np.testing.assert_allclose(product(factors).numpy(), wanted, rtol=0, atol=1e-6 * s[0])
+    for i in range(gates):
+        wanted = np.linalg.svd(weights.inner[i].numpy(), compute_uv=False)
+        found = bases["wi"].singular_values[i, : len(wanted)].numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7 * wanted[0])
 
 
 # The layout of T5's linear layers
@@ -282,7 +491,9 @@ def test_linear_layers_round_trip(shape, seed):
 def test_latent_linear_layers_do_what_the_cores_do(shape, seed, data):
     n, _, d = shape
     rank, query, output = (data.draw(st.none() | st.integers(1, d)) for _ in range(3))
-    truncated = truncate_latent(attention(shape, "full", seed), latent=rank or d, query=query, output=output)
+    weights = attention(shape, "full", seed)
+    bases = latent_bases(weights, AttentionGrams.white(weights))
+    truncated = truncate_latent(weights, bases, latent=rank or d, query=query, output=output)
     linear = truncated.to_linear(torch.float64)
     assert ("query_sketch" in linear, "output_sketch" in linear) == (query is not None, output is not None)
     x, mixed = torch.randn(d).double(), torch.randn(n, rank or d).double()

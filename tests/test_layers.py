@@ -1,0 +1,1 @@
+"""The options of layers: their order, costs, losses and validity."""
