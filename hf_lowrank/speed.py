@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -274,9 +275,9 @@ class Bench:
     def layer_seconds(self, kind: str) -> list[tuple[Entry, float]]:
         """The seconds of one layer of this kind in a whole forecast, for each entry."""
         work = [(entry, *part) for entry in self.entries(kind) for part in self.work(kind, entry)]
-        least = self.least_seconds([action for _, action, _ in work])
+        medians = self.medians([action for _, action, _ in work])
         found: list[tuple[Entry, float]] = []
-        for (entry, _, times), seconds in zip(work, least):
+        for (entry, _, times), seconds in zip(work, medians):
             if found and found[-1][0] is entry:
                 found[-1] = entry, found[-1][1] + times * seconds
             else:
@@ -371,7 +372,7 @@ class Bench:
         size = (self.workload.batch_size, self.tokens)
         tokens = torch.randint(self.config.vocab_size, size, device=self.device)
         if self.workload.prediction_length == 0:
-            return self.least_seconds([lambda: self.model(input_ids=tokens)])[0]
+            return self.medians([lambda: self.model(input_ids=tokens)])[0]
 
         def forecast(steps: int) -> torch.Tensor:
             options = GenerationConfig(
@@ -388,13 +389,12 @@ class Bench:
             return self.model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=options)
 
         timed = min(STEPS, self.workload.prediction_length)
-        first, whole = self.least_seconds([lambda: forecast(1), lambda: forecast(timed)])
+        first, whole = self.medians([lambda: forecast(1), lambda: forecast(timed)])
         step = max(0.0, whole - first) / max(1, timed - 1)
         return first + (self.workload.prediction_length - 1) * step
 
-    def least_seconds(self, actions: Sequence[Callable[[], Any]]) -> list[float]:
-        """The least seconds of each: what else the machine does can only add to them. In turn, so that a busy moment
-        falls on all alike."""
+    def medians(self, actions: Sequence[Callable[[], Any]]) -> list[float]:
+        """The median seconds of each, timed in turn, so that a busy moment of the machine falls on all of them alike."""
 
         def timed(action: Callable[[], Any]) -> float:
             if self.device.type == "cuda":
@@ -411,4 +411,4 @@ class Bench:
         end = time.perf_counter() + SECONDS
         while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
             rounds.append([timed(action) for action in actions])
-        return [min(times) for times in zip(*rounds)]
+        return [statistics.median(times) for times in zip(*rounds)]

@@ -50,7 +50,9 @@ def measured(tiny_config) -> Speed:
 
 def invented(fixed: float = 5.0, **changes: Any) -> Speed:
     """Coefficients of one for everything: seconds that a test can count."""
-    coefficients = {kind: {form: (1.0,) * FEATURES[form] for form in ("even", "uneven", "latent")} for kind in ATTENTION}
+    coefficients = {
+        kind: {form: (1.0,) * FEATURES[form] for form in ("even", "uneven", "latent")} for kind in ATTENTION
+    }
     coefficients |= {kind: {"feed_forward": (1.0,) * 3} for kind in FEED_FORWARD}
     sizes = {"d_model": D_MODEL, "num_heads": 2, "is_gated": False}
     return replace(Speed(WORKLOAD, "cpu", "float32", 1, **sizes, fixed=fixed, coefficients=coefficients), **changes)
