@@ -48,23 +48,21 @@ def assert_sound(layer: AttentionLayer | FeedForwardLayer, options: Options, mul
     assert all(len(cost) == len(options.entries) for cost in options.costs.values())
     assert (options.loss >= 0).all()
 
-    wanted = []
-    for entry in options.entries:
-        # None is a whole matrix, at which nothing is lost; the dense entry has no part of a latent layer.
-        parts = {part: rank for part, rank in entry.items() if rank is not None and f"{layer.name}.{part}" in losses}
-        wanted.append(sum(losses[f"{layer.name}.{part}"][rank] for part, rank in parts.items()))
-        ranks = layer.ranks(entry)
-        assert options.loss[len(wanted) - 1] == pytest.approx(
-            sum(losses[f"{layer.name}.{part}"][rank] for part, rank in ranks.items())
-        )
+    def predicted(ranks: dict[str, int]) -> float:
+        return sum(losses[f"{layer.name}.{part}"][rank] for part, rank in ranks.items())
+
+    # None is a whole matrix, at which nothing is lost; the dense entry has no part of a latent layer.
+    wanted = [
+        predicted({part: rank for part, rank in entry.items() if rank and f"{layer.name}.{part}" in losses})
+        for entry in options.entries
+    ]
     np.testing.assert_allclose(options.loss, wanted, rtol=1e-12)
+    np.testing.assert_allclose(options.loss, [predicted(layer.ranks(entry)) for entry in options.entries], rtol=1e-12)
 
     whole = lowrank_config(config, {})
-    kind, index = layer.name.split(".")
-    tables: Any = whole.feed_forward_ranks if "feed_forward" in kind else whole.attention_ranks
+    name = "feed_forward_ranks" if "feed_forward" in layer.name else "attention_ranks"
     for entry in options.entries:
-        tables[kind.removesuffix("_feed_forward")][int(index)] = entry
-        whole.validate_ranks()
+        whole._validate_entry(entry, name)  # of `validate_ranks`, which looks at all layers
         assert all(type(rank) is int for rank in entry.values() if rank is not None)  # plain numbers, for JSON
     full = {"qk": config.d_kv, "vo": config.d_kv, "width": config.d_ff}
     for entry in options.entries[1:]:
@@ -133,7 +131,7 @@ def test_costs_are_the_sizes_of_the_weights(dense_t5, model_class, changes):
     """Not by a formula: the numbers in the matrices that `factorize` makes."""
     dense = load_dense(dense_t5(model_class, **changes))
     layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
-    for layer in layers:
+    for layer in {layer.kind: layer for layer in layers}.values():
         options = layer.options(losses_of(layer), multiple_of=1)
         chosen = np.unique(np.linspace(0, len(options.entries) - 1, 12).astype(int))
         for i in chosen:
@@ -148,7 +146,8 @@ def test_costs_are_the_sizes_of_the_weights(dense_t5, model_class, changes):
 @models
 def test_seconds_are_asked_for_every_option(dense_t5, model_class, changes):
     dense = load_dense(dense_t5(model_class, **changes))
-    for layer in [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]:
+    layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
+    for layer in {layer.kind: layer for layer in layers}.values():
         asked = []
 
         def seconds(kind: str, entry: dict[str, Any], asked: list = asked) -> float:
@@ -201,7 +200,8 @@ def test_degenerate_weights_have_sound_options(dense_t5, kind):
             if name.split(".")[-2] in ("q", "k", "v", "o", "wi", "wo"):
                 weight.copy_(torch.outer(weight[:, 0], weight[0]) if kind == "rank one" else 0 * weight)
     dense = load_dense(model)
-    for layer in [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]:
+    layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
+    for layer in {layer.kind: layer for layer in layers}.values():
         options = layer.options(losses_of(layer), multiple_of=1)
         assert_sound(layer, options, 1)
         assert all(torch.isfinite(weight).all() for weight in layer.factorize(options.entries[-1]).values())

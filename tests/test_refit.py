@@ -164,7 +164,7 @@ def test_no_linear_function_does_better(dense_t5, model_class, gated):
     plain, refitted = compressed(model, measured, ranks=ranks)
     before, after = (residuals(found, model, list(measured.batches)) for found in (plain, refitted))
     attention = [
-        name for name in before if name.split(".")[2] == "0" or name.startswith("decoder") and name[-1] == "1"
+        name for name in before if name.split(".")[2] == "0" or (name.startswith("decoder") and name[-1] == "1")
     ]
     assert len(attention) == sum(depths.values())
     for name in attention:
