@@ -347,11 +347,23 @@ def compress_pretrained(
         for layer in layers
         for name, component in layer.components(weight=1.0 if measured is None else None).items()
     }
-    table = _allocate(choice, attention, feed_forward, components, config, speed)
-    if measured is not None and (policy.has_budgets or feed_forward):
-        # The spectra say how a loss falls with the rank; how much it is, a measurement says.
-        losses = measured_losses(dense.float_model(), layers, table, measured.batches, show_progress=show_progress)
-        components = reweighted(components, _ranks(layers, table), losses)
+    if measured is None or not (policy.has_budgets or feed_forward):
+        table = _allocate(choice, attention, feed_forward, components, config, speed)
+    else:
+        # The spectra say how a loss falls with the rank; how much it is, a measurement says. Each form is measured at the
+        # ranks that it would get alone: a guess for one beside a measurement of the other would often win by being wrong.
+        rounds = (
+            [[layer.only(form) for layer in attention] for form in PARTS] if "auto" in choice.forms.values() else []
+        )
+        losses: dict[str, float] = {}
+        ranks_measured: dict[str, int] = {}
+        float_model = dense.float_model()
+        for alone in rounds or [attention]:
+            trial = _allocate(choice, alone, feed_forward, components, config, speed)
+            new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
+            ranks_measured |= _ranks(new, trial)
+            losses |= measured_losses(float_model, new, trial, measured.batches, show_progress=show_progress)
+        components = reweighted(components, ranks_measured, losses)
         table = _allocate(choice, attention, feed_forward, components, config, speed)
     for name, entry in table.items():
         entries, index = _slot(config, name)

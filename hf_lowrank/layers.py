@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,6 +145,11 @@ class AttentionLayer:
             part: self.config.d_model if rank is None else rank for part, rank in entry.items() if part in self.bases
         }
 
+    def only(self, form: str) -> AttentionLayer:
+        """The layer with one form to choose, where it has that form."""
+        bases = {part: basis for part, basis in self.bases.items() if part in PARTS[form]}
+        return replace(self, bases=bases or self.bases)
+
     def points(self) -> dict[str, Point]:
         places = {
             "qk": (("q",), "output"),
@@ -213,7 +218,7 @@ class AttentionLayer:
                     for part in saved
                 }
                 for chosen in [sketches] + [{**sketches, part: None} for part in sketches]:
-                    found[(rank, *chosen.values())] = {"latent": rank, **chosen}
+                    found[rank, chosen["query"], chosen["output"]] = {"latent": rank, **chosen}
         return list(found.values())
 
     def factorize(self, entry: Entry) -> dict[str, torch.Tensor]:
