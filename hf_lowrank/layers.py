@@ -190,7 +190,7 @@ class AttentionLayer:
         if "latent" in loss:
             for entry in self._latent_entries(loss, multiple_of):
                 entries.append(entry)
-                lost.append(sum(loss[part][rank] for part, rank in entry.items() if rank is not None))
+                lost.append(sum(float(loss[part][rank]) for part, rank in entry.items() if rank is not None))
         parameters = np.array([attention_parameters(entry, **size) for entry in entries], float)
         cached = np.array([cached_numbers(entry, num_heads=self.config.num_heads) for entry in entries], float)
         if self.kind == "encoder_self":
