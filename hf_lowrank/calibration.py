@@ -197,7 +197,8 @@ def calibrate(
     batches, record = _batches(dense, data, num_batches, seed)
     collector = _Collector(dense, seed, feed_forward=feed_forward)
     for batch in progress(batches, "Calibrating", show_progress):
-        collector.add(batch)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
+            collector.add(batch)
     record |= {
         "seed": seed,
         "num_series": sum(len(batch["input_ids"]) for batch in batches),
