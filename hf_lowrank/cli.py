@@ -300,7 +300,7 @@ def demo(
                 f"{least:.2f} to {most:.2f}",
                 f"{row.wql:.3f}",
                 f"{row.mase:.3f}",
-                end_section=row.name == "dense" or row.name.startswith("latent"),
+                end_section=row.name == "dense" or row.name.startswith("paper"),
             )
         console.print(table)
         console.print(f"The dense model took {base:.1f} s. Forecasts are drawn in {plot}.")

@@ -20,6 +20,7 @@ from hf_lowrank.demo import (
     rolling_windows,
     score,
 )
+from hf_lowrank.sweep import SHOWN
 
 pytest.importorskip("fev")
 pytest.importorskip("matplotlib")
@@ -73,12 +74,10 @@ def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path)
     )
     assert result.exit_code == 0, result.stderr
     rows = {row["name"]: row for row in json.loads(result.stdout)["results"]}
-    assert list(rows) == ["dense"] + [
-        f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in ("paper", "per_head", "latent")
-    ]
+    assert list(rows) == ["dense"] + [f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in SHOWN]
     dense = rows["dense"]
     for name, row in rows.items():
-        if name.startswith("per_head"):
+        if name.startswith(("default", "weights")):
             assert row["attention_ratio"] <= float(name.split()[-1])
             assert row["cache_bytes"] < dense["cache_bytes"]
         if name.startswith("paper"):
@@ -90,9 +89,9 @@ def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path)
 
 def test_full_rank_scores_exactly_as_dense(dense_folder: Path) -> None:
     dense, *compressed = demo(str(dense_folder), ratios=[1.0])
-    per_head = next(row for row in compressed if row.name.startswith("per_head"))
-    assert (per_head.wql, per_head.mase) == (dense.wql, dense.mase)
-    assert (per_head.parameters, per_head.cache_bytes) == (dense.parameters, dense.cache_bytes)
+    whole = next(row for row in compressed if row.name.startswith("default"))
+    assert (whole.wql, whole.mase) == (dense.wql, dense.mase)
+    assert (whole.parameters, whole.cache_bytes) == (dense.parameters, dense.cache_bytes)
 
 
 def test_another_t5_is_refused(dense_t5, tmp_path: Path) -> None:
