@@ -215,7 +215,7 @@ def recover(
         typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 500,
-    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-4,
     distillation_weight: Annotated[
         float, typer.Option(help="1: learn from the teacher alone; 0: from the series alone.")
     ] = 1.0,

@@ -128,7 +128,7 @@ def recover(
     *,
     series: Any = "synthetic",
     steps: int = 500,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-4,
     distillation_weight: float = 1.0,
     temperature: float = 1.0,
     seed: int = 0,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -372,6 +373,28 @@ def test_the_record_says_what_the_data_was(chronos_t5, dense_t5):
     series = calibrate(chronos_t5, [np.sin(np.arange(50.0)), np.arange(30.0)], num_batches=1)
     assert series.record["data"] == "2 series"
     assert calibrate(dense_t5(), token_batches(T5ForConditionalGeneration)).record["data"] == "token batches"
+
+
+def test_series_come_as_arrays_frames_and_files(tmp_path, chronos_t5):
+    generator = np.random.default_rng(0)
+    series = [generator.normal(size=length).cumsum() for length in (30, 70, 45)]
+    frame = pd.concat(
+        pd.DataFrame(
+            {"item_id": f"item {i}", "timestamp": pd.date_range("2020-01-01", periods=len(values)), "target": values}
+        )
+        for i, values in enumerate(series)
+    )
+    path = tmp_path / "secret folder" / "sales.csv"
+    path.parent.mkdir()
+    frame.to_csv(path, index=False)
+    wanted = calibrate(chronos_t5, series, num_batches=1)
+    tensors = [torch.from_numpy(values) for values in series]
+    for data in (tensors, frame.sample(frac=1, random_state=0), path, str(path)):
+        found = calibrate(chronos_t5, data, num_batches=1)
+        assert found.record == wanted.record  # and no path in it
+        assert all(torch.equal(found.grams[name], gram) for name, gram in wanted.grams.items())
+    assert "secret" not in json.dumps(found.record)
+    assert "sales" not in json.dumps(found.record)
 
 
 def test_a_batch_without_a_mask_counts_every_token(dense_t5):
