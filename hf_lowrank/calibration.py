@@ -181,8 +181,8 @@ def calibrate(
     Args:
         model: As in `compress_pretrained`.
         data: `"synthetic"` (the mixture of `synthesis.py`, for Chronos checkpoints); series of the user's, as
-            `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: an
-            iterable of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
+            `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
+            list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
         num_batches: Batches of about 2,048 tokens that are made from series.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.

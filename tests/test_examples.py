@@ -49,6 +49,17 @@ def test_pretraining_resumes_to_the_same_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(cut[name], weight, rtol=0, atol=0)
 
 
+def test_alternatives_are_compared(tmp_path: Path, chronos_t5) -> None:
+    chronos_t5.save_pretrained(tmp_path / "dense")
+    script = ROOT / "examples" / "compare_alternatives.py"
+    options = ["--ratios", 0.5, "--feed-forward-ratios", 0.5, "--num-batches", 2, "--json", "figures.json"]
+    table = run_script(script, "dense", *options, folder=tmp_path)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert all(0 <= row["0.5"] < 10 for rows in figures.values() for row in rows.values())
+    assert figures["attention"]["the default"]["0.5"] < figures["attention"]["single matrices, whitened"]["0.5"]
+    assert "fewer neurons, refitted" in table
+
+
 @pytest.mark.slow
 def test_the_reference_uses_all_its_attention(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
