@@ -24,10 +24,11 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from hf_lowrank import Calibration, calibrate, compress_pretrained
-from hf_lowrank.calibration import GramSum, _Collector, divergence, output_mask, predict, unpacked
-from hf_lowrank.checkpoint import LOWRANK_CLASSES, DenseCheckpoint, build_model, load_chronos_t5, load_dense
-from hf_lowrank.compression import lowrank_config
+from hf_lowrank.calibration import GramSum, _Collector, unpacked
+from hf_lowrank.checkpoint import DenseCheckpoint, build_model, load_chronos_t5, load_dense
 from hf_lowrank.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
+from hf_lowrank.families import T5
+from hf_lowrank.objective import Objective
 from hf_lowrank.training import SyntheticBatches
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
@@ -99,7 +100,7 @@ def centred_keys(dense: DenseCheckpoint, calibration: Calibration) -> dict[str, 
         mean = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
         sums.setdefault(name, GramSum()).add((values - mean)[mask])
     scale = {"encoder": 1.0 / calibration.record["num_tokens"]}
-    labels = sum(int(output_mask(batch).sum()) for batch in calibration.batches)
+    labels = sum(int(dense.objective.masks(batch)["decoder"].sum()) for batch in calibration.batches)
     scale["decoder"] = 1.0 / labels
     return {
         name: unpacked(total.packed) * scale["decoder" if name.startswith("decoder") else "encoder"]
@@ -120,10 +121,11 @@ def captured(
             lambda _, inputs, name=name: seen.__setitem__(name, inputs[0])
         )
     for batch in calibration.batches:
-        predict(model, batch)
+        dense.objective.predict(model, batch)
+        masks = dense.objective.masks(batch)
         for name, values in seen.items():
             of_decoder = name.startswith("decoder")  # the keys of cross-attention are the encoder's
-            yield name, values, output_mask(batch) if of_decoder else batch["attention_mask"].bool()
+            yield name, values, masks["decoder" if of_decoder else "encoder"]
 
 
 def whitened(dense: DenseCheckpoint, calibration: Calibration, ratio: float) -> PreTrainedModel:
@@ -143,12 +145,12 @@ def whitened(dense: DenseCheckpoint, calibration: Calibration, ratio: float) -> 
 
 
 def rebuilt(dense: DenseCheckpoint, weights: dict[str, torch.Tensor], width: int | None = None) -> PreTrainedModel:
-    config = lowrank_config(dense.config, {})
+    config = T5.lowrank_config(dense.config, {})
     if width is not None:
         for entry in (entry for entries in config.feed_forward_ranks.values() for entry in entries):
             entry["width"] = width
     return build_model(
-        LOWRANK_CLASSES[dense.model_class],
+        dense.lowrank_class,
         config,
         weights,
         tied_keys=dense.tied_keys,
@@ -191,17 +193,17 @@ def pivots(gram: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out(model: PreTrainedModel, num_batches: int) -> Callable[[PreTrainedModel], float]:
+def held_out(model: PreTrainedModel, objective: Objective, num_batches: int) -> Callable[[PreTrainedModel], float]:
     """A function from a compressed model to its divergence from the dense one, in nats a token."""
     supply = SyntheticBatches(ChronosConfig(**model.config.chronos_config), num_batches, seed=HELD_OUT_SEED)
     batches = [supply[i] for i in range(num_batches)]
-    wanted = [predict(model, batch) for batch in batches]
+    wanted = [objective.predict(model, batch) for batch in batches]
 
     @torch.no_grad()
     def measure(found: PreTrainedModel) -> float:
         found = found.float()
         pairs = zip(wanted, batches)
-        total = sum(divergence(states, predict(found, batch), is_logits=True) for states, batch in pairs)
+        total = sum(objective.divergence(states, objective.predict(found, batch)) for states, batch in pairs)
         return total / sum(len(states) for states in wanted)
 
     return measure
@@ -220,7 +222,7 @@ def main(
     model = load_chronos_t5(source)
     dense = DENSE["model"] = load_dense(model)
     calibration = calibrate(dense, num_batches=num_batches, seed=seed)
-    measure = held_out(model, num_batches)
+    measure = held_out(model, dense.objective, num_batches)
     gradients = {
         "gradients not clipped": unclipped(dense, calibration),
         "no gradients, centred keys": isotropic(dense, calibration, centre=True),
@@ -236,7 +238,7 @@ def main(
     def schedule(ratio: float) -> PreTrainedModel:
         """The paper's growth at the largest first rank that keeps the ratio."""
         for base in range(100 * model.config.d_kv, 0, -1):
-            found = lowrank_config(dense.config, {}).__class__(
+            found = T5.lowrank_config(dense.config, {}).__class__(
                 **{**dense.config.to_dict(), "base_rank": base / 100, "rank_growth": 0.35}
             )
             kept = [entry["qk"] for entries in found.attention_ranks.values() for entry in entries]

@@ -1,6 +1,7 @@
-"""Train the reference checkpoint: a small Chronos-T5 on synthetic series alone.
+"""Train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
 
     python examples/pretrain_reference.py train runs/reference
+    python examples/pretrain_reference.py train runs/bolt --family bolt --steps 10000
     python examples/pretrain_reference.py measure runs/reference/final
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
@@ -13,15 +14,26 @@ import math
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from chronos import ChronosConfig
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, set_seed
+from chronos.chronos_bolt import ChronosBoltConfig, ChronosBoltModelForForecasting
+from torch.utils.data import Dataset
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_lowrank.training import SyntheticBatches, single_batch
+from hf_lowrank.training import SyntheticBatches, SyntheticWindows, single_batch
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -41,6 +53,15 @@ CHRONOS_CONFIG = ChronosConfig(
     temperature=1.0,
     top_k=50,
     top_p=1.0,
+)
+# The published Chronos-Bolt settings but for the context, which is 2048 there.
+BOLT_CONFIG = ChronosBoltConfig(
+    context_length=512,
+    prediction_length=64,
+    input_patch_size=16,
+    input_patch_stride=16,
+    quantiles=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    use_reg_token=True,
 )
 HELD_OUT_SEED = 1_000_003  # never a training seed
 
@@ -79,22 +100,26 @@ def local_position_bias(attention: T5Attention) -> torch.Tensor:
     return torch.stack([shapes[head % len(shapes)] for head in range(heads)], dim=1)
 
 
-def build_model(d_model: int, num_heads: int, d_kv: int, num_layers: int, seed: int) -> T5ForConditionalGeneration:
-    set_seed(seed)
-    config = T5Config(
-        vocab_size=CHRONOS_CONFIG.n_tokens,
+def t5_config(d_model: int, num_heads: int, d_kv: int, num_layers: int, **more: Any) -> T5Config:
+    return T5Config(
         d_model=d_model,
         d_kv=d_kv,
         d_ff=4 * d_model,
         num_layers=num_layers,
         num_heads=num_heads,
         dropout_rate=0.0,  # the data never repeats
-        decoder_start_token_id=CHRONOS_CONFIG.pad_token_id,
-        pad_token_id=CHRONOS_CONFIG.pad_token_id,
-        eos_token_id=CHRONOS_CONFIG.eos_token_id,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
         initializer_factor=1.0,
-        chronos_config=asdict(CHRONOS_CONFIG),
+        **more,
     )
+
+
+def build_t5(seed: int, **shape: int) -> T5ForConditionalGeneration:
+    """A fresh Chronos-T5."""
+    set_seed(seed)
+    config = t5_config(**shape, vocab_size=CHRONOS_CONFIG.n_tokens, chronos_config=asdict(CHRONOS_CONFIG))
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
         model.shared.weight.copy_(smooth_embedding(config.d_model, seed))
@@ -109,10 +134,30 @@ def build_model(d_model: int, num_heads: int, d_kv: int, num_layers: int, seed: 
     return model
 
 
+def build_bolt(seed: int, **shape: int) -> ChronosBoltModelForForecasting:
+    """A fresh Chronos-Bolt."""
+    set_seed(seed)
+    settings = {"chronos_config": asdict(BOLT_CONFIG), "chronos_pipeline_class": "ChronosBoltPipeline"}
+    model = ChronosBoltModelForForecasting(t5_config(**shape, **settings))
+    attention = model.encoder.block[0].layer[0].SelfAttention  # the decoder has one token and nowhere to look
+    with torch.no_grad():
+        attention.relative_attention_bias.weight.copy_(local_position_bias(attention))
+    return model
+
+
+def supply(family: str, steps: int, *, max_tokens: int, ramp: int, seed: int) -> Dataset:
+    """Training batches, whose contexts and horizons grow over the first `ramp` of them."""
+    if family == "bolt":  # 16 values a patch: four times the values are a quarter of the tokens
+        lengths = BOLT_CONFIG.context_length, BOLT_CONFIG.prediction_length
+        return SyntheticWindows(*lengths, steps, seed=seed, ramp=ramp, max_values=4 * max_tokens, max_windows=128)
+    return SyntheticBatches(CHRONOS_CONFIG, steps, seed=seed, ramp=ramp, max_tokens=max_tokens)
+
+
 @app.command()
 def train(
     output: Path,
-    steps: int = typer.Option(8000, help="Optimizer steps."),
+    family: Annotated[Literal["t5", "bolt"], typer.Option(help="Chronos-T5 or Chronos-Bolt.")] = "t5",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 8000,
     learning_rate: float = 2e-3,
     d_model: int = 128,
     num_heads: int = 4,
@@ -124,7 +169,8 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train from scratch, or go on from the last checkpoint in OUTPUT."""
-    model = build_model(d_model, num_heads, d_kv, num_layers, seed)
+    build = {"t5": build_t5, "bolt": build_bolt}[family]
+    model: PreTrainedModel = build(seed, d_model=d_model, num_heads=num_heads, d_kv=d_kv, num_layers=num_layers)
     arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -149,7 +195,7 @@ def train(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=SyntheticBatches(CHRONOS_CONFIG, steps, seed=seed, ramp=int(0.6 * steps), max_tokens=max_tokens),
+        train_dataset=supply(family, steps, max_tokens=max_tokens, ramp=int(0.6 * steps), seed=seed),
         data_collator=single_batch,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
@@ -183,7 +229,7 @@ def held_out_loss(model: T5ForConditionalGeneration, num_batches: int, silenced:
 
 @app.command()
 def measure(checkpoint: Path, batches: int = 64) -> None:
-    """Print, as JSON, what each kind of attention is worth on held-out synthetic series, in nats a token."""
+    """Print, as JSON, what each kind of attention of a Chronos-T5 is worth on held-out synthetic series, in nats a token."""
     model = T5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     dense = held_out_loss(model, batches)
     kinds = {

@@ -1,25 +1,43 @@
 """Chronos time-series foundation models, small and fast: low-rank transformers that load like any other.
 
-Importing the package registers its classes with transformers' Auto classes and does nothing else.
+Importing the package registers its classes with transformers' Auto classes and with the Chronos pipelines, and does
+nothing else.
 """
 
+import chronos
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
 from .calibration import Calibration, calibrate
 from .checkpoint import export_stock_t5, save_compressed
 from .compression import compress_pretrained
+from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
 from .configuration_lowrank_t5 import LowRankT5Config
+from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
 from .summary import CompressionSummary, summarize
 
 AutoConfig.register("lowrank_t5", LowRankT5Config)
 AutoModel.register(LowRankT5Config, (LowRankT5Model, LowRankT5EncoderModel))
 AutoModelForSeq2SeqLM.register(LowRankT5Config, LowRankT5ForConditionalGeneration)
 AutoModelForTextEncoding.register(LowRankT5Config, LowRankT5EncoderModel)
+AutoConfig.register("lowrank_chronos_bolt", LowRankChronosBoltConfig)
+AutoModel.register(LowRankChronosBoltConfig, LowRankChronosBoltModelForForecasting)
+AutoConfig.register("lowrank_chronos2", LowRankChronos2Config)
+AutoModel.register(LowRankChronos2Config, LowRankChronos2Model)
+# The stock pipelines look for the class that a checkpoint names in these two modules and nowhere else.
+chronos.chronos_bolt.LowRankChronosBoltModelForForecasting = LowRankChronosBoltModelForForecasting
+chronos.chronos2.LowRankChronos2Model = LowRankChronos2Model
 
 __all__ = [
     "Calibration",
     "CompressionSummary",
+    "LowRankChronos2Config",
+    "LowRankChronos2Model",
+    "LowRankChronos2Pipeline",
+    "LowRankChronosBoltConfig",
+    "LowRankChronosBoltModelForForecasting",
+    "LowRankChronosBoltPipeline",
     "LowRankT5Config",
     "LowRankT5EncoderModel",
     "LowRankT5ForConditionalGeneration",

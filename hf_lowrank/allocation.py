@@ -37,11 +37,13 @@ class Component:
             rank.
         weight: The loss at rank 0, in the unit in which the losses of all components are compared. Without calibration
             that of each component is 1, so that the loss at a rank is the dropped share of the squared singular values.
+        step: Its ranks are multiples of this: 2 where they are pairs of a rotary embedding.
     """
 
     name: str
     singular_values: NDArray[np.float64]
     weight: float = 1.0
+    step: int = 1
     loss: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Component:
 
     def round_up(self, rank: int, multiple_of: int) -> int:
         """The smallest multiple that is at least `rank`, or the full rank."""
+        multiple_of = math.lcm(multiple_of, self.step)
         return min(self.full_rank, multiple_of * math.ceil(max(rank, 1) / multiple_of))
 
 

@@ -22,21 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from chronos import ChronosConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel, T5EncoderModel
+from transformers import PreTrainedModel
 
 from .checkpoint import DenseCheckpoint, load_dense, progress
 from .factorization import AttentionGrams, FeedForwardGrams
-from .training import IGNORED_LABEL, SeriesBatches, SyntheticBatches, read_series
+from .objective import Batch, Objective
 
 __all__ = ["Calibration", "calibrate"]
 
-Batch = dict[str, torch.Tensor]
-# Series in a backward pass: its activations are what takes memory.
-BATCH_TOKENS, BATCH_WINDOWS = 2048, 64
 # Directions that the calibration data never used still count this much of an average one, so that a forecast of
 # different data is not left to chance.
 DAMPING = 1e-3
@@ -50,16 +46,19 @@ def _triangle(size: int) -> torch.Tensor:
 
 
 class GramSum:
-    """A running sum of a a^T in float64, of which one triangle is kept."""
+    """A running sum of a a^T in float64, of which one triangle is kept.
+
+    The products of a batch are made in the activations' own float32, whose rounding is far below the damping.
+    """
 
     def __init__(self) -> None:
         self.packed: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
         """`rows` (m, size), or more leading dimensions."""
-        rows = rows.detach().flatten(0, -2).double()
+        rows = rows.detach().flatten(0, -2)
         size = rows.shape[-1]
-        packed = (rows.T @ rows).flatten()[_triangle(size).to(rows.device)].cpu()
+        packed = (rows.T @ rows).flatten()[_triangle(size).to(rows.device)].double().cpu()
         self.packed = packed if self.packed is None else self.packed.add_(packed)
 
 
@@ -164,7 +163,8 @@ class Calibration:
 
 def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "is_gated_act")
-    return {"class": dense.model_class.__name__, **{name: getattr(dense.config, name) for name in names}}
+    found = {name: getattr(dense.config, name) for name in names if hasattr(dense.config, name)}
+    return {"class": dense.model_class.__name__, **found}
 
 
 def calibrate(
@@ -194,95 +194,40 @@ def calibrate(
     dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
     if not isinstance(num_batches, int) or num_batches < 1:
         raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
-    batches, record = _batches(dense, data, num_batches, seed)
+    batches, record = _batches(dense.objective, data, num_batches, seed)
     collector = _Collector(dense, seed, feed_forward=feed_forward)
     for batch in progress(batches, "Calibrating", show_progress):
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
             collector.add(batch)
     record |= {
         "seed": seed,
-        "num_series": sum(len(batch["input_ids"]) for batch in batches),
-        "num_tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+        "num_series": sum(len(next(iter(batch.values()))) for batch in batches),
+        "num_tokens": sum(int(dense.objective.masks(batch)["encoder"].sum()) for batch in batches),
         "shape": _shape(dense),
     }
     return Calibration(collector.result(), tuple(batches), record)
 
 
-def _batches(dense: DenseCheckpoint, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
-    chronos = getattr(dense.config, "chronos_config", None)
-    if _is_token_batches(data):
-        batches = [_complete(dense, batch) for batch in data]
-        return batches, {"data": "token batches"}
-    if chronos is None:
+def _batches(objective: Objective, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    if _is_batches(data):
+        return [objective.complete(batch) for batch in data], {"data": "batches of the user's"}
+    if not objective.has_own_data:
         found = repr(data) if isinstance(data, str) else f"a {type(data).__name__}"
         raise ValueError(
             f"calibration of a T5 without a chronos_config needs batches of tokens (a list of dictionaries with input_ids, "
             f"attention_mask and labels), found {found}."
         )
-    size: dict[str, Any] = {"seed": seed, "max_tokens": BATCH_TOKENS, "max_windows": BATCH_WINDOWS}
-    settings = ChronosConfig(**chronos)
-    if isinstance(data, str) and data == "synthetic":
-        supply: Any = SyntheticBatches(settings, num_batches, **size)
-        record = {"data": "synthetic"}
-    else:
-        series = read_series(data)
-        supply = SeriesBatches(settings, series, num_batches, **size)
-        record = {"data": f"{len(series)} series"}
-    return [_complete(dense, supply[i]) for i in range(num_batches)], record
+    return objective.batches(data, num_batches, seed)
 
 
-def _is_token_batches(data: Any) -> bool:
+def _is_batches(data: Any) -> bool:
+    """Whether these are batches of what the model reads, and no series with a target."""
     return (
-        isinstance(data, (list, tuple)) and len(data) > 0 and isinstance(data[0], Mapping) and "input_ids" in data[0]
+        isinstance(data, (list, tuple))
+        and len(data) > 0
+        and isinstance(data[0], Mapping)
+        and not {"input_ids", "context"}.isdisjoint(data[0])
     )
-
-
-def _complete(dense: DenseCheckpoint, batch: Mapping[str, Any]) -> Batch:
-    """The tensors that the model reads, with an attention mask."""
-    ids = torch.as_tensor(batch["input_ids"])
-    found = {"input_ids": ids, "attention_mask": torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids)))}
-    if dense.model_class is not T5EncoderModel:
-        if "labels" not in batch:
-            raise ValueError("calibration: every batch must have labels, for the decoder; found none.")
-        found["labels"] = torch.as_tensor(batch["labels"])
-    return found
-
-
-# --- the dense model on a batch ----------------------------------------------------------------------------------
-
-
-def predict(model: PreTrainedModel, batch: Batch, encoder_outputs: Any = None) -> torch.Tensor:
-    """Logits (tokens, vocabulary), or last hidden states (tokens, d) of a model without a head, where there is a label."""
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if "labels" in batch:
-        inputs["decoder_input_ids"] = shifted(model, batch["labels"])
-        if encoder_outputs is not None:
-            inputs["encoder_outputs"] = encoder_outputs
-    output = model(**inputs)
-    states = output.logits if "logits" in output else output.last_hidden_state
-    return states[output_mask(batch)]
-
-
-def shifted(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
-    """The decoder's input: labels one step late, unknown ones as padding; T5's own rule."""
-    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
-    return torch.cat(
-        [start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED_LABEL, model.config.pad_token_id)], dim=1
-    )
-
-
-def output_mask(batch: Batch) -> torch.Tensor:
-    """Which positions of the output count, bool (batch, length)."""
-    return batch["labels"] != IGNORED_LABEL if "labels" in batch else batch["attention_mask"].bool()
-
-
-def divergence(wanted: torch.Tensor, found: torch.Tensor, *, is_logits: bool) -> float:
-    """The sum over tokens of KL(wanted || found) in nats, or of half the squared distance of hidden states."""
-    if not is_logits:
-        return float((wanted - found).double().square().sum()) / 2
-    wanted, found = wanted.log_softmax(-1), found.log_softmax(-1)
-    return float((wanted.exp() * (wanted - found)).sum(dim=-1).double().sum())
 
 
 # --- collecting --------------------------------------------------------------------------------------------------
@@ -298,61 +243,63 @@ class _Collector:
         self.sums: dict[str, GramSum] = {}
         self.norms: dict[str, list[float]] = {}
         self.counts: dict[str, int] = {"encoder": 0, "decoder": 0}
-        self.num_labels = 0
+        self.num_rows = 0
         self.masks: dict[str, torch.Tensor] = {}
-        self._pending: dict[tuple[str, str], torch.Tensor] = {}
         for name, module in dense.layers:
             self._watch_attention(name, self.model.get_submodule(module))
         for name, module in dense.feed_forward_layers if feed_forward else ():
             self._watch_feed_forward(name, self.model.get_submodule(module))
-        stacks = [self.model.encoder] + ([self.model.decoder] if dense.model_class is not T5EncoderModel else [])
-        for stack in stacks:  # gradients start here, for no weight has one
-            stack.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+        for stack in dense.stacks:  # gradients start here, for no weight has one
+            block = self.model.get_submodule(stack).block[0]
+            block.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
     def add(self, batch: Batch) -> None:
-        self.masks = {"encoder": batch["attention_mask"].bool()}
-        if "labels" in batch:
-            self.masks["decoder"] = output_mask(batch)
-        states = predict(self.model, batch)
-        if not torch.isfinite(states).all():
+        objective = self.dense.objective
+        self.masks = objective.masks(batch)
+        predictions = objective.predict(self.model, batch)
+        if not torch.isfinite(predictions).all():
             raise ValueError("calibration: the dense model's predictions are not finite on this data.")
-        if self.dense.model_class.__name__.endswith("ConditionalGeneration"):
-            with torch.no_grad():
-                labels = torch.multinomial(states.softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
-            loss = nn.functional.cross_entropy(states, labels.to(states.device), reduction="sum")
-        else:  # the Fisher information of a Gaussian around the hidden states
-            loss = (states * torch.randn(states.shape, generator=self.generator).to(states.device)).sum()
-        loss.backward()
-        self.num_labels += len(states)
+        objective.surrogate(predictions, self.generator).backward()
+        self.num_rows += len(predictions)
         for stack, mask in self.masks.items():
             self.counts[stack] += int(mask.sum())
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of labels."""
+        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of predictions."""
         scaled = {}
         for name, total in self.sums.items():
-            if "gradient" in name:
-                scale = 2 * self.num_labels
-            else:
-                scale = self.counts["encoder" if name.startswith("encoder") else "decoder"]
+            scale = 2 * self.num_rows if "gradient" in name else self.counts[self._stack(name)]
             assert total.packed is not None
             scaled[name] = total.packed / max(1, scale)
         return scaled
 
+    def _stack(self, name: str) -> str:
+        """The stack whose positions the activation of this name has."""
+        return "encoder" if name == "encoder_output" else self.dense.stack_of(name.split(".")[0])
+
     def _activation(self, name: str, values: torch.Tensor) -> None:
-        mask = self.masks["encoder" if name.startswith("encoder") else "decoder"]
-        self.sums.setdefault(name, GramSum()).add(values[mask.to(values.device)])
+        values = self._by_series(name, values)
+        mask = self.masks[self._stack(name)]
+        self.sums.setdefault(name, GramSum()).add(values if mask.all() else values[mask.to(values.device)])
+
+    def _by_series(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """(batch, length, size): attention across series has the two axes the other way round."""
+        return values.transpose(0, 1) if name.startswith("group") else values
 
     def _gradient(self, name: str, gradient: torch.Tensor) -> None:
         """`gradient` (batch, length, size), each series clipped to the median norm of all so far."""
+        gradient = self._by_series(name, gradient)
         norms = gradient.flatten(1).norm(dim=1)
         seen = self.norms.setdefault(name, [])
-        seen.extend(norm for norm in norms.tolist() if norm > 0)
+        # Series that have no part in the loss have a gradient of rounding errors.
+        seen.extend(norms[norms > 1e-6 * norms.max()].tolist())
         limit = float(np.median(seen)) if seen else 0.0
         clip = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
         self.sums.setdefault(name, GramSum()).add(gradient * clip[:, None, None])
 
     def _watch(self, linear: nn.Module, name: str | None, side: str, gradient: Callable[[torch.Tensor], None]) -> None:
+        """Sum up the activation at one side of a linear layer, and hand on the gradient at its output."""
+
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if name is not None:
                 self._activation(name, inputs[0] if side == "input" else output)
@@ -360,28 +307,36 @@ class _Collector:
 
         linear.register_forward_hook(hook)
 
+    def _watch_input(self, linears: tuple[nn.Module, ...], name: str | None, gradient_name: str) -> None:
+        """Sum up the input of linear layers that read the same, and the gradient that reaches it through them alone."""
+        alias: list[torch.Tensor] = []
+
+        def hook(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            if linear is linears[0]:
+                if name is not None:
+                    self._activation(name, inputs[0])
+                alias[:] = [inputs[0].view_as(inputs[0])]
+                alias[0].register_hook(lambda gradient: self._gradient(gradient_name, gradient))
+            found = (alias[0],)
+            if linear is linears[-1]:
+                alias.clear()
+            return found
+
+        for linear in linears:
+            linear.register_forward_pre_hook(hook)
+
     def _watch_attention(self, name: str, layer: Any) -> None:
-        def key_gradient(part: str) -> Callable[[torch.Tensor], None]:
-            def store(gradient: torch.Tensor) -> None:
-                self._pending[name, part] = gradient @ getattr(layer, part).weight
-                if {(name, "k"), (name, "v")} <= self._pending.keys():
-                    self._gradient(
-                        f"{name}.key_gradient", self._pending.pop((name, "k")) + self._pending.pop((name, "v"))
-                    )
-
-            return store
-
         self._watch(layer.q, f"{name}.query_input", "input", lambda g: self._gradient(f"{name}.query_gradient", g))
-        self._watch(layer.k, "encoder_output" if name == "cross.0" else None, "input", key_gradient("k"))
-        self._watch(layer.v, None, "input", key_gradient("v"))
+        self._watch_input((layer.k, layer.v), "encoder_output" if name == "cross.0" else None, f"{name}.key_gradient")
         self._watch(layer.o, f"{name}.mixed", "input", lambda g: self._gradient(f"{name}.output_gradient", g))
 
     def _watch_feed_forward(self, name: str, layer: Any) -> None:
         for i, inner in enumerate(self.dense.inner_names):
-            linear = getattr(layer, inner)
-
-            def inner_gradient(gradient: torch.Tensor, i: int = i, linear: Any = linear) -> None:
-                self._gradient(f"{name}.inner_gradient.{i}", gradient @ linear.weight)
-
-            self._watch(linear, f"{name}.inner_input" if i == 0 else None, "input", inner_gradient)
+            activation = f"{name}.inner_input" if i == 0 else None
+            self._watch_input((getattr(layer, inner),), activation, f"{name}.inner_gradient.{i}")
         self._watch(layer.wo, f"{name}.output", "output", lambda g: self._gradient(f"{name}.output_gradient", g))
+
+
+def _with_gradient(_: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:
+    """The arguments of a stack's first block, its hidden states as the start of a graph."""
+    return (inputs[0].detach().requires_grad_(True), *inputs[1:]), keywords

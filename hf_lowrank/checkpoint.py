@@ -7,9 +7,10 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from rich.progress import track
 from transformers import (
     AutoConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
-    T5Model,
 )
 
 from .configuration_lowrank_t5 import ATTENTION_KINDS, attention_form
 from .factorization import AttentionWeights, FeedForwardWeights
-from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+from .families import FAMILIES, Family, family_of
+from .objective import Objective, objective_of
 from .summary import summarize
 
 __all__ = [
@@ -46,24 +48,15 @@ __all__ = [
     "write_text",
 ]
 
-LOWRANK_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
-    T5ForConditionalGeneration: LowRankT5ForConditionalGeneration,
-    T5Model: LowRankT5Model,
-    T5EncoderModel: LowRankT5EncoderModel,
-}
-ATTENTION_MODULES = {
-    "encoder_self": "encoder.block.{}.layer.0.SelfAttention",
-    "decoder_self": "decoder.block.{}.layer.0.SelfAttention",
-    "cross": "decoder.block.{}.layer.1.EncDecAttention",
-}
+DENSE_CLASSES = {cls.__name__: cls for family in FAMILIES for cls in family.classes}
 REFERENCE = Path(__file__).parent / "assets" / "reference"
 
 
 @dataclass(frozen=True)
 class DenseCheckpoint:
-    """A dense T5: its configuration and its weights by name. Nothing writes to the weights."""
+    """A dense model: its configuration and its weights by name. Nothing writes to the weights."""
 
-    config: T5Config
+    config: PreTrainedConfig
     generation_config: GenerationConfig | None
     model_class: type[PreTrainedModel]
     weights: dict[str, torch.Tensor]
@@ -71,24 +64,46 @@ class DenseCheckpoint:
     source: str
     is_shared: bool  # the weights belong to a model of the caller's
 
+    @cached_property
+    def family(self) -> Family:
+        family = family_of(self.model_class)
+        assert family is not None
+        return family
+
+    @property
+    def lowrank_class(self) -> type[PreTrainedModel]:
+        return self.family.classes[self.model_class]
+
+    @cached_property
+    def objective(self) -> Objective:
+        return objective_of(self.config, self.model_class)
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The stacks that the model has."""
+        has_decoder = self.family.name != "chronos2" and self.model_class is not T5EncoderModel
+        return ("encoder", "decoder") if has_decoder else ("encoder",)
+
+    def stack_of(self, kind: str) -> str:
+        """The stack that the layers of this kind are in."""
+        return self.family.places[kind][0]
+
     @property
     def layers(self) -> Iterator[tuple[str, str]]:
         """("cross.3", "decoder.block.3.layer.1.EncDecAttention") for every attention layer that the model has."""
-        depths = {"encoder_self": self.config.num_layers}
-        if self.model_class is not T5EncoderModel:
-            depths |= dict.fromkeys(("decoder_self", "cross"), self.config.num_decoder_layers)
-        for kind in ATTENTION_KINDS:
-            for i in range(depths.get(kind, 0)):
-                yield f"{kind}.{i}", ATTENTION_MODULES[kind].format(i)
+        return self._places(self.family.attention)
 
     @property
     def feed_forward_layers(self) -> Iterator[tuple[str, str]]:
         """("encoder_feed_forward.3", "encoder.block.3.layer.1.DenseReluDense") for every feed-forward layer."""
-        for i in range(self.config.num_layers):
-            yield f"encoder_feed_forward.{i}", f"encoder.block.{i}.layer.1.DenseReluDense"
-        if self.model_class is not T5EncoderModel:
-            for i in range(self.config.num_decoder_layers):
-                yield f"decoder_feed_forward.{i}", f"decoder.block.{i}.layer.2.DenseReluDense"
+        return self._places(self.family.feed_forward)
+
+    def _places(self, kinds: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        for kind, (stack, module) in kinds.items():
+            if stack in self.stacks:
+                depth = self.config.num_decoder_layers if stack == "decoder" else self.config.num_layers
+                for i in range(depth):
+                    yield f"{kind}.{i}", module.format(i)
 
     @property
     def inner_names(self) -> tuple[str, ...]:
@@ -123,25 +138,25 @@ def checkpoint_path(name: str | os.PathLike) -> str:
 
 
 def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
-    """Load a dense T5 checkpoint, or look at a loaded one.
+    """Load a dense checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model.
 
     Raises:
-        ValueError: It is not a T5, weights are missing, or a tensor holds NaN or infinite values.
+        ValueError: It is another model, weights are missing, or a tensor holds NaN or infinite values.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
     if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
-        raise ValueError(f"model must be a Hub id, a folder or a loaded T5 model, found a {type(model).__name__}.")
+        raise ValueError(f"model must be a Hub id, a folder or a loaded model, found a {type(model).__name__}.")
     if isinstance(model, PreTrainedModel):
         loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
-        if type(model) not in LOWRANK_CLASSES:
-            raise ValueError(_not_a_t5(source, type(model).__name__))
+        if type(model) not in DENSE_CLASSES.values():
+            raise ValueError(_another_model(source, type(model).__name__))
     else:
         source, is_shared = checkpoint_path(model), False
         # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
         # starts with none in memory, and a compression reads those of the attention alone.
-        _check_weights(_load_t5(source).state_dict(), source)
+        _check_weights(_load(source).state_dict(), source)
         gc.collect()
-        loaded = _load_t5(source)
+        loaded = _load(source)
     weights = loaded.state_dict()
     if is_shared:
         _check_weights(weights, source)
@@ -167,26 +182,28 @@ def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
             raise ValueError(f"model: the weight {name} of {source} holds NaN or infinite values.")
 
 
-def _not_a_t5(source: str, found: str) -> str:
-    wanted = ", ".join(cls.__name__ for cls in LOWRANK_CLASSES)
+def _another_model(source: str, found: str) -> str:
+    wanted = ", ".join(DENSE_CLASSES)
     return (
-        f"model: {source} is a {found}; it must be a dense T5 checkpoint ({wanted}), such as amazon/chronos-t5-small."
+        f"model: {source} is a {found}; it must be a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({wanted}), such as "
+        "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2."
     )
 
 
-def _load_t5(source: str) -> PreTrainedModel:
+def _load(source: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source)
     except OSError as error:
         raise OSError(f"model: {source} is no folder and no Hub id that can be read ({error}).") from error
     except ValueError as error:
         raise ValueError(f"model: {source} must be a checkpoint with the config.json of a T5 ({error}).") from error
-    names = {cls.__name__: cls for cls in LOWRANK_CLASSES}
-    names["T5WithLMHeadModel"] = T5ForConditionalGeneration  # as Google's first checkpoints call it
+    names = DENSE_CLASSES | {"T5WithLMHeadModel": T5ForConditionalGeneration}  # as Google's first checkpoints call it
     architecture = (getattr(config, "architectures", None) or ["T5ForConditionalGeneration"])[0]
     if type(config) is not T5Config or architecture not in names:
         found = architecture if type(config) is T5Config else f"{config.model_type} checkpoint"
-        raise ValueError(_not_a_t5(source, found))
+        raise ValueError(_another_model(source, found))
+    # All families call themselves T5, and Chronos-2 has a configuration of its own.
+    config = names[architecture].config_class.from_pretrained(source)
     try:
         loaded, info = names[architecture].from_pretrained(
             source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
@@ -204,21 +221,38 @@ def _load_t5(source: str) -> PreTrainedModel:
 
 def build_model(
     model_class: type[PreTrainedModel],
-    config: T5Config,
+    config: PreTrainedConfig,
     weights: dict[str, torch.Tensor],
     *,
     tied_keys: dict[str, str],
     generation_config: GenerationConfig | None,
 ) -> PreTrainedModel:
-    """A model of these weights, in evaluation mode, without a second copy of any of them."""
+    """A model of these weights, in evaluation mode, without a second copy of any of them.
+
+    Buffers may be missing: they get the values that a fresh model has.
+    """
     with torch.device("meta"):
         model = model_class(config)
-    model.load_state_dict(weights, assign=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name not in weights}
+    model.load_state_dict(weights | {n: b for n, b in buffers.items() if n in model.state_dict()}, assign=True)
     model.all_tied_weights_keys = dict(tied_keys)
     model.tie_weights(recompute_mapping=False)
+    _fill_buffers(model)
     if generation_config is not None:
         model.generation_config = copy.deepcopy(generation_config)
     return model.eval()
+
+
+def _fill_buffers(model: PreTrainedModel) -> None:
+    """Give the buffers that no checkpoint has (frequencies, quantile levels) their values, as `from_pretrained` does."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # or it would be drawn anew
+    for module in model.modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            setattr(module, name, torch.empty_like(getattr(module, name), device=model.device))
+        if empty:
+            model._init_weights(module)
 
 
 @contextmanager
@@ -274,7 +308,7 @@ def load_chronos_t5(source: str | os.PathLike) -> T5ForConditionalGeneration:
         ValueError: It is another model, or an incomplete one.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
-    model = _load_t5(checkpoint_path(source))
+    model = _load(checkpoint_path(source))
     if not isinstance(model, T5ForConditionalGeneration) or not hasattr(model.config, "chronos_config"):
         raise ValueError(
             f"source: {source} is a T5 without a chronos_config; it must be a dense Chronos-T5 checkpoint."
@@ -312,7 +346,7 @@ def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwr
         FileExistsError: `output` exists and is not empty, and `overwrite` is false.
     """
     config = model.config
-    stock = {lowrank: dense for dense, lowrank in LOWRANK_CLASSES.items()}.get(type(model))
+    stock = {lowrank: dense for dense, lowrank in FAMILIES[0].classes.items()}.get(type(model))
     if stock is None:
         raise ValueError(f"model must be a low-rank T5, found {type(model).__name__}.")
     rows = summarize(config).rows

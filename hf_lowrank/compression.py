@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, T5Config, T5EncoderModel
+from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
 from .allocation import (
     Component,
@@ -25,13 +25,9 @@ from .allocation import (
     check_argument,
 )
 from .calibration import Calibration, calibrate
-from .checkpoint import LOWRANK_CLASSES, DenseCheckpoint, build_model, load_dense, progress
-from .configuration_lowrank_t5 import (
-    ATTENTION_KINDS,
-    LowRankT5Config,
-    attention_form,
-    scheduled_attention_ranks,
-)
+from .checkpoint import DenseCheckpoint, build_model, load_dense, progress
+from .configuration_lowrank_t5 import attention_form, scheduled_attention_ranks
+from .families import Family
 from .layers import PARTS, AttentionLayer, FeedForwardLayer, Layer, attention_layer, feed_forward_layer
 from .paper import truncate_matrices
 from .refit import refit as refit_outputs
@@ -128,7 +124,7 @@ class Choice:
 
 
 def _scheduled(
-    schedule: Any, layers: Iterable[AttentionLayer], forms: Mapping[str, str], config: LowRankT5Config
+    schedule: Any, layers: Iterable[AttentionLayer], forms: Mapping[str, str], config: PreTrainedConfig
 ) -> Table:
     """The entries of all layers that follow from (base_rank, rank_growth[, rounding])."""
     if not isinstance(schedule, (tuple, list)) or len(schedule) not in (2, 3):
@@ -139,15 +135,19 @@ def _scheduled(
     table: Table = {}
     for layer in layers:
         kind, index = layer.name.split(".")
-        entry = scheduled_attention_ranks(
+        columns = scheduled_attention_ranks(
             base_rank,
             rank_growth,
             num_layers=config.num_layers,
-            num_decoder_layers=config.num_decoder_layers,
+            num_decoder_layers=getattr(config, "num_decoder_layers", 0),
             d_kv=config.d_model if forms[kind] == "latent" else config.d_kv,
             rounding=rounding,
-        )[kind][int(index)]
-        table[layer.name] = layer.entry(dict.fromkeys(PARTS[forms[kind]], entry["qk"]))
+        )
+        rank = columns.get(kind, columns["encoder_self"])[int(index)]["qk"]
+        ranks = dict.fromkeys(PARTS[forms[kind]], rank)
+        if layer.is_rotary:
+            ranks["qk"] += rank % 2  # two for each frequency; a dense head is even
+        table[layer.name] = layer.entry(ranks)
     return table
 
 
@@ -214,17 +214,22 @@ def _seconds(target_speedup: float, fixed: float, options: Mapping[str, Options]
     return dense / target_speedup - fixed
 
 
-def _forms(form: Any, policy: Policy) -> dict[str, str]:
+def _forms(form: Any, policy: Policy, family: Family) -> dict[str, str]:
     """The form of each kind of attention. Without a budget "auto" is smaller heads."""
     if not isinstance(form, (str, Mapping)):
         raise ValueError(f"form must be 'auto', 'per_head', 'latent' or a dictionary of them, found {form!r}.")
-    forms = dict.fromkeys(ATTENTION_KINDS, form) if isinstance(form, str) else dict(form)
-    if unknown := set(forms) - set(ATTENTION_KINDS):
-        raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {list(ATTENTION_KINDS)}.")
-    forms = {kind: forms.get(kind, "auto") for kind in ATTENTION_KINDS}
-    for value in forms.values():
+    kinds = list(family.attention)
+    forms = dict.fromkeys(kinds, form) if isinstance(form, str) else dict(form)
+    if unknown := set(forms) - set(kinds):
+        raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {kinds}.")
+    forms = {kind: forms.get(kind, "auto") for kind in kinds}
+    for kind, value in forms.items():
         if value not in ("auto", "per_head", "latent"):
             raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {value!r}.")
+        if kind in family.rotary:
+            if value == "latent" and not isinstance(form, str):
+                raise ValueError(f"form: {kind} attention has rotary embeddings and can only be 'per_head'.")
+            forms[kind] = "per_head"
     if not policy.has_budgets:
         forms = {kind: "per_head" if value == "auto" else value for kind, value in forms.items()}
     return forms
@@ -254,16 +259,16 @@ def compress_pretrained(
     seed: int = 0,
     show_progress: bool = False,
 ) -> PreTrainedModel:
-    """Turn a dense Chronos-T5 (or any T5) checkpoint into one whose layers have the rank they need.
+    """Turn a dense Chronos checkpoint (T5, Bolt, Chronos-2, or any T5) into one whose layers have the rank they need.
 
     Args:
-        model: A Hub id, a local folder, `"reference"`, or a loaded T5 model, which is left as it is.
+        model: A Hub id, a local folder, `"reference"`, or a loaded model, which is left as it is.
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
         total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
         max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
         target_speedup: Forecast this many times as fast as the dense model, by what ranks cost in attention and feed-forward
             layers on this machine, timed for some ten seconds (`hf_lowrank.speed`): a prediction, for the workload that
-            `config.compression["speed"]` records. Alone or beside the other budgets.
+            `config.compression["speed"]` records. Alone or beside the other budgets. Of Chronos-T5 and other T5 models only.
         feed_forward_ratio: Keep at most this share of the feed-forward parameters, beside any rule for the attention.
         epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
         energy: The smallest ranks that drop at most this share of each component's loss.
@@ -272,7 +277,8 @@ def compress_pretrained(
         ranks: An explicit table, as `LowRankT5Config.attention_ranks`; kinds left out stay dense.
         form: `"per_head"` (smaller heads), `"latent"` (one latent a token for all heads), or `"auto"`: for each layer the one
             that loses less under the budget, and smaller heads where there is no budget. For all attention or, as a dictionary, for each
-            of `"encoder_self"`, `"decoder_self"` and `"cross"`.
+            of `"encoder_self"`, `"decoder_self"` and `"cross"` (in Chronos-2 `"time"` and `"group"`; time attention has rotary
+            embeddings and is always `"per_head"`).
         method: `"joint"`, or `"paper"`: each of q, k, v and o alone, its dense product written back, as the scripts of arXiv
             2510.03358 do, a baseline that looks at no data and saves nothing at run time.
         multiple_of: Round ranks up to a multiple (8 is kind to hardware).
@@ -328,12 +334,16 @@ def compress_pretrained(
         raise ValueError("ranks has the form of every layer: leave out form.")
     if policy.name in ("schedule", "ranks") and multiple_of != 1:
         raise ValueError(f"multiple_of rounds what a policy finds; {policy.name} says the ranks themselves.")
-    choice = Choice(policy, _forms(form, policy), multiple_of, feed_forward_ratio)
     dense = load_dense(model)
+    choice = Choice(policy, _forms(form, policy, dense.family), multiple_of, feed_forward_ratio)
+    if target_speedup is not None and dense.family.name != "t5":
+        raise ValueError(
+            f"target_speedup is measured for T5 models; {dense.source} is a {dense.model_class.__name__}."
+        )
     if method == "paper":
         return _paper(dense, policy, show_progress)
     try:
-        config = lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
+        config = dense.family.lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
 
@@ -362,7 +372,7 @@ def compress_pretrained(
             trial = _allocate(choice, alone, feed_forward, components, config, speed)
             new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
             ranks_measured |= _ranks(new, trial)
-            losses |= measured_losses(float_model, new, trial, measured.batches, show_progress=show_progress)
+            losses |= measured_losses(dense, float_model, new, trial, measured.batches, show_progress=show_progress)
         components = reweighted(components, ranks_measured, losses)
         table = _allocate(choice, attention, feed_forward, components, config, speed)
     for name, entry in table.items():
@@ -390,7 +400,7 @@ def compress_pretrained(
     return _factorize(dense, config, layers, table, measured if refit else None, show_progress)
 
 
-def _speed(dense: DenseCheckpoint, config: LowRankT5Config) -> Speed:
+def _speed(dense: DenseCheckpoint, config: PreTrainedConfig) -> Speed:
     """What ranks cost where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
     weight = next(iter(dense.weights.values()))
     return measure_speed(
@@ -411,7 +421,7 @@ def _calibration(
         return None
     if isinstance(data, (str, os.PathLike)) and str(data).endswith(".safetensors"):
         return _calibration(dense, Calibration.load(data), feed_forward, seed, show_progress)
-    if isinstance(data, str) and data == "synthetic" and getattr(dense.config, "chronos_config", None) is None:
+    if isinstance(data, str) and data == "synthetic" and not dense.objective.has_own_data:
         warnings.warn(
             f"{dense.source} is no Chronos checkpoint, so there is nothing to calibrate it on; it is compressed by its weights alone. "
             "Give calibration= batches of tokens, or calibration=None to say that this is meant.",
@@ -422,7 +432,7 @@ def _calibration(
 
 
 def _attention_layers(
-    dense: DenseCheckpoint, choice: Choice, config: LowRankT5Config, measured: Calibration | None, show_progress: bool
+    dense: DenseCheckpoint, choice: Choice, config: PreTrainedConfig, measured: Calibration | None, show_progress: bool
 ) -> list[AttentionLayer]:
     layers = []
     for name, _ in progress(dense.layers, "Measuring attention", show_progress):
@@ -457,7 +467,7 @@ def _allocate(
     attention: list[AttentionLayer],
     feed_forward: list[FeedForwardLayer],
     components: Mapping[str, Component],
-    config: LowRankT5Config,
+    config: PreTrainedConfig,
     speed: Speed | None,
 ) -> Table:
     """The entry of every layer."""
@@ -488,7 +498,7 @@ def _ranks(layers: Iterable[Layer], table: Table) -> dict[str, int]:
 
 def _factorize(
     dense: DenseCheckpoint,
-    config: LowRankT5Config,
+    config: PreTrainedConfig,
     layers: Iterable[Layer],
     table: Table,
     calibration: Calibration | None,
@@ -501,7 +511,7 @@ def _factorize(
         for layer in progress(changed, "Factorizing", show_progress):
             dtypes = {name: weights.pop(name).dtype for name in layer.dense_names}
             # Dropped as we go, so that the two models are never both whole in memory.
-            weights |= {name: w.to(_dtype(name, dtypes)) for name, w in layer.factorize(table[layer.name]).items()}
+            weights |= {name: _cast(name, w, dtypes) for name, w in layer.factorize(table[layer.name]).items()}
         return _build(dense, config, weights)
 
     float_model = dense.float_model()
@@ -512,15 +522,19 @@ def _factorize(
         weights |= layer.factorize(table[layer.name])
     lowrank = _build(dense, config, weights)
     places = {layer.module: layer.name for layer in changed}
-    refit_outputs(float_model, lowrank, calibration, places, show_progress=show_progress)
+    refit_outputs(dense, float_model, lowrank, calibration, places, show_progress=show_progress)
     dtypes = {name: dense.weights[name].dtype for layer in changed for name in layer.dense_names}
     own = {name: weight for name, weight in _own(dense).items() if name not in dtypes}
-    new = {name: w.to(_dtype(name, dtypes)) for name, w in lowrank.state_dict().items() if name not in own}
+    new = {name: _cast(name, w, dtypes) for name, w in lowrank.state_dict().items() if name not in own}
     return _build(dense, config, own | new)
 
 
+def _cast(name: str, weight: torch.Tensor, dense: Mapping[str, torch.dtype]) -> torch.Tensor:
+    """A new weight in the dtype of the dense one in its place, or beside it. Indices stay what they are."""
+    return weight.to(_dtype(name, dense)) if weight.is_floating_point() else weight
+
+
 def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
-    """The dtype of a new weight: that of the dense weight in its place, or beside it."""
     place = next((old for old in dense if name.startswith(old.removesuffix("weight"))), None)
     module = name.rsplit(".", 2)[0]
     return dense[place] if place else next(dtype for old, dtype in dense.items() if old.startswith(module))
@@ -528,7 +542,7 @@ def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
 
 def _paper(dense: DenseCheckpoint, policy: Policy, show_progress: bool) -> PreTrainedModel:
     """The paper's post-training method: each of q, k, v and o at its own rank, written back dense."""
-    config = lowrank_config(dense.config, {})
+    config = dense.family.lowrank_config(dense.config, {})
     truncated, kept, losses = truncate_matrices(dense, policy.name, policy.value, show_progress=show_progress)
     share = sum(kept.values()) / (len(kept) * min(dense.config.d_model, dense.config.num_heads * dense.config.d_kv))
     config.compression = _record(dense, "paper", policy, losses, seed=None, kept_ranks=kept, kept_rank_ratio=share)
@@ -544,9 +558,9 @@ def _own(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
     return {name: copies[tensor.data_ptr()] for name, tensor in dense.weights.items()}
 
 
-def _build(dense: DenseCheckpoint, config: LowRankT5Config, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+def _build(dense: DenseCheckpoint, config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
     return build_model(
-        LOWRANK_CLASSES[dense.model_class],
+        dense.lowrank_class,
         config,
         weights,
         tied_keys=dense.tied_keys,
@@ -554,15 +568,7 @@ def _build(dense: DenseCheckpoint, config: LowRankT5Config, weights: dict[str, t
     )
 
 
-def lowrank_config(config: T5Config, attention_ranks: dict) -> LowRankT5Config:
-    """The configuration of a dense T5 as a `LowRankT5Config`, with a table of ranks or, where it is empty, full rank."""
-    values = config.to_dict()
-    for name in ("model_type", "architectures", "transformers_version", "auto_map"):
-        values.pop(name, None)
-    return LowRankT5Config(**values, attention_ranks=attention_ranks)
-
-
-def _slot(config: LowRankT5Config, layer: str) -> tuple[list[dict[str, Any]], int]:
+def _slot(config: PreTrainedConfig, layer: str) -> tuple[list[dict[str, Any]], int]:
     """Where the table of the configuration has the entry of "cross.3" or "encoder_feed_forward.3"."""
     kind, index = layer.split(".")
     if kind.endswith("_feed_forward"):
@@ -570,7 +576,7 @@ def _slot(config: LowRankT5Config, layer: str) -> tuple[list[dict[str, Any]], in
     return config.attention_ranks[kind], int(index)
 
 
-def _kept_share(config: LowRankT5Config, layers: Iterable[str]) -> float:
+def _kept_share(config: PreTrainedConfig, layers: Iterable[str]) -> float:
     layers = set(layers)
     rows = [row for row in summarize(config).rows if f"{row.kind}.{row.layer}" in layers]
     return sum(row.parameters for row in rows) / sum(row.dense_parameters for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
@@ -96,6 +97,53 @@ def scheduled_attention_ranks(
     }
 
 
+def completed_table(table: Any, full: dict[str, list[dict]], name: str) -> dict[str, list[dict]]:
+    """A deep copy of the table with the entries of `full` for the kinds that it leaves out."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{name} must be a dict, found {type(table).__name__}.")
+    if unknown := set(table) - set(full):
+        raise ValueError(f"{name} has unknown keys {sorted(unknown)}; known are {sorted(full)}.")
+    return full | copy.deepcopy(table)
+
+
+def validate_table(
+    table: dict[str, Any], full: dict[str, list[dict]], name: str, check: Callable[[Any, str], None]
+) -> None:
+    """Every kind has a list of as many entries as `full`; `check(entry, where)` looks at each."""
+    for key, entries in table.items():
+        if not isinstance(entries, list) or len(entries) != len(full[key]):
+            found = f"{len(entries)} entries" if isinstance(entries, list) else type(entries).__name__
+            raise ValueError(f"{name}[{key!r}] must be a list of {len(full[key])} entries, found {found}.")
+        for layer, entry in enumerate(entries):
+            check(entry, f"{name}[{key!r}][{layer}]")
+
+
+def validate_entry(entry: Any, where: str, *, d_model: int, d_kv: int, d_ff: int, rotary: bool = False) -> None:
+    """One layer's ranks fit a model of this shape; `where` starts with the table's name.
+
+    With rotary embeddings, keys of different positions are not linear in one latent, so the layer is `per_head`, and `qk`
+    is even: two for each frequency.
+    """
+    if where.startswith("feed"):
+        forms: tuple[set[str], ...] = (FEED_FORWARD_KEYS,)
+    else:
+        forms = (PER_HEAD_KEYS,) if rotary else (PER_HEAD_KEYS, LATENT_KEYS)
+    if not isinstance(entry, dict) or set(entry) not in forms:
+        wanted = " or ".join("{" + ", ".join(sorted(keys)) + "}" for keys in forms)
+        raise ValueError(f"{where} must be a dict with the keys {wanted}, found {entry!r}.")
+    width = entry.get("width")
+    inner = min(d_model, width) if isinstance(width, int) else d_model
+    limits = {"qk": d_kv, "vo": d_kv, "width": d_ff, "wi": inner, "wo": inner}
+    limits |= {"latent": d_model, "query": d_model, "output": d_model}
+    for key, value in entry.items():
+        if value is None and key in ("query", "output", "wi", "wo"):
+            continue
+        step = 2 if rotary and key == "qk" else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not step <= value <= limits[key] or value % step:
+            wanted = "an integer in [1" if step == 1 else "an even integer in [2"
+            raise ValueError(f"{where}[{key!r}] must be {wanted}, {limits[key]}], found {value!r}.")
+
+
 @strict
 class LowRankT5Config(T5Config):
     r"""Configuration of a T5 model whose layers have ranks of their own.
@@ -153,20 +201,11 @@ class LowRankT5Config(T5Config):
         elif rank_growth is not None or rounding is not None:
             raise ValueError("rank_growth and rank_rounding need base_rank.")
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
-        self.attention_ranks = self._complete(self.attention_ranks, "attention_ranks")
-        self.feed_forward_ranks = self._complete(self.feed_forward_ranks, "feed_forward_ranks")
+        for name, full in self.full_ranks().items():
+            setattr(self, name, completed_table(getattr(self, name), full, name))
         self.compression = copy.deepcopy(self.compression)
         # Here already, for what `@strict` raises after this method is not a ValueError.
         self.validate_ranks()
-
-    def _complete(self, table: dict, name: str) -> dict[str, list[dict]]:
-        """A copy of the table with full-rank entries for the kinds that it leaves out."""
-        if not isinstance(table, dict):
-            raise ValueError(f"{name} must be a dict, found {type(table).__name__}.")
-        full = self.full_ranks()[name]
-        if unknown := set(table) - set(full):
-            raise ValueError(f"{name} has unknown keys {sorted(unknown)}; known are {sorted(full)}.")
-        return full | copy.deepcopy(table)
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
         """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
@@ -192,27 +231,10 @@ class LowRankT5Config(T5Config):
     def validate_ranks(self):
         """Part of the `@strict` validation: the tables fit the model."""
         for name, full in self.full_ranks().items():
-            for key, entries in getattr(self, name).items():
-                if not isinstance(entries, list) or len(entries) != len(full[key]):
-                    found = f"{len(entries)} entries" if isinstance(entries, list) else type(entries).__name__
-                    raise ValueError(f"{name}[{key!r}] must be a list of {len(full[key])} entries, found {found}.")
-                for layer, entry in enumerate(entries):
-                    self._validate_entry(entry, where=f"{name}[{key!r}][{layer}]")
+            validate_table(getattr(self, name), full, name, self._validate_entry)
 
     def _validate_entry(self, entry: Any, where: str) -> None:
-        forms = (FEED_FORWARD_KEYS,) if where.startswith("feed") else (PER_HEAD_KEYS, LATENT_KEYS)
-        if not isinstance(entry, dict) or set(entry) not in forms:
-            wanted = " or ".join("{" + ", ".join(sorted(keys)) + "}" for keys in forms)
-            raise ValueError(f"{where} must be a dict with the keys {wanted}, found {entry!r}.")
-        width = entry.get("width")
-        inner = min(self.d_model, width) if isinstance(width, int) else self.d_model
-        limits = {"qk": self.d_kv, "vo": self.d_kv, "width": self.d_ff, "wi": inner, "wo": inner}
-        limits |= {"latent": self.d_model, "query": self.d_model, "output": self.d_model}
-        for key, value in entry.items():
-            if value is None and key in ("query", "output", "wi", "wo"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limits[key]:
-                raise ValueError(f"{where}[{key!r}] must be an integer in [1, {limits[key]}], found {value!r}.")
+        validate_entry(entry, where, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff)
 
 
 __all__ = ["LowRankT5Config"]

@@ -18,10 +18,10 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from .checkpoint import as_pipeline, load_chronos_t5
-from .compression import lowrank_config
 from .configuration_lowrank_t5 import LowRankT5Config
 from .evaluation import seasonal_naive
 from .evaluation_tasks import QUANTILE_LEVELS, import_fev
+from .families import T5
 from .plots import Forecast, Panel, import_pyplot, plot_forecasts
 from .summary import summarize
 from .sweep import SHOWN, compressed_models, model_name
@@ -183,7 +183,7 @@ def demo(
 def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict[str, float]) -> DemoRow:
     config = model.config
     if not isinstance(config, LowRankT5Config):  # the dense model's sizes are those of a table at full rank
-        config = lowrank_config(config, {})
+        config = T5.lowrank_config(config, {})
     sizes = summarize(config)
     width = model.dtype.itemsize
     return DemoRow(

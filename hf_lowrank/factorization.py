@@ -197,8 +197,64 @@ class Basis:
         return self.left[..., :rank], self.right[..., :rank]
 
 
+@dataclass(frozen=True)
+class PairBasis(Basis):
+    """The projections onto rotary frequencies: a rank keeps whole pairs of components, (i, i + h / 2).
+
+    left and right are the identity; `order` (n, h / 2) has the frequencies of each head, the one to keep first first.
+    """
+
+    order: torch.Tensor
+
+    def pairs(self, rank: int) -> torch.Tensor:
+        """The frequencies that are kept at this rank, which is even: int64 (n, rank / 2), in order."""
+        return self.order[:, : rank // 2].sort(dim=1).values
+
+    def truncate(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A selection, (n, h, rank) twice: first components, then second ones."""
+        pairs = self.pairs(rank)
+        kept = torch.cat([pairs, pairs + self.order.shape[1]], dim=1)
+        selection = self.left.gather(2, kept.unsqueeze(1).expand(-1, self.left.shape[1], -1))
+        return selection, selection
+
+
+def pair_basis(gradient_gram: torch.Tensor, activation_gram: torch.Tensor) -> PairBasis:
+    """Which frequencies to keep, for Gram matrices (n, h, h) of queries before their rotation.
+
+    A rotation between queries and keys leaves only projections that keep a pair or drop it. Dropping the set D loses
+
+        E[(g_D^T a_D)^2] / 2  ~  sum over i, j in D of G_ij R_ij,
+
+    as in `balanced_basis`. The pair that adds the least to it is dropped first, then the next.
+    """
+    heads, size = gradient_gram.shape[:2]
+    # (n, 2, h/2, 2, h/2): sums over the components of both pairs
+    both = (gradient_gram * activation_gram).view(heads, 2, size // 2, 2, size // 2).sum(dim=(1, 3))
+    added = both.diagonal(dim1=1, dim2=2).clone()  # of each pair, beside those already dropped
+    rows = torch.arange(heads, device=both.device)
+    order, losses = [], []
+    for _ in range(size // 2):
+        pair = added.argmin(dim=1)
+        losses.append(added[rows, pair].clamp_min(0))
+        order.append(pair)
+        added = added + 2 * both[rows, pair]
+        added[rows, pair] = torch.inf
+    # Each component of a pair counts half of it.
+    values = torch.stack(losses[::-1], dim=1).repeat_interleave(2, dim=1).div(2).sqrt()
+    eye = torch.eye(size, dtype=both.dtype, device=both.device).expand(heads, -1, -1)
+    return PairBasis(values, eye, eye, torch.stack(order[::-1], dim=1))
+
+
 def square_root(gram: torch.Tensor) -> torch.Tensor:
-    """The symmetric square root of positive semidefinite matrices (..., h, h); rounding below zero is clamped."""
+    """A root L, L L^T = gram, of positive semidefinite matrices (..., h, h).
+
+    Cholesky's where it exists, twenty times faster; otherwise the symmetric one, in which rounding below zero is clamped.
+    """
+    root, failed = torch.linalg.cholesky_ex(gram)
+    # A pivot at rounding level is noise, and the matrix singular to working precision.
+    pivots = root.diagonal(dim1=-2, dim2=-1).square()
+    if not failed.any() and (pivots.amin(-1) > 1e-10 * pivots.amax(-1)).all():
+        return root
     eigenvalues, vectors = torch.linalg.eigh(gram)
     return (vectors * eigenvalues.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
 
@@ -208,19 +264,19 @@ def balanced_basis(
 ) -> Basis:
     """Balanced truncation, for Gram matrices (n, h, h): minimise || G^1/2 (I - A B^T) R^1/2 ||_F over A, B of rank r.
 
-        U S V^T = svd(G^1/2 R^1/2),    A = R^1/2 V_r S_r^-1/2,    B = G^1/2 U_r S_r^-1/2
+        U S V^T = svd(G^T/2 R^1/2),    A = R^1/2 V_r S_r^-1/2,    B = G^1/2 U_r S_r^-1/2
 
     With G = E[g g^T] / 2 of the gradient and R = E[a a^T] of the activation, g and a uncorrelated, this is the
     second-order change E[(g^T (I - A B^T) a)^2] / 2 of the loss (Kronecker-factored Fisher, arXiv 1503.05671), and equals the sum of the
     dropped S_i^2, by the theorem of Eckart and Young. For the two factors of a product X^T Y, with G = X X^T and R = Y Y^T, it is
     the best approximation of the product.
 
-    S and V come from the eigenvectors of R^1/2 G R^1/2, and U = G^1/2 R^1/2 V S^-1: several times faster than the singular
-    value decomposition. Rank-deficient Grams are the normal case: directions whose singular value is zero to working
+    Any roots do: G^1/2 (G^1/2)^T = G, and G^T/2 is the transposed one. S and V come from the eigenvectors of (R^1/2)^T G R^1/2, and
+    U = G^T/2 R^1/2 V S^-1: several times faster than the singular value decomposition. Rank-deficient Grams are the normal case: directions whose singular value is zero to working
     precision are not inverted but set to zero.
     """
     root = square_root(activation_gram)
-    eigenvalues, vectors = torch.linalg.eigh(root @ gradient_gram @ root)
+    eigenvalues, vectors = torch.linalg.eigh(root.mT @ gradient_gram @ root)
     values = eigenvalues.flip(-1).clamp_min(0).sqrt()
     vectors = vectors.flip(-1)[..., :max_rank]
     kept = values[..., :max_rank]
@@ -241,14 +297,13 @@ def _stacked(weight: torch.Tensor) -> torch.Tensor:
     return weight.flatten(0, 1)
 
 
-def per_head_bases(weights: AttentionWeights, grams: AttentionGrams) -> dict[str, Basis]:
+def per_head_bases(weights: AttentionWeights, grams: AttentionGrams, *, rotary: bool = False) -> dict[str, Basis]:
     """The bases of the queries `qk` and of the mixed values `vo` of every head, each (n, h, .)."""
     heads, query = len(weights.query), _stacked(weights.query)
     output = weights.output.transpose(1, 2).flatten(0, 1)  # (n h, d)
+    queries = pair_basis if rotary else balanced_basis
     return {
-        "qk": balanced_basis(
-            _by_head(grams.query_gradient, heads), _by_head(query @ grams.query_input @ query.T, heads)
-        ),
+        "qk": queries(_by_head(grams.query_gradient, heads), _by_head(query @ grams.query_input @ query.T, heads)),
         "vo": balanced_basis(_by_head(output @ grams.output_gradient @ output.T, heads), _by_head(grams.mixed, heads)),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import T5Config
+from transformers import PreTrainedConfig
 
 from .allocation import Component, Options
 from .checkpoint import DenseCheckpoint
@@ -23,6 +24,7 @@ from .factorization import (
     AttentionGrams,
     Basis,
     FeedForwardGrams,
+    PairBasis,
     latent_bases,
     per_head_bases,
     thin_bases,
@@ -86,13 +88,13 @@ class Layer(Protocol):
 
 def _components(name: str, bases: Mapping[str, Basis], weight: float | None) -> dict[str, Component]:
     """The components at these bases; a weight of None counts each by its own sum of squared singular values."""
-    values = {part: basis.singular_values.cpu().numpy() for part, basis in bases.items()}
-    return {
-        f"{name}.{part}": Component(
-            f"{name}.{part}", spectrum, float((spectrum**2).sum()) if weight is None else weight
-        )
-        for part, spectrum in values.items()
-    }
+    found = {}
+    for part, basis in bases.items():
+        spectrum = basis.singular_values.cpu().numpy()
+        total = float((spectrum**2).sum()) if weight is None else weight
+        step = 2 if isinstance(basis, PairBasis) else 1
+        found[f"{name}.{part}"] = Component(f"{name}.{part}", spectrum, total, step)
+    return found
 
 
 def _candidates(full: int, multiple_of: int) -> NDArray[np.int64]:
@@ -125,8 +127,12 @@ class AttentionLayer:
         return self.name.split(".")[0]
 
     @property
-    def config(self) -> T5Config:
+    def config(self) -> PreTrainedConfig:
         return self.dense.config
+
+    @property
+    def is_rotary(self) -> bool:
+        return self.kind in self.dense.family.rotary
 
     @property
     def dense_entry(self) -> Entry:
@@ -182,9 +188,9 @@ class AttentionLayer:
         entries, lost = [self.dense_entry], [0.0]
         loss = {part: losses[f"{self.name}.{part}"] for part in self.bases}
         if "qk" in loss:
-            ranks = _candidates(self.config.d_kv, multiple_of)
-            for qk in ranks:
-                for vo in ranks:
+            step = math.lcm(multiple_of, 2) if self.is_rotary else multiple_of
+            for qk in _candidates(self.config.d_kv, step):
+                for vo in _candidates(self.config.d_kv, multiple_of):
                     entries.append({"qk": int(qk), "vo": int(vo)})
                     lost.append(loss["qk"][qk] + loss["vo"][vo])
         if "latent" in loss:
@@ -193,7 +199,7 @@ class AttentionLayer:
                 lost.append(sum(float(loss[part][rank]) for part, rank in entry.items() if rank is not None))
         parameters = np.array([attention_parameters(entry, **size) for entry in entries], float)
         cached = np.array([cached_numbers(entry, num_heads=self.config.num_heads) for entry in entries], float)
-        if self.kind == "encoder_self":
+        if self.kind not in self.dense.family.cached:
             cached = 0 * cached
         keep = parameters <= parameters[0]  # never larger than the dense layer
         costs = {"parameters": parameters[keep], "cache": cached[keep]}
@@ -224,7 +230,11 @@ class AttentionLayer:
     def factorize(self, entry: Entry) -> dict[str, torch.Tensor]:
         truncate: Callable = truncate_latent if attention_form(entry) == "latent" else truncate_per_head
         weights = truncate(self.dense.attention(self.module), self.bases, **entry).to_linear(torch.float32)
-        return {f"{self.module}.{part}.weight": weight for part, weight in weights.items()}
+        found = {f"{self.module}.{part}.weight": weight for part, weight in weights.items()}
+        basis = self.bases.get("qk")
+        if isinstance(basis, PairBasis):
+            found[f"{self.module}.pairs"] = basis.pairs(entry["qk"])
+        return found
 
 
 @dataclass(frozen=True)
@@ -306,9 +316,10 @@ def attention_layer(
     weights = dense.attention(module)
     grams = AttentionGrams.white(weights) if grams is None else grams
     bases: dict[str, Basis] = {}
-    if "per_head" in forms:
-        bases |= per_head_bases(weights, grams)
-    if "latent" in forms:
+    is_rotary = name.split(".")[0] in dense.family.rotary
+    if "per_head" in forms or is_rotary:
+        bases |= per_head_bases(weights, grams, rotary=is_rotary)
+    if "latent" in forms and not is_rotary:
         bases |= latent_bases(weights, grams, max_rank=max_rank)
     return AttentionLayer(name, module, dense, bases)
 

@@ -11,20 +11,24 @@ the metrics of balanced truncation.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from chronos.chronos2.layers import TimeSelfAttention
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from .calibration import Batch, Calibration, output_mask, predict
+from .calibration import Calibration
+from .checkpoint import DenseCheckpoint
 from .factorization import balanced_basis
 from .modeling_lowrank_t5 import LatentAttention, LowRankT5FeedForward, PerHeadAttention, ThinFactors
+from .objective import Batch
 
 __all__ = ["refit"]
 
@@ -43,13 +47,13 @@ class _Stream:
     dense: torch.Tensor
     lowrank: torch.Tensor
     counted: torch.Tensor  # bool (batch, length)
-    mask: torch.Tensor | None
+    arguments: dict[str, Any]  # the others that the stack gives its first block: masks, positions
     encoded: tuple[torch.Tensor, torch.Tensor] | None = None
-    encoded_mask: torch.Tensor | None = None
 
 
 @torch.no_grad()
 def refit(
+    checkpoint: DenseCheckpoint,
     dense: PreTrainedModel,
     lowrank: PreTrainedModel,
     calibration: Calibration,
@@ -60,6 +64,7 @@ def refit(
     """Refit `lowrank` in place.
 
     Args:
+        checkpoint: What both models were made of.
         dense, lowrank: In float32 and evaluation mode, on one device; they may share weights.
         truncated: The module and name of every layer that is not dense any more:
             `{"decoder.block.3.layer.1.EncDecAttention": "cross.3"}`.
@@ -67,11 +72,9 @@ def refit(
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
         task = progress.add_task("Refitting", total=len(truncated))
-        for name in ("encoder", "decoder"):
-            if not hasattr(dense, name):
-                continue
+        for name in checkpoint.stacks:
             streams = [
-                _enter(dense, lowrank, name, batch, None if encoded is None else encoded[i])
+                _enter(checkpoint, dense, name, batch, None if encoded is None else encoded[i])
                 for i, batch in enumerate(calibration.batches)
             ]
             stacks = getattr(dense, name), getattr(lowrank, name)
@@ -91,36 +94,32 @@ def refit(
 
 
 def _enter(
+    checkpoint: DenseCheckpoint,
     dense: PreTrainedModel,
-    lowrank: PreTrainedModel,
     name: str,
     batch: Batch,
     encoded: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> _Stream:
     """The hidden states and masks with which the stack calls its first block."""
     caught: dict[str, Any] = {}
+    first = getattr(dense, name).block[0]
 
     def catch(_: nn.Module, arguments: tuple, keywords: dict) -> None:
-        names = ("hidden", "mask", "bias", "encoded", "encoded_mask")
-        caught.update(zip(names, arguments))
+        caught.update(inspect.signature(first.forward).bind(*arguments, **keywords).arguments)
         raise _Caught
 
-    handle = getattr(dense, name).block[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        predict(dense, batch, None if encoded is None else BaseModelOutput(last_hidden_state=encoded[0]))
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
-    counted = output_mask(batch) if name == "decoder" else batch["attention_mask"].bool()
-    return _Stream(
-        dense=caught["hidden"],
-        lowrank=caught["hidden"],
-        counted=counted.to(caught["hidden"].device),
-        mask=caught["mask"],
-        encoded=encoded,
-        encoded_mask=caught.get("encoded_mask"),
-    )
+    with ExitStack() as stack:
+        stack.callback(first.register_forward_pre_hook(catch, with_kwargs=True).remove)
+        if encoded is not None:  # the encoder is not run again
+            for block in dense.encoder.block:
+                block.forward = lambda hidden, *_, **__: (hidden, None, None)
+                stack.callback(delattr, block, "forward")
+        with suppress(_Caught):
+            checkpoint.objective.predict(dense, batch)
+    hidden = caught.pop("hidden_states")
+    caught.pop("encoder_hidden_states", None)
+    counted = checkpoint.objective.masks(batch)[name].to(hidden.device)
+    return _Stream(dense=hidden, lowrank=hidden, counted=counted, arguments=caught, encoded=encoded)
 
 
 def _sublayers(dense: nn.Module, lowrank: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module]]]:
@@ -131,22 +130,26 @@ def _sublayers(dense: nn.Module, lowrank: nn.Module) -> Iterator[tuple[str, tupl
 
 
 def _inner_name(sublayer: nn.Module) -> str:
-    names = [name for name in ("SelfAttention", "EncDecAttention", "DenseReluDense") if hasattr(sublayer, name)]
-    return names[0]
+    names = ("SelfAttention", "EncDecAttention", "DenseReluDense", "self_attention", "mlp")
+    return next(name for name in names if hasattr(sublayer, name))
 
 
 def _run(sublayer: nn.Module, stack: nn.Module, stream: _Stream, *, is_dense: bool) -> torch.Tensor:
-    hidden = stream.dense if is_dense else stream.lowrank
+    hidden, given = (stream.dense if is_dense else stream.lowrank), stream.arguments
     kind = _inner_name(sublayer)
-    if kind == "DenseReluDense":
+    if kind in ("DenseReluDense", "mlp"):
         return sublayer(hidden)
+    if kind == "self_attention":  # of Chronos-2
+        if isinstance(sublayer, TimeSelfAttention):
+            return sublayer(hidden, attention_mask=given["attention_mask"], position_ids=given["position_ids"])[0]
+        return sublayer(hidden, attention_mask=given["group_time_mask"])[0]
     if kind == "EncDecAttention":
         assert stream.encoded is not None
         keys = stream.encoded[0 if is_dense else 1]
-        return sublayer(hidden, key_value_states=keys, attention_mask=stream.encoded_mask)[0]
+        return sublayer(hidden, key_value_states=keys, attention_mask=given["encoder_attention_mask"])[0]
     # The first layer holds the position bias of all.
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
-    return sublayer(hidden, attention_mask=stream.mask, position_bias=bias)[0]
+    return sublayer(hidden, attention_mask=given["attention_mask"], position_bias=bias)[0]
 
 
 def _last_matrices(layer: nn.Module) -> tuple[nn.Linear, nn.Linear | None]:
@@ -168,7 +171,8 @@ def _refit_layer(
     """Refit one layer, and run all streams through it."""
     layer = getattr(sublayers[1], _inner_name(sublayers[1]))
     matrix, sketch = _last_matrices(layer)
-    size, d = matrix.in_features, stacks[0].config.d_model
+    is_group = name.startswith("group")  # attention across series has the series second
+    size, d = matrix.in_features, (sketch or matrix).out_features
     square = torch.zeros(size, size, dtype=torch.float64, device=matrix.weight.device)
     cross = torch.zeros(d, size, dtype=torch.float64, device=matrix.weight.device)
     read: list[torch.Tensor] = []
@@ -181,15 +185,15 @@ def _refit_layer(
             error = stream.dense - _run(sublayers[1], stacks[1], stream, is_dense=False)
             features.append(read.pop())
             # Products in float32: their rounding is far below the ridge.
-            rows = features[-1][stream.counted]
+            rows = (features[-1].transpose(0, 1) if is_group else features[-1])[stream.counted]
             square += rows.T @ rows
             cross += error[stream.counted].T @ rows
     finally:
         handle.remove()
     _solve(layer, matrix, sketch, square, cross, calibration, name)
     for stream, values in zip(streams, features):
-        output = matrix(values)
-        stream.lowrank = stream.lowrank + (output if sketch is None else sketch(output))
+        output = matrix(values) if sketch is None else sketch(matrix(values))
+        stream.lowrank = stream.lowrank + (output.transpose(0, 1) if is_group else output)
 
 
 def _solve(

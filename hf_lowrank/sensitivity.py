@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from .allocation import Component
-from .calibration import Batch, divergence, predict
-from .checkpoint import progress
+from .checkpoint import DenseCheckpoint, progress
 from .layers import Layer, Point
+from .objective import Batch, Objective
 
 __all__ = ["inserted", "measured_losses", "reweighted"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
-ARITHMETIC, TOKENS = 4e12, (1024, 16384)
-# Where it buys less than a whole batch, contexts are cut to their last values: many series say more than long ones.
-SHORT_CONTEXT = 128
+ARITHMETIC, TOKENS = 3e12, (1024, 16384)
 
 
 @contextmanager
@@ -53,18 +51,65 @@ def inserted(model: PreTrainedModel, point: Point, rank: int) -> Iterator[None]:
             handle.remove()
 
 
-def _probes(model: PreTrainedModel, batches: Sequence[Batch], num_components: int) -> list[Batch]:
-    """The first series of the batches, as many as the arithmetic allows."""
-    size = sum(parameter.numel() for name, parameter in model.named_parameters() if "embed" not in name)
-    left = int(np.clip(ARITHMETIC / (max(1, num_components) * size), *TOKENS))
-    if left < batches[0]["attention_mask"].sum():
-        cut = {"input_ids", "attention_mask"}
-        batches = [{k: v[:, -SHORT_CONTEXT:] if k in cut else v for k, v in batch.items()} for batch in batches]
+class _Blocks:
+    """The blocks of a model in the order in which they run, and what each of them answers in one forward pass."""
+
+    def __init__(self, model: PreTrainedModel, stacks: Sequence[str]) -> None:
+        self.names = [f"{stack}.block.{i}" for stack in stacks for i in range(len(model.get_submodule(stack).block))]
+        self.modules = [model.get_submodule(name) for name in self.names]
+
+    def before(self, module: str) -> int:
+        """How many blocks run before the one that the module of this name is in."""
+        return next(i for i, name in enumerate(self.names) if module.startswith(f"{name}."))
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Any]]:
+        """Collects the answers of all blocks while the block runs."""
+        answers: list[Any] = []
+        handles = [block.register_forward_hook(lambda _, __, answer: answers.append(answer)) for block in self.modules]
+        try:
+            yield answers
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def skipped(self, count: int, answers: Sequence[Any]) -> Iterator[None]:
+        """The first blocks answer as recorded, without any work, while the block runs."""
+        for block, answer in zip(self.modules[:count], answers):
+            block.forward = lambda *_, answer=answer, **__: answer
+        try:
+            yield
+        finally:
+            for block in self.modules[:count]:
+                del block.forward
+
+
+def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> float:
+    """The multiplications of one run of a batch from each of these blocks on, in all."""
+    tokens = {stack: mask.numel() for stack, mask in objective.masks(batch).items()}
+    each = [
+        tokens[name.split(".")[0]] * sum(parameter.numel() for parameter in block.parameters())
+        for name, block in zip(blocks.names, blocks.modules)
+    ]
+    behind = np.append(np.cumsum(each[::-1])[::-1], 0.0)
+    return float(behind[list(starts)].sum())
+
+
+def _probes(blocks: _Blocks, objective: Objective, batches: Sequence[Batch], starts: Sequence[int]) -> list[Batch]:
+    """The first series of the batches, as many as the arithmetic allows; of short contexts if it does not allow one batch."""
+    tokens = objective.num_tokens(batches[0])
+    cost = max(1.0, _arithmetic(blocks, objective, batches[0], starts)) / tokens
+    left = int(np.clip(ARITHMETIC / cost, *TOKENS))
+    # Many series say more than long ones.
+    is_short = left < tokens
     probes = []
     for batch in batches:
-        rows = max(1, left // sum(batch[name].shape[1] for name in batch if name != "attention_mask"))
-        probes.append({name: tensor[:rows] for name, tensor in batch.items()})
-        left -= sum(probes[-1][name].numel() for name in batch if name != "attention_mask")
+        batch = objective.cut(batch, len(next(iter(batch.values()))), short=is_short)
+        size = len(next(iter(batch.values())))
+        rows = min(size, max(1, left * size // objective.num_tokens(batch)))
+        probes.append(objective.cut(batch, rows, short=False))
+        left -= objective.num_tokens(probes[-1])
         if left <= 0:
             break
     return probes
@@ -72,6 +117,7 @@ def _probes(model: PreTrainedModel, batches: Sequence[Batch], num_components: in
 
 @torch.no_grad()
 def measured_losses(
+    dense: DenseCheckpoint,
     model: PreTrainedModel,
     layers: Sequence[Layer],
     table: Mapping[str, dict[str, Any]],
@@ -79,38 +125,33 @@ def measured_losses(
     *,
     show_progress: bool = False,
 ) -> dict[str, float]:
-    """The loss of each component at its rank in the table, truncated alone: KL divergence from the dense model, nats a token.
+    """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
 
-    Models without a head lose half the squared distance of their last hidden states. The encoder is not run again
-    for components of the decoder.
+    `model` is `dense.float_model()`. Blocks before the truncated one are not run again.
     """
+    objective, blocks = dense.objective, _Blocks(model, dense.stacks)
     work = [
         (layer, part, rank)
         for layer in layers
         for part, rank in layer.ranks(table[layer.name]).items()
         if rank < layer.points()[part].basis.singular_values.shape[1]
     ]
-    probes = _probes(model, batches, len(work))
-    is_logits = type(model).__name__.endswith("ConditionalGeneration")
-    encoded = [_encoded(model, batch) for batch in probes]
-    wanted = [predict(model, batch, states) for batch, states in zip(probes, encoded)]
-    tokens = sum(len(states) for states in wanted)
+    probes = _probes(blocks, objective, batches, [blocks.before(layer.module) for layer, _, _ in work])
+    answers, wanted = [], []
+    for batch in probes:
+        with blocks.recorded() as found:
+            wanted.append(objective.predict(model, batch))
+        answers.append(found)
+    count = sum(len(predictions) for predictions in wanted)
     losses = {}
     for layer, part, rank in progress(work, "Measuring sensitivity", show_progress):
+        total = 0.0
         with inserted(model, layer.points()[part], rank):
-            total = 0.0
-            for batch, states, reference in zip(probes, encoded, wanted):
-                found = predict(model, batch, None if layer.name.startswith("encoder") else states)
-                total += divergence(reference, found, is_logits=is_logits)
-        losses[f"{layer.name}.{part}"] = total / tokens
+            for batch, recorded, reference in zip(probes, answers, wanted):
+                with blocks.skipped(blocks.before(layer.module), recorded):
+                    total += objective.divergence(reference, objective.predict(model, batch))
+        losses[f"{layer.name}.{part}"] = total / count
     return losses
-
-
-def _encoded(model: PreTrainedModel, batch: Batch) -> BaseModelOutput | None:
-    if "labels" not in batch:
-        return None
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    return BaseModelOutput(last_hidden_state=model.get_encoder()(**inputs).last_hidden_state)
 
 
 def reweighted(
@@ -132,8 +173,6 @@ def reweighted(
         return float(np.median(alike or list(factors.values()) or [1.0]))
 
     return {
-        name: Component(
-            name, component.singular_values, component.weight * factors.get(name, usual(name.rsplit(".", 1)[1]))
-        )
+        name: replace(component, weight=component.weight * factors.get(name, usual(name.rsplit(".", 1)[1])))
         for name, component in components.items()
     }

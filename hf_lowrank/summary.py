@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from .configuration_lowrank_t5 import (
-    ATTENTION_KINDS,
-    LowRankT5Config,
     attention_parameters,
     cached_numbers,
     feed_forward_parameters,
@@ -43,7 +43,8 @@ class CompressionSummary:
     @property
     def attention_ratio(self) -> float:
         """The kept share of the attention parameters."""
-        return self.total("parameters", *ATTENTION_KINDS) / self.total("dense_parameters", *ATTENTION_KINDS)
+        kinds = {row.kind for row in self.rows if not row.kind.endswith("feed_forward")}
+        return self.total("parameters", *kinds) / self.total("dense_parameters", *kinds)
 
     @property
     def cache_ratio(self) -> float:
@@ -73,16 +74,18 @@ class CompressionSummary:
         }
 
 
-def summarize(config: LowRankT5Config) -> CompressionSummary:
-    """The sizes of every layer of a `LowRankT5Config` beside those of the dense T5 of its shape."""
+def summarize(config: PreTrainedConfig) -> CompressionSummary:
+    """The sizes of every layer of a low-rank configuration beside those of the dense model of its shape."""
     full = config.full_ranks()
     size = {"d_model": config.d_model, "num_heads": config.num_heads}
+    tables = config.attention_ranks, config.feed_forward_ranks
+    if config.model_type == "lowrank_t5" and not config.is_encoder_decoder:  # an encoder alone
+        tables = tuple({key: table[key] for key in table if key.startswith("encoder")} for table in tables)
     rows = []
-    kinds = ATTENTION_KINDS if config.is_encoder_decoder else ATTENTION_KINDS[:1]
-    for kind in kinds:
-        # The encoder keeps no cache.
-        token = 0 if kind == "encoder_self" else 1
-        for i, (entry, dense) in enumerate(zip(config.attention_ranks[kind], full["attention_ranks"][kind])):
+    for kind, entries in tables[0].items():
+        # The encoder keeps no cache, and models that forecast in one pass keep none at all.
+        token = int(config.model_type == "lowrank_t5" and kind != "encoder_self")
+        for i, (entry, dense) in enumerate(zip(entries, full["attention_ranks"][kind])):
             rows.append(
                 LayerSummary(
                     kind=kind,
@@ -96,8 +99,8 @@ def summarize(config: LowRankT5Config) -> CompressionSummary:
                 )
             )
     shape = {"d_model": config.d_model, "is_gated": config.is_gated_act}
-    for stack in ("encoder", "decoder") if config.is_encoder_decoder else ("encoder",):
-        for i, entry in enumerate(config.feed_forward_ranks[stack]):
+    for stack, entries in tables[1].items():
+        for i, entry in enumerate(entries):
             dense = full["feed_forward_ranks"][stack][i]
             rows.append(
                 LayerSummary(

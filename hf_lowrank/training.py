@@ -1,6 +1,6 @@
-"""Datasets for transformers' Trainer: token batches of a Chronos-T5 model.
+"""Datasets for transformers' Trainer: windows of series, and token batches of them for a Chronos-T5.
 
-`SyntheticBatches` needs no data; `SeriesBatches` draws its windows from the user's own series, which `read_series` takes in
+The synthetic ones need no data; the others draw their windows from the user's own series, which `read_series` takes in
 whatever shape they come.
 """
 
@@ -22,7 +22,17 @@ from torch.utils.data import Dataset
 from .evaluation_data import read_frame, series_of_frame
 from .synthesis import synthetic_series
 
-__all__ = ["SeriesBatches", "SyntheticBatches", "read_series", "single_batch", "tokenize_pieces", "tokenize_windows"]
+__all__ = [
+    "SeriesBatches",
+    "SeriesWindows",
+    "SyntheticBatches",
+    "SyntheticWindows",
+    "read_series",
+    "single_batch",
+    "stack_pieces",
+    "tokenize_pieces",
+    "tokenize_windows",
+]
 
 IGNORED_LABEL = -100
 
@@ -48,6 +58,21 @@ def tokenize_windows(
     return {"input_ids": input_ids, "attention_mask": attention_mask.long(), "labels": labels}
 
 
+def stack_pieces(
+    contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
+) -> dict[str, torch.Tensor]:
+    """Windows of unlike lengths as `context` (batch, length) and `target` (batch, horizon), float64, as long as the longest.
+
+    Contexts are padded on the left, targets on the right, with NaN.
+    """
+    context = np.full((len(contexts), max(map(len, contexts))), np.nan)
+    target = np.full((len(targets), max(map(len, targets))), np.nan)
+    for row, (past, future) in enumerate(zip(contexts, targets)):
+        context[row, context.shape[1] - len(past) :] = past
+        target[row, : len(future)] = future
+    return {"context": torch.from_numpy(context), "target": torch.from_numpy(target)}
+
+
 def tokenize_pieces(
     chronos_config: ChronosConfig, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
 ) -> dict[str, torch.Tensor]:
@@ -56,13 +81,9 @@ def tokenize_pieces(
     Contexts are padded on the left and masked; targets, of at most the model's horizon, are padded on the right with
     the label -100. A target that is shorter than the model's horizon has no EOS: its series did not end there.
     """
-    context = np.full((len(contexts), max(map(len, contexts))), np.nan)
-    target = np.full((len(targets), max(map(len, targets))), np.nan)
-    for row, (past, future) in enumerate(zip(contexts, targets)):
-        context[row, context.shape[1] - len(past) :] = past
-        target[row, : len(future)] = future
-    resized = replace(chronos_config, prediction_length=target.shape[1])
-    batch = tokenize_windows(resized, torch.from_numpy(context), torch.from_numpy(target))
+    window = stack_pieces(contexts, targets)
+    resized = replace(chronos_config, prediction_length=window["target"].shape[1])
+    batch = tokenize_windows(resized, **window)
     if chronos_config.use_eos_token:
         complete = torch.tensor([len(future) == chronos_config.prediction_length for future in targets])
         batch["labels"][~complete, -1] = IGNORED_LABEL
@@ -71,14 +92,14 @@ def tokenize_pieces(
     return batch
 
 
-class SyntheticBatches(Dataset):
-    """A long supply of synthetic Chronos-T5 training batches; item i depends on the arguments and i alone.
+class SyntheticWindows(Dataset):
+    """A long supply of batches of synthetic windows; item i depends on the arguments and i alone.
 
-    All windows of a batch have the same context length and horizon, drawn log-uniformly, so nothing is spent on
-    padding. The longest context and horizon grow with i from `first_lengths` to the model's own over the first `ramp`
-    batches: cross-attention in T5 knows no positions, and a model finds out where the end of a context is in short
-    ones first. The batch holds about `max_tokens` tokens of context and target, and at most `max_windows` windows. In some
-    batches values of the context are missing. A target that is shorter than the model's horizon has no EOS.
+    An item has a `context` (batch, length) and a `target` (batch, horizon), float32. All windows of a batch have the same context
+    length and horizon, drawn log-uniformly, so nothing is spent on padding. The longest of both grow with i from
+    `first_lengths` to `context_length` and `prediction_length` over the first `ramp` batches: cross-attention in T5 knows no positions,
+    and a model finds out where the end of a context is in short ones first. The batch holds about `max_values` values of
+    context and target, and at most `max_windows` windows. In some batches values of the context are missing (NaN).
 
     Use it in order (`train_sampling_strategy="sequential"`), with a batch size of 1 and `data_collator=single_batch`: an item
     is a whole batch already.
@@ -86,23 +107,24 @@ class SyntheticBatches(Dataset):
 
     def __init__(
         self,
-        chronos_config: ChronosConfig,
+        context_length: int,
+        prediction_length: int,
         num_batches: int,
         *,
         seed: int,
         ramp: int = 0,
         first_lengths: tuple[int, int] = (24, 12),
         min_lengths: tuple[int, int] = (10, 6),
-        max_tokens: int = 4096,
+        max_values: int = 4096,
         max_windows: int = 64,
     ) -> None:
-        self.chronos_config = chronos_config
+        self.limits = context_length, prediction_length
         self.num_batches = num_batches
         self.seed = seed
         self.ramp = ramp
         self.first_lengths = first_lengths
         self.min_lengths = min_lengths
-        self.max_tokens = max_tokens
+        self.max_values = max_values
         self.max_windows = max_windows
 
     def __len__(self) -> int:
@@ -113,19 +135,46 @@ class SyntheticBatches(Dataset):
             raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
         # numpy takes [s, 0] for [s]: no list of seeds ends in zero.
         rng = np.random.default_rng([self.seed, 0, index + 1])
-        limits = np.array([self.chronos_config.context_length, self.chronos_config.prediction_length]) + 1
+        limits = np.array(self.limits) + 1
         progress = min(1.0, index / self.ramp) if self.ramp else 1.0
         longest = progress * np.log(limits) + (1 - progress) * np.log(np.minimum(self.first_lengths, limits))
         shortest = np.log(np.minimum(self.min_lengths, limits - 1))
         length, horizon = np.exp(rng.uniform(shortest, longest)).astype(int)
-        count = min(self.max_windows, max(1, self.max_tokens // int(length + horizon)))
+        count = min(self.max_windows, max(1, self.max_values // int(length + horizon)))
         series = synthetic_series(count, int(length + horizon), seed=[self.seed, 1, index + 1])
         context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)
         if rng.random() < 0.1:
             missing = torch.from_numpy(rng.random(context.shape) < rng.uniform(0, 0.3))
             missing[:, -1] = False
             context = context.masked_fill(missing, float("nan"))
-        batch = tokenize_windows(replace(self.chronos_config, prediction_length=int(horizon)), context, target)
+        return {"context": context.contiguous(), "target": target.contiguous()}
+
+
+class SyntheticBatches(Dataset):
+    """`SyntheticWindows` as tokens of a Chronos-T5. A target that is shorter than the model's horizon has no EOS.
+
+    Takes the arguments of `SyntheticWindows`; one value is one token.
+    """
+
+    def __init__(
+        self, chronos_config: ChronosConfig, num_batches: int, *, max_tokens: int = 4096, **more: Any
+    ) -> None:
+        self.chronos_config = chronos_config
+        self.windows = SyntheticWindows(
+            chronos_config.context_length,
+            chronos_config.prediction_length,
+            num_batches,
+            max_values=max_tokens,
+            **more,
+        )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        window = self.windows[index]
+        horizon = window["target"].shape[1]
+        batch = tokenize_windows(replace(self.chronos_config, prediction_length=horizon), **window)
         if horizon < self.chronos_config.prediction_length:
             batch["labels"] = batch["labels"][:, :-1].contiguous()
         return batch
@@ -212,18 +261,14 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
     return values
 
 
-class SeriesBatches(Dataset):
-    """A supply of Chronos-T5 training batches from given series; item i depends on the arguments and i alone.
+class SeriesWindows(Dataset):
+    """A supply of batches of windows of given series; item i depends on the arguments and i alone.
 
-    For each window a series is drawn uniformly, then a forecast origin uniformly among those with an observed value in
-    both context and target. The longest context of a batch is drawn log-uniformly from `min_length` to the model's own; a
-    target has the model's horizon. Both are shorter where the series begins late or ends early: a context is padded on the
-    left and masked, a target is padded on the right with the label -100. The batch holds at most about `max_tokens` tokens
-    of context and target, and at most `max_windows` windows.
-
-    As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there.
-
-    Use it like `SyntheticBatches`: a batch size of 1 and `data_collator=single_batch`.
+    An item has lists of 1-D arrays, the `contexts` and `targets` of its windows. For each window a series is drawn uniformly, then
+    a forecast origin uniformly among those with an observed value in both context and target. The longest context of a batch is
+    drawn log-uniformly from `min_length` to `context_length`; a target has `prediction_length` values. Both are shorter where the
+    series begins late or ends early. The batch holds at most about `max_values` values of context and target, and at most
+    `max_windows` windows.
 
     Args:
         series: 1-D arrays, NaN is missing; `read_series` makes them of anything. Those without two observed values near
@@ -235,28 +280,29 @@ class SeriesBatches(Dataset):
 
     def __init__(
         self,
-        chronos_config: ChronosConfig,
+        context_length: int,
+        prediction_length: int,
         series: list[NDArray[np.float64]],
         num_batches: int,
         *,
         seed: int,
-        max_tokens: int = 4096,
+        max_values: int = 4096,
         max_windows: int = 64,
         min_length: int = 64,
     ) -> None:
-        self.chronos_config = chronos_config
+        self.context_length, self.prediction_length = context_length, prediction_length
         self.num_batches = num_batches
         self.seed = seed
-        self.max_tokens = max_tokens
+        self.max_values = max_values
         self.max_windows = max_windows
-        self.min_length = min(min_length, chronos_config.context_length)
+        self.min_length = min(min_length, context_length)
         # Beside each series, how many of its values before every step are observed.
         counted = [(values, np.append(0, np.cumsum(~np.isnan(values)))) for values in series]
         self.series = [pair for pair in counted if len(self._origins(pair[1], self.min_length))]
         if not self.series:
             raise ValueError(
                 f"series: none of {len(series)} has two observed values within "
-                f"{self.min_length + chronos_config.prediction_length} steps, a context and a target."
+                f"{self.min_length + prediction_length} steps, a context and a target."
             )
 
     def __len__(self) -> int:
@@ -267,26 +313,59 @@ class SeriesBatches(Dataset):
         last = len(observed) - 1
         steps = np.arange(last + 1)
         before = observed - observed[np.maximum(steps - length, 0)]
-        after = observed[np.minimum(steps + self.chronos_config.prediction_length, last)] - observed
+        after = observed[np.minimum(steps + self.prediction_length, last)] - observed
         return np.flatnonzero((before > 0) & (after > 0))
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
-        rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticBatches has 0 and 1
-        horizon = self.chronos_config.prediction_length
-        limits = np.array([self.min_length, self.chronos_config.context_length + 1])
+        rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
+        horizon = self.prediction_length
+        limits = np.array([self.min_length, self.context_length + 1])
         length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
         longest = max(len(values) for values, _ in self.series) - 1
-        tokens = min(length, longest) + min(horizon, longest)
-        count = min(self.max_windows, max(1, self.max_tokens // tokens))
+        values_each = min(length, longest) + min(horizon, longest)
+        count = min(self.max_windows, max(1, self.max_values // values_each))
         contexts, targets = [], []
         for i in rng.integers(len(self.series), size=count):
             values, observed = self.series[i]
             origin = rng.choice(self._origins(observed, length))
             contexts.append(values[max(origin - length, 0) : origin])
             targets.append(values[origin : origin + horizon])
-        return tokenize_pieces(self.chronos_config, contexts, targets)
+        return {"contexts": contexts, "targets": targets}
+
+
+class SeriesBatches(Dataset):
+    """`SeriesWindows` as tokens of a Chronos-T5: contexts padded on the left and masked, targets padded with the label -100.
+
+    As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there. Takes the
+    arguments of `SeriesWindows`; one value is one token.
+    """
+
+    def __init__(
+        self,
+        chronos_config: ChronosConfig,
+        series: list[NDArray[np.float64]],
+        num_batches: int,
+        *,
+        max_tokens: int = 4096,
+        **more: Any,
+    ) -> None:
+        self.chronos_config = chronos_config
+        self.windows = SeriesWindows(
+            chronos_config.context_length,
+            chronos_config.prediction_length,
+            series,
+            num_batches,
+            max_values=max_tokens,
+            **more,
+        )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return tokenize_pieces(self.chronos_config, *self.windows[index].values())
 
 
 def single_batch(features: list[dict[str, Any]]) -> dict[str, Any]:

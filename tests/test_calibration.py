@@ -372,7 +372,7 @@ def test_the_record_says_what_the_data_was(chronos_t5, dense_t5):
     assert json.loads(json.dumps(synthetic.record)) == synthetic.record
     series = calibrate(chronos_t5, [np.sin(np.arange(50.0)), np.arange(30.0)], num_batches=1)
     assert series.record["data"] == "2 series"
-    assert calibrate(dense_t5(), token_batches(T5ForConditionalGeneration)).record["data"] == "token batches"
+    assert calibrate(dense_t5(), token_batches(T5ForConditionalGeneration)).record["data"] == "batches of the user's"
 
 
 def test_series_come_as_arrays_frames_and_files(tmp_path, chronos_t5):

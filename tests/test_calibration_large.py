@@ -39,7 +39,6 @@ START = """
 import json, resource, sys, time, warnings
 import torch
 from hf_lowrank import calibrate, compress_pretrained
-from hf_lowrank.calibration import predict, _batches
 from hf_lowrank.checkpoint import load_dense
 from hf_lowrank.synthesis import synthetic_series
 from hf_lowrank.training import tokenize_windows
@@ -64,7 +63,7 @@ sum(float(weight.sum()) for weight in model.state_dict().values())
 before = peak()
 for stack in (model.encoder, model.decoder):
     stack.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
-predict(model, batches[0]).square().sum().backward()
+dense.objective.predict(model, batches[0]).square().sum().backward()
 print(json.dumps({"bytes": peak() - before}))
 """
 )

@@ -148,17 +148,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "NaN": (poison(float("nan")), ValueError, f"the weight {QUERY} of .* holds NaN or infinite values"),
     "infinity": (poison(float("-inf")), ValueError, f"the weight {QUERY} of .* holds NaN or infinite values"),
-    "Chronos-Bolt": (
-        lambda folder: reconfigure(folder, architectures=["ChronosBoltModelForForecasting"]),
+    "a classifier": (
+        lambda folder: reconfigure(folder, architectures=["T5ForSequenceClassification"]),
         ValueError,
-        "is a ChronosBoltModelForForecasting; it must be a dense T5 checkpoint",
+        "is a T5ForSequenceClassification; it must be a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2",
     ),
     "GPT-2": (
         lambda folder: GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(
             folder
         ),
         ValueError,
-        "is a gpt2 checkpoint; it must be a dense T5 checkpoint .*such as amazon/chronos-t5-small",
+        "is a gpt2 checkpoint; it must be a dense checkpoint .*such as amazon/chronos-t5-small",
     ),
 }
 
@@ -192,14 +192,14 @@ def test_a_cut_bin_file_is_refused(folder, dense_t5):
 
 def test_a_model_that_is_not_a_t5_or_not_a_model():
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(ValueError, match="model: GPT2LMHeadModel is a GPT2LMHeadModel; it must be a dense T5"):
+    with pytest.raises(ValueError, match="model: GPT2LMHeadModel is a GPT2LMHeadModel; it must be a dense checkpoint"):
         load_dense(gpt2)
-    with pytest.raises(ValueError, match="model must be a Hub id, a folder or a loaded T5 model, found a dict"):
+    with pytest.raises(ValueError, match="model must be a Hub id, a folder or a loaded model, found a dict"):
         load_dense({"not": "a model"})
 
 
 def test_a_low_rank_model_is_not_compressed_again(dense_t5):
-    with pytest.raises(ValueError, match="is a LowRankT5Model; it must be a dense T5"):
+    with pytest.raises(ValueError, match="is a LowRankT5Model; it must be a dense checkpoint"):
         load_dense(compress_pretrained(dense_t5(T5Model), uniform=8))
 
 

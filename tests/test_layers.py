@@ -11,8 +11,8 @@ from transformers import T5EncoderModel, T5ForConditionalGeneration
 
 from hf_lowrank.allocation import Options
 from hf_lowrank.checkpoint import DenseCheckpoint, load_dense
-from hf_lowrank.compression import lowrank_config
 from hf_lowrank.configuration_lowrank_t5 import attention_parameters, cached_numbers, feed_forward_parameters
+from hf_lowrank.families import T5
 from hf_lowrank.layers import LATENT_RANKS, AttentionLayer, FeedForwardLayer, attention_layer, feed_forward_layer
 
 FORMS = {"heads": ("per_head",), "latent": ("latent",), "both": ("per_head", "latent")}
@@ -59,7 +59,7 @@ def assert_sound(layer: AttentionLayer | FeedForwardLayer, options: Options, mul
     np.testing.assert_allclose(options.loss, wanted, rtol=1e-12)
     np.testing.assert_allclose(options.loss, [predicted(layer.ranks(entry)) for entry in options.entries], rtol=1e-12)
 
-    whole = lowrank_config(config, {})
+    whole = T5.lowrank_config(config, {})
     name = "feed_forward_ranks" if "feed_forward" in layer.name else "attention_ranks"
     for entry in options.entries:
         whole._validate_entry(entry, name)  # of `validate_ranks`, which looks at all layers

@@ -196,7 +196,7 @@ def test_a_model_with_nothing_truncated_is_left_bit_equal(chronos_t5, chronos_ca
     assert_bit_equal(compress_pretrained(chronos_t5, uniform=8, calibration=chronos_calibration), wanted)
     lowrank = compress_pretrained(chronos_t5, uniform=2, calibration=chronos_calibration, refit=False)
     truncated = {name: weight.clone() for name, weight in lowrank.state_dict().items()}
-    refit(load_dense(chronos_t5).float_model(), lowrank, chronos_calibration, {})
+    refit(load_dense(chronos_t5), load_dense(chronos_t5).float_model(), lowrank, chronos_calibration, {})
     assert_bit_equal(lowrank, truncated)
     assert_bit_equal(chronos_t5, wanted)
 
@@ -211,9 +211,9 @@ def test_only_the_last_matrices_of_the_layers_named_change(chronos_t5, chronos_c
         "decoder.block.1.layer.1.EncDecAttention": "cross.1",
         "decoder.block.0.layer.2.DenseReluDense": "decoder_feed_forward.0",
     }
-    dense = load_dense(chronos_t5).float_model()
+    dense = load_dense(chronos_t5)
     lowrank.requires_grad_(False)
-    refit(dense, lowrank, chronos_calibration, places)
+    refit(dense, dense.float_model(), lowrank, chronos_calibration, places)
     changed = {name for name, weight in lowrank.state_dict().items() if not torch.equal(weight, before[name])}
     last = {name for name in before for place in places if name.startswith((f"{place}.o.", f"{place}.wo."))}
     assert changed == last

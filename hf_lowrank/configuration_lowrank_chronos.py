@@ -1,0 +1,116 @@
+"""Chronos-Bolt and Chronos-2 configurations in which every layer has dimensions of its own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+try:
+    from chronos import BaseChronosPipeline
+    from chronos.chronos2.config import Chronos2CoreConfig
+except ImportError as error:
+    raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
+
+from .configuration_lowrank_t5 import LowRankT5Config, completed_table, validate_entry, validate_table
+
+# The classes join the registry of pipelines. With `trust_remote_code` this file is the first that is loaded, and
+# `BaseChronosPipeline.from_pretrained` looks for the pipeline right after the configuration.
+from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+
+
+def of_this_family(arguments: dict[str, Any], pipeline: type[BaseChronosPipeline]) -> dict[str, Any]:
+    """A dense configuration's arguments without what names its own family: stock pipeline and `"model_type": "t5"`."""
+    rest = {key: value for key, value in arguments.items() if key != "model_type"}
+    return rest | {"chronos_pipeline_class": pipeline.__name__}
+
+
+@strict
+class LowRankChronosBoltConfig(LowRankT5Config):
+    r"""Configuration of a Chronos-Bolt model whose layers have ranks of their own.
+
+    Everything that [`LowRankT5Config`] has, with the same tables, and Chronos-Bolt's `chronos_config`: context length, prediction
+    length, patches, quantiles, REG token. A published Chronos-Bolt configuration is accepted as it is and makes a dense model.
+
+    Raises:
+        ValueError: As for [`LowRankT5Config`].
+    """
+
+    model_type = "lowrank_chronos_bolt"
+
+    def __post_init__(self, **kwargs):
+        kwargs = of_this_family(kwargs, LowRankChronosBoltPipeline)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class LowRankChronos2Config(Chronos2CoreConfig):
+    r"""Configuration of a Chronos-2 model whose layers have ranks of their own.
+
+    Everything that Chronos-2's own configuration has, with its meaning: `d_kv` and `d_ff` remain the dense model's head dimension
+    and feed-forward width, and are the largest that a layer can have. A published Chronos-2 configuration is accepted as it is and
+    makes a dense model.
+
+    Args:
+        attention_ranks: For each kind of attention (`"time"`, `"group"`) a list with one entry a layer:
+
+            - `"time"`: `{"qk": int, "vo": int}`, the head dimension of queries and keys, even and in [2, d_kv], and that of
+              values and outputs, in [1, d_kv]. A head keeps qk / 2 of the d_kv / 2 rotary frequencies, each head its own.
+            - `"group"`, which has no rotary embedding: the same with any `qk` in [1, d_kv], or
+              `{"latent": int, "query": int | None, "output": int | None}`, all in [1, d_model]; see [`LowRankT5Config`].
+
+            A kind left out keeps its full rank.
+        feed_forward_ranks: For `"encoder"` a list with one entry a layer,
+            `{"width": int, "wi": int | None, "wo": int | None}`; see [`LowRankT5Config`].
+        compression: How the weights were made: method, policy, arguments, source, versions. A record; the model
+            does not read it.
+
+    Raises:
+        ValueError: A table that does not fit the model.
+    """
+
+    model_type = "lowrank_chronos2"
+
+    attention_ranks: dict = field(default_factory=dict)
+    feed_forward_ranks: dict = field(default_factory=dict)
+    compression: dict | None = None
+
+    def __init__(
+        self,
+        attention_ranks: dict | None = None,
+        feed_forward_ranks: dict | None = None,
+        compression: dict | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**of_this_family(kwargs, LowRankChronos2Pipeline))
+        given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
+        # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
+        for name, full in self.full_ranks().items():
+            setattr(self, name, completed_table({} if given[name] is None else given[name], full, name))
+        self.compression = copy.deepcopy(compression)
+        # Here already, for what `@strict` raises after this method is not a ValueError.
+        self.validate_ranks()
+
+    def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
+        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
+        layers = range(self.num_layers)
+        return {
+            "attention_ranks": {
+                kind: [{"qk": self.d_kv, "vo": self.d_kv} for _ in layers] for kind in ("time", "group")
+            },
+            "feed_forward_ranks": {"encoder": [{"width": self.d_ff, "wi": None, "wo": None} for _ in layers]},
+        }
+
+    def validate_ranks(self):
+        """Part of the `@strict` validation: the tables fit the model."""
+        for name, full in self.full_ranks().items():
+            validate_table(getattr(self, name), full, name, self._validate_entry)
+
+    def _validate_entry(self, entry: Any, where: str) -> None:
+        rotary = where.startswith("attention_ranks['time']")
+        validate_entry(entry, where, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff, rotary=rotary)
+
+
+__all__ = ["LowRankChronos2Config", "LowRankChronosBoltConfig"]

@@ -1,0 +1,289 @@
+"""Sample paths from a Chronos-T5, dense or low-rank, doing once whatever can be done once.
+
+transformers' `generate` repeats the encoder's output for every sample path, so that cross-attention projects, keeps and reads
+the same keys and values 20 times; it also grows its cache by copying and sorts all the vocabulary. Here cross-attention
+keeps them once a series, the paths of a series being query rows over them; the cache is written in place; the position bias
+is made once; and only the `top_k` tokens that can be drawn are looked at. The equations and the distribution of the
+paths are the same. Works on the modules of the model as they are, so nothing is copied or can grow stale.
+
+Shapes: B series, P paths a series, N = B P, T tokens, d d_model, n heads, h heads of keys (n, or 1 for a latent), r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import T5ForConditionalGeneration
+
+# Tokens that go through the encoder together: on a CPU what its caches hold, on a GPU what keeps it busy.
+ENCODER_TOKENS = {"cpu": 1024, "cuda": 65536}
+# PyTorch's fused attention needs equal heads for queries and values, and is at its best at multiples of this size.
+HEAD_MULTIPLE = 16
+
+
+def rms_norm(states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """T5's norm, w x / sqrt(mean x^2 + eps), in two passes over x."""
+    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = length.square_().div_(states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    return (states * scale).to(norm.weight.dtype).mul_(norm.weight)
+
+
+def add(states: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """The residual sum, kept finite in float16 as T5 does."""
+    states = states + update
+    if states.dtype == torch.float16:
+        limit = torch.finfo(states.dtype).max - 1000
+        states = states.clamp_(-limit, limit)
+    return states
+
+
+def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """T5's feed-forward layer of any make, plain or gated; the one large intermediate is worked on in place."""
+    act = torch.relu_ if isinstance(layer.act, nn.ReLU) else layer.act
+    if hasattr(layer, "wi_0"):
+        hidden = act(layer.wi_0(states)) * layer.wi_1(states)
+    else:
+        hidden = act(layer.wi(states))
+    wo = next(layer.wo.parameters()).dtype
+    # `wo` stays in float32 when the rest is float16, as in T5.
+    return layer.wo(hidden.to(wo) if wo.is_floating_point else hidden)
+
+
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where the mask is true, the lowest number elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+class Attention:
+    """An attention layer of either form: queries of n heads, keys and values of h, the way back to d.
+
+    Queries, keys and values are padded with zeros to the head size of the fused kernel, which changes no sum.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.heads = layer, layer.n_heads
+        self.is_latent = hasattr(layer, "latent")
+        self.rank = layer.o.in_features // layer.n_heads
+        largest = max(layer.q.out_features // layer.n_heads, self.rank)
+        self.size = -(-largest // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+    def query(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., n, r)"""
+        if self.is_latent:
+            states = self.layer.query_sketch(states)
+        return self.layer.q(states).unflatten(-1, (self.heads, -1))
+
+    def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., d) -> twice (..., h, r); a latent is both keys and values, one tensor."""
+        if self.is_latent:
+            latent = self.layer.latent(states).unsqueeze(-2)
+            return latent, latent
+        heads = (self.heads, -1)
+        return self.layer.k(states).unflatten(-1, heads), self.layer.v(states).unflatten(-1, heads)
+
+    def output(self, mixed: torch.Tensor) -> torch.Tensor:
+        """(..., n, r) -> (..., d)"""
+        output = self.layer.o(mixed.flatten(-2))
+        return self.layer.output_sketch(output) if self.is_latent else output
+
+    def padded(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, S, h, r) -> (B, h, S, size), as the fused kernel wants it."""
+        return F.pad(states, (0, self.size - states.shape[-1])).transpose(1, 2)
+
+    def fused(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """softmax(q k^T + bias) v, (B, h, S, size) each -> (B, h, S, r)."""
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        return mixed[..., : self.rank]
+
+
+# ---- The encoder -----------------------------------------------------------------------------------------------------
+
+
+def self_attention(attention: Attention, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """All tokens to all tokens: (B, T, d), bias (1 or B, n, T, T) -> (B, T, d)."""
+    query = attention.padded(attention.query(states))
+    key, value = (attention.padded(part).expand_as(query) for part in attention.key_value(states))
+    return attention.output(attention.fused(query, key, value, bias).transpose(1, 2))
+
+
+def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The encoder's output, (B, T) -> (B, T, d), a few series at a time. `mask` is True where a token is none of padding."""
+    length = tokens.shape[1]
+    layers = [(block.layer, Attention(block.layer[0].SelfAttention)) for block in encoder.block]
+    bias = layers[0][1].layer.compute_bias(length, length, device=tokens.device).contiguous()
+    is_padded = not mask.all()
+    together = max(1, ENCODER_TOKENS.get(tokens.device.type, ENCODER_TOKENS["cuda"]) // length)
+    outputs = []
+    for some, visible in zip(tokens.split(together), mask.split(together)):
+        bias_here = bias
+        if is_padded:
+            bias_here = bias + additive(visible, bias.dtype)[:, None, None]
+        states = encoder.embed_tokens(some)
+        for (first, last), attention in layers:
+            states = add(states, self_attention(attention, rms_norm(states, first.layer_norm), bias_here))
+            states = add(states, feed_forward(last.DenseReluDense, rms_norm(states, last.layer_norm)))
+        outputs.append(rms_norm(states, encoder.final_layer_norm))
+    return torch.cat(outputs)
+
+
+# ---- The decoder -----------------------------------------------------------------------------------------------------
+
+
+class OwnAttention:
+    """Self-attention of a decoder layer, one token at a time; keys and values (N, h, steps, r) are written in place."""
+
+    def __init__(self, layer: nn.Module, steps: int) -> None:
+        self.attention, self.steps = Attention(layer), steps
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor, step: int, bias: torch.Tensor) -> torch.Tensor:
+        """(N, d), bias (n, step + 1) -> (N, d)"""
+        key, value = self.attention.key_value(states)  # (N, h, r)
+        if self.keys is None or self.values is None:
+            self.keys = key.new_empty(*key.shape[:2], self.steps, key.shape[2])
+            self.values = self.keys if value is key else value.new_empty(*value.shape[:2], self.steps, value.shape[2])
+        self.keys[:, :, step] = key
+        if value is not key:
+            self.values[:, :, step] = value
+        keys, values = (part[:, :, : step + 1].flatten(0, 1) for part in (self.keys, self.values))
+        # Products of a few numbers each: here a plain batched product is faster than the fused kernel.
+        query = self.attention.query(states)
+        scores = torch.bmm(query.reshape(len(keys), -1, query.shape[-1]), keys.mT)  # (N h, n / h, step + 1)
+        scores.view(len(states), -1, step + 1).add_(bias)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1, out=scores), values)
+        return self.attention.output(mixed.view(*query.shape[:2], -1))
+
+
+class CrossAttention:
+    """Cross-attention of a decoder layer to the encoder's output; keys and values (B, h, T, size), once a series."""
+
+    def __init__(self, layer: nn.Module, states: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.attention, self.bias = Attention(layer), bias
+        key, value = self.attention.key_value(states)
+        self.keys = self.attention.padded(key).contiguous()
+        self.values = self.keys if value is key else self.attention.padded(value).contiguous()
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(N, d) -> (N, d)"""
+        series, heads = self.keys.shape[:2]
+        query = self.attention.query(states)  # (N, n, r)
+        rows = self.attention.padded(query.reshape(series, -1, heads, query.shape[-1]))  # (B, h, P n / h, size)
+        mixed = self.attention.fused(rows, self.keys, self.values, self.bias)
+        return self.attention.output(mixed.transpose(1, 2).reshape(*query.shape[:2], -1))
+
+
+class Decoder:
+    """A T5's decoder over the encoder's output of B series: `step` takes the last token of every path to its logits.
+
+    Args:
+        model: A `T5ForConditionalGeneration`, dense or low-rank.
+        states: The encoder's output, (B, T, d).
+        mask: (B, T), True where a token is none of padding.
+        steps: The number of tokens of a path.
+    """
+
+    def __init__(self, model: Any, states: torch.Tensor, mask: torch.Tensor, *, steps: int) -> None:
+        self.model, self.decoder = model, model.decoder
+        first = self.decoder.block[0].layer[0].SelfAttention
+        self.bias = first.compute_bias(steps, steps, device=states.device)[0].unbind(1)  # of each step, (n, steps)
+        padding = None if mask.all() else additive(mask, states.dtype)[:, None, None]  # (B, 1, 1, T)
+        self.layers = [
+            (
+                block.layer,
+                OwnAttention(block.layer[0].SelfAttention, steps),
+                CrossAttention(block.layer[1].EncDecAttention, states, padding),
+            )
+            for block in self.decoder.block
+        ]
+
+    def step(self, tokens: torch.Tensor, step: int) -> torch.Tensor:
+        """The logits (N, vocabulary) after token number `step`, `tokens` (N,), of each path. Steps count from 0, in order."""
+        bias = self.bias[step][:, : step + 1]
+        states = self.decoder.embed_tokens(tokens)
+        for (first, second, last), own, cross in self.layers:
+            states = add(states, own(rms_norm(states, first.layer_norm), step, bias))
+            states = add(states, cross(rms_norm(states, second.layer_norm)))
+            states = add(states, feed_forward(last.DenseReluDense, rms_norm(states, last.layer_norm)))
+        states = rms_norm(states, self.decoder.final_layer_norm)
+        if self.model.config.scale_decoder_outputs:
+            states = states * self.model.model_dim**-0.5
+        return self.model.lm_head(states)
+
+
+# ---- Sampling --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: transformers' temperature, top-k and top-p, in this order; None leaves one out.
+
+    `forbidden` tokens are never drawn: Chronos forecasts a fixed number of steps, so the end of a sequence is one.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    forbidden: Sequence[int] = ()
+
+    def candidates(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, vocabulary) -> the scores, descending, and the tokens that can be drawn, (N, k) each; a score of -inf
+        is that of none."""
+        logits = logits.float()
+        for token in self.forbidden:
+            logits[:, token] = -torch.inf
+        if self.temperature is not None:
+            logits = logits / self.temperature
+        vocabulary = logits.shape[-1]
+        kept = min(self.top_k or vocabulary, vocabulary)
+        count = min(kept + 1, vocabulary)
+        scores, tokens = logits.topk(count)
+        # All that equal the last of the k belong to them. In bfloat16 many do.
+        while count < vocabulary and (scores[:, -1] == scores[:, kept - 1]).any():
+            count = min(2 * count, vocabulary)
+            scores, tokens = logits.topk(count)
+        scores = scores.masked_fill(scores < scores[:, kept - 1 : kept], -torch.inf)
+        if self.top_p is not None and self.top_p < 1:
+            tail = scores.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)  # the probability of a token and all below
+            tail[:, 0] = 1 + self.top_p  # the likeliest stays
+            scores = scores.masked_fill(tail <= 1 - self.top_p, -torch.inf)
+        return scores, tokens
+
+    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+        """One token a path: (N, vocabulary) -> (N,)."""
+        scores, tokens = self.candidates(logits)
+        return tokens.gather(1, torch.multinomial(scores.softmax(dim=-1), 1)).squeeze(1)
+
+
+@torch.inference_mode()
+def sample_paths(
+    model: T5ForConditionalGeneration,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    num_samples: int,
+    steps: int,
+    start: int,
+    sampling: Sampling,
+) -> torch.Tensor:
+    """Draw `num_samples` continuations of `steps` tokens of each series: (B, T) -> (B, num_samples, steps).
+
+    Args:
+        tokens, mask: The context and where it is none of padding.
+        start: The token that every path starts from; it is not among those returned.
+    """
+    mask = mask.bool()
+    decoder = Decoder(model, encode(model.encoder, tokens, mask), mask, steps=steps)
+    last = tokens.new_full((len(tokens) * num_samples,), start)
+    paths = last.new_empty(len(last), steps)
+    for step in range(steps):
+        last = sampling.draw(decoder.step(last, step))
+        paths[:, step] = last
+    return paths.unflatten(0, (len(tokens), num_samples))
