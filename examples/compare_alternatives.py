@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from hf_lowrank import Calibration, calibrate, compress_pretrained
 from hf_lowrank.calibration import GramSum, _Collector, unpacked
-from hf_lowrank.checkpoint import DenseCheckpoint, build_model, load_chronos_t5, load_dense
+from hf_lowrank.checkpoint import DenseCheckpoint, build_model, load_chronos, load_dense
 from hf_lowrank.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
 from hf_lowrank.families import T5
 from hf_lowrank.objective import Objective
@@ -219,7 +219,7 @@ def main(
 ) -> None:
     """Print one table for the attention and one for the feed-forward layers."""
     warnings.simplefilter("ignore", UserWarning)
-    model = load_chronos_t5(source)
+    model = load_chronos(source)
     dense = DENSE["model"] = load_dense(model)
     calibration = calibrate(dense, num_batches=num_batches, seed=seed)
     measure = held_out(model, dense.objective, num_batches)

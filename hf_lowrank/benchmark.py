@@ -1,7 +1,8 @@
 """Time and memory of a Chronos checkpoint against another one, in one run, and the distance to the floor.
 
-Both sides forecast through chronos' own pipeline (`BaseChronosPipeline.from_pretrained`, then `predict_quantiles`), whichever
-family they belong to. Published shapes can be measured with random weights, for speed does not depend on the weights.
+Both sides forecast as a user does (`BaseChronosPipeline.from_pretrained`, then `predict_quantiles`), whichever family they belong
+to: a dense Chronos-T5 in chronos' own pipeline, a low-rank one in LowRankChronosPipeline. What that pipeline gains without any
+compression is measured beside them. Published shapes can be measured with random weights, for speed does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -76,27 +77,35 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints in one case. Ratios are the model's value over the other's, repeat by repeat."""
+    """Two checkpoints in one case, and the second one once more, uncompressed, in LowRankChronosPipeline: `against_lean`, for a
+    Chronos-T5 alone. Ratios are the value of the model, or of `against_lean`, over that of `against`, repeat by repeat."""
 
     case: Case
     model: Side
     against: Side
+    against_lean: Side | None = None
 
     @property
     def ratios(self) -> dict[str, list[float]]:
-        seconds = zip(self.model.seconds, self.against.seconds)
-        memory = zip(self.model.memory, self.against.memory)
+        found = self.ratios_of(self.model) | {"floor_ratio": self.model.floor_ratio}
+        if self.against_lean is not None:
+            found |= {f"lean_{name}": values for name, values in self.ratios_of(self.against_lean).items()}
+        return found
+
+    def ratios_of(self, side: Side) -> dict[str, list[float]]:
+        """`time_ratio` and `memory_ratio` over `against`."""
+        seconds, memory = zip(side.seconds, self.against.seconds), zip(side.memory, self.against.memory)
         return {
             "time_ratio": [ours / theirs for ours, theirs in seconds],
             "memory_ratio": [ours.peak / theirs.peak for ours, theirs in memory if ours.peak and theirs.peak],
-            "floor_ratio": self.model.floor_ratio,
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The ratios' `median`, `min`, `max`, and the absolute figures of both sides."""
+        """The ratios' `median`, `min`, `max`, and the absolute figures of all sides."""
         figures = asdict(self)
-        for key, side in (("model", self.model), ("against", self.against)):
-            figures[key]["floor_ratio"] = spread(side.floor_ratio)
+        for key in ("model", "against", "against_lean"):
+            if figures[key] is not None:
+                figures[key]["floor_ratio"] = spread(getattr(self, key).floor_ratio)
         return {name: spread(values) for name, values in self.ratios.items()} | figures
 
 
@@ -108,7 +117,8 @@ class Benchmark:
     comparisons: tuple[Comparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """`time_ratio`, `memory_ratio`, `floor_ratio` over all repeats of all cases; `machine`; the cases as `results`."""
+        """`time_ratio`, `memory_ratio`, `floor_ratio` over all repeats of all cases, `lean_time_ratio` and `lean_memory_ratio`
+        of the second checkpoint in LowRankChronosPipeline; `machine`; the cases as `results`."""
         pooled: dict[str, list[float]] = {}
         for comparison in self.comparisons:
             for name, values in comparison.ratios.items():
@@ -126,15 +136,22 @@ class Benchmark:
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""
         model, against = self.comparisons[0].model, self.comparisons[0].against
-        figures = Table("", "model", "against", "ratio (min to max)", title=f"{model.name} against {against.name}")
+        figures = Table("", "against", "model", "ratio (min to max)", title=f"{model.name} against {against.name}")
+        if is_lean := self.comparisons[0].against_lean is not None:
+            figures.add_column("against, in LowRankChronosPipeline")
+            figures.add_column("ratio (min to max)")
         figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
         for comparison in self.comparisons:
             figures.add_row(f"[bold]{comparison.case}")
-            ratios, theirs = comparison.ratios, comparison.against.figures()
-            shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
-            for heading, ours in comparison.model.figures().items():
-                row = median_text(ours), median_text(theirs[heading]), spread_text(shown.get(heading, []))
-                figures.add_row(heading, *row)
+            theirs = comparison.against.figures()
+            rows = {heading: [heading, median_text(values)] for heading, values in theirs.items()}
+            for side in (comparison.model, comparison.against_lean) if is_lean else (comparison.model,):
+                ratios = comparison.ratios_of(side)
+                shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
+                for heading, ours in side.figures().items():
+                    rows[heading] += [median_text(ours), spread_text(shown.get(heading, []))]
+            for row in rows.values():
+                figures.add_row(*row)
             figures.add_section()
         checkpoints = Table("checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load")
         for side in (model, against):
@@ -177,9 +194,9 @@ def benchmark(
 ) -> Benchmark:
     """Measure two checkpoints on every combination of the given sizes.
 
-    In every case both sides forecast once to warm up, then `repeats` times each in turn, the order changing from repeat
-    to repeat; a repeat's two times make one ratio. Memory is measured in processes of their own, `min(repeats, 3)` on each
-    side. The same random walks go into both.
+    In every case all sides forecast once to warm up, then `repeats` times each in turn, the order changing from repeat
+    to repeat; the times of one repeat make its ratios. Memory is measured in processes of their own, `min(repeats, 3)` on each
+    side. The same random walks go into all.
 
     Args:
         model, against: Folders or Hub ids of checkpoints of any Chronos family, dense or compressed; `"reference"` is the one
@@ -222,6 +239,8 @@ def benchmark(
                 raise ValueError(
                     f"context_length must be at most {limit}, the context length of {side.name}; found {longest}."
                 )
+        if (lean := sides[1].in_lean_pipeline()) is not None:
+            sides.append(lean)
         machine = Machine.measure(torch.device(device), torch_dtype)
         comparisons = [_compare(case, sides, machine, repeats=repeats, seed=seed) for case in points]
         return Benchmark(_describe(machine), tuple(comparisons))
@@ -249,14 +268,16 @@ def benchmark_shape(
 
 def _compare(case: Case, sides: list[LoadedCheckpoint], machine: Machine, *, repeats: int, seed: int) -> Comparison:
     products = [_warm_up(side, case, seed) for side in sides]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    memory: tuple[list[Memory], list[Memory]] = ([], [])
-    for repeat in range(repeats):
-        for i in (0, 1) if repeat % 2 == 0 else (1, 0):
+    seconds: list[list[float]] = [[] for _ in sides]
+    memory: list[list[Memory]] = [[] for _ in sides]
+    order = list(range(len(sides)))
+    for _ in range(repeats):
+        for i in order:
             seconds[i].append(sides[i].seconds(case, seed=seed))
+        order = order[1:] + order[:1]
     for _ in range(min(repeats, MEMORY_REPEATS)):
-        for i in (0, 1):
-            memory[i].append(sides[i].memory(case, seed=seed))
+        for side, found in zip(sides, memory):
+            found.append(side.memory(case, seed=seed))
     return Comparison(case, *map(partial(_side, case, machine), sides, products, seconds, memory))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chronos import ChronosConfig, ChronosPipeline
+from chronos import BaseChronosPipeline, ChronosConfig
 from chronos.chronos import ChronosModel
 from rich.console import Console
 from rich.progress import track
@@ -27,12 +27,14 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
+    T5Model,
 )
 
 from .configuration_lowrank_t5 import ATTENTION_KINDS, attention_form
 from .factorization import AttentionWeights, FeedForwardWeights
-from .families import FAMILIES, Family, family_of
+from .families import FAMILIES, T5, Family, family_of
 from .objective import Objective, objective_of
+from .pipeline_lowrank_t5 import LowRankChronosPipeline
 from .summary import summarize
 
 __all__ = [
@@ -41,7 +43,7 @@ __all__ = [
     "check_output",
     "checkpoint_path",
     "export_stock_t5",
-    "load_chronos_t5",
+    "load_chronos",
     "load_dense",
     "progress",
     "save_compressed",
@@ -49,7 +51,10 @@ __all__ = [
 ]
 
 DENSE_CLASSES = {cls.__name__: cls for family in FAMILIES for cls in family.classes}
-REFERENCE = Path(__file__).parent / "assets" / "reference"
+ASSETS = Path(__file__).parent / "assets"
+REFERENCE = ASSETS / "reference"
+# Small trained checkpoints that the package ships.
+REFERENCES = {"reference": REFERENCE, "reference-bolt": ASSETS / "reference_bolt"}
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,8 @@ class DenseCheckpoint:
 
 
 def checkpoint_path(name: str | os.PathLike) -> str:
-    """The folder or Hub id that `name` stands for: `"reference"` is the small trained checkpoint in the package."""
-    return str(REFERENCE) if str(name) == "reference" else str(name)
+    """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
+    return str(REFERENCES.get(str(name), name))
 
 
 def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
@@ -301,17 +306,17 @@ def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwr
         model.save_pretrained(folder)
 
 
-def load_chronos_t5(source: str | os.PathLike) -> T5ForConditionalGeneration:
-    """A dense Chronos-T5 in float32, ready to forecast.
+def load_chronos(source: str | os.PathLike) -> PreTrainedModel:
+    """A dense Chronos model of any family in float32, ready to forecast.
 
     Raises:
         ValueError: It is another model, or an incomplete one.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
     model = _load(checkpoint_path(source))
-    if not isinstance(model, T5ForConditionalGeneration) or not hasattr(model.config, "chronos_config"):
+    if isinstance(model, (T5Model, T5EncoderModel)) or not hasattr(model.config, "chronos_config"):
         raise ValueError(
-            f"source: {source} is a T5 without a chronos_config; it must be a dense Chronos-T5 checkpoint."
+            f"source: {source} is a {type(model).__name__} without a chronos_config; it must be a dense Chronos checkpoint."
         )
     return model.float().eval()
 
@@ -331,10 +336,16 @@ def progress(items: Iterable[Any], description: str, show: bool) -> Iterable[Any
     return track(list(items), description=description, disable=not show, console=Console(stderr=True))
 
 
-def as_pipeline(model: PreTrainedModel) -> ChronosPipeline:
-    """The official pipeline around a loaded Chronos-T5, dense or low-rank."""
+def as_pipeline(model: PreTrainedModel) -> BaseChronosPipeline:
+    """The pipeline around a loaded Chronos model of any family, dense or low-rank."""
+    family = family_of(type(model))
+    if family is not T5:
+        assert family is not None
+        return family.pipelines[type(model) in family.classes.values()](model)
     chronos_config = ChronosConfig(**model.config.chronos_config)
-    return ChronosPipeline(tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model))
+    return LowRankChronosPipeline(
+        tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model)
+    )
 
 
 def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -346,7 +357,7 @@ def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwr
         FileExistsError: `output` exists and is not empty, and `overwrite` is false.
     """
     config = model.config
-    stock = {lowrank: dense for dense, lowrank in FAMILIES[0].classes.items()}.get(type(model))
+    stock = {lowrank: dense for dense, lowrank in T5.classes.items()}.get(type(model))
     if stock is None:
         raise ValueError(f"model must be a low-rank T5, found {type(model).__name__}.")
     rows = summarize(config).rows
@@ -360,7 +371,8 @@ def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwr
     if len(feed_forward) > 1 or rows[-1].ranks["wi"] is not None or rows[-1].ranks["wo"] is not None:
         raise ValueError("model: a stock T5 has one feed-forward width in all layers and no thin factors.")
     values = config.to_dict() | {"d_kv": ranks["qk"], "d_ff": rows[-1].ranks["width"]}
-    for name in ("model_type", "architectures", "auto_map", "attention_ranks", "feed_forward_ranks"):
+    own = ("attention_ranks", "feed_forward_ranks", "chronos_pipeline_class")
+    for name in ("model_type", "architectures", "auto_map", *own):
         values.pop(name, None)
     exported = build_model(
         stock,

@@ -372,7 +372,9 @@ def compress_pretrained(
             trial = _allocate(choice, alone, feed_forward, components, config, speed)
             new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
             ranks_measured |= _ranks(new, trial)
-            losses |= measured_losses(dense, float_model, new, trial, measured.batches, show_progress=show_progress)
+            losses |= measured_losses(
+                dense, float_model, new, trial, measured.batches, components, show_progress=show_progress
+            )
         components = reweighted(components, ranks_measured, losses)
         table = _allocate(choice, attention, feed_forward, components, config, speed)
     for name, entry in table.items():

@@ -11,6 +11,12 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import T5Config
 
+try:
+    # It joins chronos' registry of pipelines, where `BaseChronosPipeline.from_pretrained` looks after it has the configuration.
+    from .pipeline_lowrank_t5 import LowRankChronosPipeline  # noqa: F401
+except ImportError:  # a T5 on text needs no chronos
+    pass
+
 ATTENTION_KINDS = ("encoder_self", "decoder_self", "cross")
 PER_HEAD_KEYS = {"qk", "vo"}
 LATENT_KEYS = {"latent", "query", "output"}
@@ -185,6 +191,8 @@ class LowRankT5Config(T5Config):
         base_rank = kwargs.pop("base_rank", None)
         rank_growth = kwargs.pop("rank_growth", None)
         rounding = kwargs.pop("rank_rounding", None)
+        if kwargs.get("chronos_config"):
+            kwargs.setdefault("chronos_pipeline_class", "LowRankChronosPipeline")
         super().__post_init__(**kwargs)
         if base_rank is not None:
             if self.attention_ranks:

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
-# Tokens that go through the encoder together: on a CPU what its caches hold, on a GPU what keeps it busy.
-ENCODER_TOKENS = {"cpu": 1024, "cuda": 65536}
+# Tokens that go through the encoder together: on a CPU what its caches hold, elsewhere what keeps a GPU busy.
+CPU_TOKENS, GPU_TOKENS = 1024, 65536
 # PyTorch's fused attention needs equal heads for queries and values, and is at its best at multiples of this size.
 HEAD_MULTIPLE = 16
 
@@ -119,7 +119,7 @@ def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torc
     layers = [(block.layer, Attention(block.layer[0].SelfAttention)) for block in encoder.block]
     bias = layers[0][1].layer.compute_bias(length, length, device=tokens.device).contiguous()
     is_padded = not mask.all()
-    together = max(1, ENCODER_TOKENS.get(tokens.device.type, ENCODER_TOKENS["cuda"]) // length)
+    together = max(1, (CPU_TOKENS if tokens.device.type == "cpu" else GPU_TOKENS) // length)
     outputs = []
     for some, visible in zip(tokens.split(together), mask.split(together)):
         bias_here = bias
@@ -148,8 +148,8 @@ class OwnAttention:
         """(N, d), bias (n, step + 1) -> (N, d)"""
         key, value = self.attention.key_value(states)  # (N, h, r)
         if self.keys is None or self.values is None:
-            self.keys = key.new_empty(*key.shape[:2], self.steps, key.shape[2])
-            self.values = self.keys if value is key else value.new_empty(*value.shape[:2], self.steps, value.shape[2])
+            self.keys = key.new_zeros(*key.shape[:2], self.steps, key.shape[2])
+            self.values = self.keys if value is key else value.new_zeros(*value.shape[:2], self.steps, value.shape[2])
         self.keys[:, :, step] = key
         if value is not key:
             self.values[:, :, step] = value

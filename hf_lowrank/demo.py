@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from .checkpoint import as_pipeline, load_chronos_t5
+from .checkpoint import as_pipeline, load_chronos
 from .configuration_lowrank_t5 import LowRankT5Config
 from .evaluation import seasonal_naive
 from .evaluation_tasks import QUANTILE_LEVELS, import_fev
@@ -148,7 +148,7 @@ def demo(
     import_fev()
     if plot is not None:
         import_pyplot()
-    dense = load_chronos_t5(source)
+    dense = load_chronos(source)
     compressed = compressed_models(dense, SHOWN, "ratio", ratios, seed=seed)
     models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
     pipelines = {name: as_pipeline(model) for name, model in models.items()}

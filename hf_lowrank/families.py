@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
@@ -14,6 +15,8 @@ from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronos
 from .configuration_lowrank_t5 import LowRankT5Config
 from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+from .pipeline_lowrank_t5 import LowRankChronosPipeline
 
 __all__ = ["BOLT", "CHRONOS2", "FAMILIES", "T5", "Family", "family_of"]
 
@@ -29,6 +32,7 @@ class Family:
         classes: Dense model classes, and the low-rank class of each.
         config_class: The low-rank configuration.
         attention, feed_forward: Where the layers of each kind are.
+        pipelines: That of dense models, and that of low-rank ones.
         rotary: The kinds of attention with rotary embeddings: heads keep whole frequencies, and no latent is possible.
         cached: The kinds of attention whose keys and values are kept during a forecast.
     """
@@ -38,6 +42,7 @@ class Family:
     config_class: type[PreTrainedConfig]
     attention: Mapping[str, Place]
     feed_forward: Mapping[str, Place]
+    pipelines: tuple[type[BaseChronosPipeline], type[BaseChronosPipeline]]
     rotary: frozenset[str] = frozenset()
     cached: frozenset[str] = frozenset()
 
@@ -73,6 +78,7 @@ T5 = Family(
     LowRankT5Config,
     T5_ATTENTION,
     T5_FEED_FORWARD,
+    (LowRankChronosPipeline, LowRankChronosPipeline),
     cached=frozenset({"decoder_self", "cross"}),
 )
 BOLT = Family(
@@ -81,6 +87,7 @@ BOLT = Family(
     LowRankChronosBoltConfig,
     T5_ATTENTION,
     T5_FEED_FORWARD,
+    (ChronosBoltPipeline, LowRankChronosBoltPipeline),
 )
 CHRONOS2 = Family(
     "chronos2",
@@ -91,6 +98,7 @@ CHRONOS2 = Family(
         "group": ("encoder", "encoder.block.{}.layer.1.self_attention"),
     },
     {"encoder_feed_forward": ("encoder", "encoder.block.{}.layer.2.mlp")},
+    (Chronos2Pipeline, LowRankChronos2Pipeline),
     rotary=frozenset({"time"}),
 )
 FAMILIES = (T5, BOLT, CHRONOS2)

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-from chronos import BaseChronosPipeline
+from chronos import BaseChronosPipeline, ChronosPipeline
 from chronos.base import ForecastType
 from huggingface_hub import snapshot_download
 from transformers import T5Config, T5ForConditionalGeneration
+
+from .pipeline_lowrank_t5 import LowRankChronosPipeline
 
 __all__ = ["Case", "LoadedCheckpoint", "Memory", "cases"]
 
@@ -69,22 +72,32 @@ class Memory:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint of any Chronos family in chronos' own pipeline."""
+    """A checkpoint of any Chronos family in the pipeline that its configuration names, or, if `lean`, a Chronos-T5 in
+    LowRankChronosPipeline."""
 
     name: str
     path: str
     pipeline: BaseChronosPipeline
     dtype: str
     device: str
+    lean: bool = False
 
     @classmethod
-    def load(cls, path: str, name: str, *, dtype: str, device: str) -> LoadedCheckpoint:
+    def load(cls, path: str, name: str, *, dtype: str, device: str, lean: bool = False) -> LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
         from .checkpoint import checkpoint_path
 
         path = checkpoint_path(path)
-        pipeline = BaseChronosPipeline.from_pretrained(path, dtype=dtype, device_map=device)
-        return cls(name, path, pipeline, dtype, device)
+        pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
+        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device)
+        return cls(name, path, pipeline, dtype, device, lean)
+
+    def in_lean_pipeline(self) -> LoadedCheckpoint | None:
+        """The same weights, not loaded again, in LowRankChronosPipeline; None where they are no Chronos-T5 in chronos' own."""
+        if type(self.pipeline) is not ChronosPipeline:
+            return None
+        pipeline = LowRankChronosPipeline(self.pipeline.tokenizer, self.pipeline.model)
+        return replace(self, pipeline=pipeline, lean=True)
 
     @property
     def samples(self) -> bool:
@@ -107,7 +120,8 @@ class LoadedCheckpoint:
 
     def memory(self, case: Case, *, seed: int) -> Memory:
         """Load and forecast once in a fresh process with the same number of threads."""
-        task = {"path": self.path, "dtype": self.dtype, "device": self.device, "threads": torch.get_num_threads()}
+        task: dict[str, Any] = {"path": self.path, "dtype": self.dtype, "device": self.device, "lean": self.lean}
+        task["threads"] = torch.get_num_threads()
         command = [sys.executable, "-m", "hf_lowrank.measurement", json.dumps(task | asdict(case) | {"seed": seed})]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
@@ -128,7 +142,7 @@ class LoadedCheckpoint:
 # ---- In the fresh process --------------------------------------------------------------------------------------------
 
 
-def measure_memory(*, path: str, dtype: str, device: str, threads: int, seed: int, **case: int) -> Memory:
+def measure_memory(*, path: str, dtype: str, device: str, lean: bool, threads: int, seed: int, **case: int) -> Memory:
     """What one forecast takes in this process, which must not have forecast before."""
     torch.set_num_threads(threads)
     # What PyTorch and transformers import and allocate at first use belongs to the process, not to the model.
@@ -139,7 +153,7 @@ def measure_memory(*, path: str, dtype: str, device: str, threads: int, seed: in
 
     before, _ = memory_level(device)
     start = time.perf_counter()
-    checkpoint = LoadedCheckpoint.load(path, path, dtype=dtype, device=device)
+    checkpoint = LoadedCheckpoint.load(path, path, dtype=dtype, device=device, lean=lean)
     load_seconds = time.perf_counter() - start
     for parameter in checkpoint.pipeline.inner_model.parameters():
         parameter.sum()  # weights are mapped from the file, and come into memory only when they are read

@@ -93,7 +93,11 @@ class LowRankT5Attention(T5Attention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` (B, S, d), `key_value_states` (B, T, d) in cross-attention; T5Attention's own contract."""
+        """`hidden_states` (B, S, d), `key_value_states` (B, T, d) in cross-attention; T5Attention's own contract.
+
+        Cross-attention may have fewer rows of `key_value_states`, B / P: P consecutive rows of `hidden_states`, paths of one
+        series, then attend to each.
+        """
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
         if isinstance(past_length, torch.Tensor):
             past_length = past_length.clone()  # a static cache counts in place
@@ -111,6 +115,12 @@ class LowRankT5Attention(T5Attention):
                 position_bias = query.new_zeros(1, self.n_heads, query.shape[2], key.shape[2])
                 position_bias.requires_grad_(self.gradient_checkpointing and self.training)
 
+        paths = len(query) // len(key)
+        bias = position_bias
+        if paths > 1:
+            query = query.unflatten(0, (-1, paths)).transpose(1, 2).flatten(2, 3)  # (B / P, n, P S, r)
+            bias = for_each_path(bias, paths)
+            mask = None if mask is None else for_each_path(mask, paths)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -122,10 +132,19 @@ class LowRankT5Attention(T5Attention):
             mask,
             dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
-            position_bias=position_bias,
+            position_bias=bias,
             **kwargs,
         )
+        if paths > 1:
+            mixed = mixed.unflatten(1, (paths, -1)).flatten(0, 1)  # (B, S, n, r)
+            if weights is not None:
+                weights = weights.unflatten(2, (paths, -1)).transpose(1, 2).flatten(0, 1)
         return self.project_output(mixed.flatten(2)), position_bias, weights
+
+
+def for_each_path(bias: torch.Tensor, paths: int) -> torch.Tensor:
+    """What is added to the logits of S queries, repeated for those of all paths: (1 or B, 1 or n, S, T) -> (..., P S, T)."""
+    return bias.unsqueeze(2).expand(-1, -1, paths, -1, -1).flatten(2, 3)
 
 
 class PerHeadAttention(LowRankT5Attention):
@@ -341,6 +360,21 @@ class LowRankT5ForConditionalGeneration(LowRankT5PreTrainedModel, T5ForCondition
         build_stacks(self, config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        # Stock `generate` repeats the encoder's output and its mask for every sample or beam. Cross-attention does without.
+        once = {name: model_kwargs.pop(name) for name in ("encoder_outputs", "attention_mask") if name in model_kwargs}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, model_kwargs | once
+
+    def _reorder_cache(self, past_key_values: Cache, beam_idx: torch.Tensor) -> Cache:
+        # Beams of one series share its keys and values, and no beam moves to another series.
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
 
 
 __all__ = ["LowRankT5EncoderModel", "LowRankT5ForConditionalGeneration", "LowRankT5Model"]

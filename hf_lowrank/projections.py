@@ -141,7 +141,7 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
             parts = [_part(model, path, module, name) for name in names]
             if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
                 continue
-            query, key, value, output = parts
+            query, key, value, output = (part for part in parts if part is not None)
             heads = _num_heads(model, module)
             if hasattr(module, "latent"):
                 groups = 1
@@ -170,9 +170,9 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
             )
             break
     if not found:
-        names = "; ".join(", ".join(dict.fromkeys(row)) for row in NAMES)
+        known = "; ".join(", ".join(dict.fromkeys(row)) for row in NAMES)
         raise ValueError(
-            f"model: no attention layer of {type(model).__name__} has projections with known names ({names})."
+            f"model: no attention layer of {type(model).__name__} has projections with known names ({known})."
         )
     return tuple(found)
 
@@ -228,4 +228,4 @@ def _sublayer(model: nn.Module, path: str) -> str:
 def _is_rotary(module: nn.Module) -> bool:
     if hasattr(module, "use_rope"):
         return bool(module.use_rope)
-    return "position_embeddings" in inspect.signature(module.forward).parameters
+    return hasattr(module, "rope_embed") or "position_embeddings" in inspect.signature(module.forward).parameters

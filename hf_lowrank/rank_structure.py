@@ -95,16 +95,22 @@ class StateSum:
     def __init__(self) -> None:
         self.count = 0
         self.largest = 0.0  # norm of a token
+        self._total: torch.Tensor | None = None
         self._rows: list[torch.Tensor] = []
         self._gram: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
-        """`rows` (tokens, d)"""
+        """`rows` (tokens, d). Raises ValueError where they are not finite."""
         rows = rows.detach()
         if not len(rows):
             return
+        largest = float(rows.norm(dim=1).max())
+        if not np.isfinite(largest):
+            raise ValueError("data: a hidden state of the model is not finite on this data.")
+        total = rows.sum(0, dtype=torch.float64).cpu()
+        self._total = total if self._total is None else self._total + total
         self.count += len(rows)
-        self.largest = max(self.largest, float(rows.norm(dim=1).max()))
+        self.largest = max(self.largest, largest)
         if self._gram is None:
             self._rows.append(rows.float().cpu().clone())
             if self.count < rows.shape[1]:
@@ -121,9 +127,14 @@ class StateSum:
         rows = torch.cat(self._rows).double()
         return rows.T @ rows
 
-    def spectrum(self) -> Spectrum:
-        """The singular values of the matrix of all tokens: min(d, tokens) of them."""
-        return Spectrum.of_gram(self._gram) if self._gram is not None else Spectrum.of_matrix(torch.cat(self._rows))
+    def spectrum(self, *, is_centred: bool = False) -> Spectrum:
+        """The singular values of the matrix of all tokens, or of their deviations from the mean: min(d, tokens) of them."""
+        assert self._total is not None
+        mean = self._total / self.count
+        if self._gram is not None:
+            return Spectrum.of_gram(self._gram - self.count * torch.outer(mean, mean) if is_centred else self._gram)
+        rows = torch.cat(self._rows).double()
+        return Spectrum.of_matrix(rows - mean if is_centred else rows)
 
     def leading(self, rank: int) -> torch.Tensor:
         """An orthonormal basis (d, rank) of the leading directions of the tokens."""

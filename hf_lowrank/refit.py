@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from chronos.chronos2.layers import TimeSelfAttention
 from rich.console import Console
@@ -34,6 +35,8 @@ __all__ = ["refit"]
 
 # Of the mean squared feature: how strongly the matrix is held to its closed form.
 RIDGE = 1e-5
+# The arithmetic that it may take, in multiplications, and the tokens that it takes in any case.
+ARITHMETIC, LEAST_TOKENS = 3e12, 16384
 
 
 class _Caught(Exception):
@@ -70,12 +73,13 @@ def refit(
             `{"decoder.block.3.layer.1.EncDecAttention": "cross.3"}`.
     """
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    batches = _affordable(checkpoint, dense, calibration.batches)
     with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
         task = progress.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
             streams = [
                 _enter(checkpoint, dense, name, batch, None if encoded is None else encoded[i])
-                for i, batch in enumerate(calibration.batches)
+                for i, batch in enumerate(batches)
             ]
             stacks = getattr(dense, name), getattr(lowrank, name)
             for path, sublayers in _sublayers(*stacks):
@@ -91,6 +95,15 @@ def refit(
                 (stacks[0].final_layer_norm(stream.dense), stacks[1].final_layer_norm(stream.lowrank))
                 for stream in streams
             ]
+
+
+def _affordable(checkpoint: DenseCheckpoint, dense: PreTrainedModel, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """As many of the batches as the arithmetic allows."""
+    size = sum(
+        parameter.numel() for stack in checkpoint.stacks for parameter in getattr(dense, stack).block.parameters()
+    )
+    tokens = np.cumsum([checkpoint.objective.num_tokens(batch) for batch in batches])
+    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, ARITHMETIC / (2 * size))))]
 
 
 def _enter(

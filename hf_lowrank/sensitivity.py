@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -96,14 +96,17 @@ def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Seq
     return float(behind[list(starts)].sum())
 
 
-def _probes(blocks: _Blocks, objective: Objective, batches: Sequence[Batch], starts: Sequence[int]) -> list[Batch]:
-    """The first series of the batches, as many as the arithmetic allows; of short contexts if it does not allow one batch."""
-    tokens = objective.num_tokens(batches[0])
-    cost = max(1.0, _arithmetic(blocks, objective, batches[0], starts)) / tokens
-    left = int(np.clip(ARITHMETIC / cost, *TOKENS))
+def _affordable(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
+    """The tokens that the arithmetic buys for one run from each of these blocks on."""
+    return int(ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
+
+
+def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
+    """The first series of the batches, so many tokens of them; of short contexts where that is less than a batch."""
+    tokens, left = objective.num_tokens(batches[0]), int(np.clip(num_tokens, *TOKENS))
     # Many series say more than long ones.
     is_short = left < tokens
-    probes = []
+    probes: list[Batch] = []
     for batch in batches:
         batch = objective.cut(batch, len(next(iter(batch.values()))), short=is_short)
         size = len(next(iter(batch.values())))
@@ -122,21 +125,30 @@ def measured_losses(
     layers: Sequence[Layer],
     table: Mapping[str, dict[str, Any]],
     batches: Sequence[Batch],
+    components: Mapping[str, Component],
     *,
     show_progress: bool = False,
 ) -> dict[str, float]:
     """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
 
-    `model` is `dense.float_model()`. Blocks before the truncated one are not run again.
+    Where there are too many of them for the arithmetic, those of a layer are truncated together, and the loss is divided among them
+    as `components` predict. `model` is `dense.float_model()`; blocks before the truncated one are not run again.
     """
     objective, blocks = dense.objective, _Blocks(model, dense.stacks)
-    work = [
-        (layer, part, rank)
+    truncated = {
+        layer.name: [
+            (part, rank)
+            for part, rank in layer.ranks(table[layer.name]).items()
+            if rank < layer.points()[part].basis.singular_values.shape[1]
+        ]
         for layer in layers
-        for part, rank in layer.ranks(table[layer.name]).items()
-        if rank < layer.points()[part].basis.singular_values.shape[1]
-    ]
-    probes = _probes(blocks, objective, batches, [blocks.before(layer.module) for layer, _, _ in work])
+    }
+    work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
+    affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    if affordable < TOKENS[0]:
+        work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
+        affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    probes = _probes(objective, batches, affordable)
     answers, wanted = [], []
     for batch in probes:
         with blocks.recorded() as found:
@@ -144,13 +156,18 @@ def measured_losses(
         answers.append(found)
     count = sum(len(predictions) for predictions in wanted)
     losses = {}
-    for layer, part, rank in progress(work, "Measuring sensitivity", show_progress):
-        total = 0.0
-        with inserted(model, layer.points()[part], rank):
+    for layer, changes in progress(work, "Measuring sensitivity", show_progress):
+        total, before = 0.0, blocks.before(layer.module)
+        with ExitStack() as stack:
+            for part, rank in changes:
+                stack.enter_context(inserted(model, layer.points()[part], rank))
             for batch, recorded, reference in zip(probes, answers, wanted):
-                with blocks.skipped(blocks.before(layer.module), recorded):
+                with blocks.skipped(before, recorded):
                     total += objective.divergence(reference, objective.predict(model, batch))
-        losses[f"{layer.name}.{part}"] = total / count
+        predicted = {f"{layer.name}.{part}": components[f"{layer.name}.{part}"].loss[rank] for part, rank in changes}
+        whole = sum(predicted.values())
+        for name, loss in predicted.items():
+            losses[name] = total / count * (float(loss / whole) if whole > 0 else 1 / len(predicted))
     return losses
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from .configuration_lowrank_t5 import (
     ATTENTION_KINDS,
@@ -21,6 +20,7 @@ from .configuration_lowrank_t5 import (
     attention_form,
     feed_forward_parameters,
 )
+from .decoding import Attention, CrossAttention, OwnAttention, Sampling, feed_forward, sample_paths, self_attention
 from .measurement import Case
 from .modeling_lowrank_t5 import (
     LatentAttention,
@@ -70,8 +70,8 @@ class Speed:
     """The seconds of a forecast as a sum over its layers.
 
     A layer of some kind and form takes c^T f seconds, with non-negative coefficients c that were fitted to the times of a few of
-    them and features f that grow with every rank. Smaller heads with qk = vo are a form of their own, for PyTorch's fused attention
-    kernels are for them alone:
+    them and features f that grow with every rank. Heads with qk = vo are a form of their own, for the fused attention pads the smaller
+    of the two:
 
         even, uneven   1, n_heads qk, n_heads vo
         latent         1, latent, parameters of the query, parameters of the output, number of sketches
@@ -182,9 +182,9 @@ def measure_speed(
 ) -> Speed:
     """Time layers of this shape with random weights and fit what their ranks cost. Takes some ten seconds.
 
-    The layers are the package's own. Encoder layers run once a forecast, decoder layers once a step and path, on a cache of the
-    mean length; the keys and values of cross-attention are made once a path, as transformers' `generate` does. What else there is, a
-    model of small ranks tells: the time of its forecast less that of its layers.
+    The layers are those of LowRankChronosPipeline. Encoder layers run once a forecast, decoder layers once a step and path, on a
+    cache of the mean length; the keys and values of cross-attention are made once a series. What else there is, a model of small ranks
+    tells: the time of its forecast less that of its layers. An encoder alone runs as `model(...)` does.
 
     Args:
         config: The shape; its ranks are not looked at.
@@ -225,6 +225,7 @@ class Bench:
         self, config: LowRankT5Config, workload: Case, encoder_only: bool, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config, self.workload, self.device, self.dtype = config, workload, device, dtype
+        self.encoder_only = encoder_only
         self.kinds = [
             kind for kind in (*ATTENTION_KINDS, *FEED_FORWARD_KINDS) if kind.startswith("encoder") or not encoder_only
         ]
@@ -236,7 +237,7 @@ class Bench:
         chronos = getattr(config, "chronos_config", None) or {}
         self.tokens = workload.context_length + bool(chronos.get("use_eos_token", True))
         self.paths = workload.batch_size * (workload.num_samples or 1)
-        self.sampling = {name: chronos[name] for name in ("temperature", "top_k", "top_p") if name in chronos}
+        self.sampling = Sampling(*(chronos.get(name) for name in ("temperature", "top_k", "top_p")))
 
         small = copy.deepcopy(config)
         small.attention_ranks = {
@@ -286,44 +287,47 @@ class Bench:
 
     def work(self, kind: str, entry: Entry) -> Iterator[tuple[Callable[[], Any], float]]:
         """Actions, and how often a forecast does each for one layer."""
+        steps = self.workload.prediction_length
+        if kind == "cross":
+            yield from self.cross_work(entry)
+            return
         if kind.startswith("encoder"):
-            rows, each = self.workload.batch_size, self.tokens
+            rows, each, forecasts = self.workload.batch_size, self.tokens, 1
         else:
-            rows, each = self.paths, 1
-        length = {"decoder_self": max(1, self.workload.prediction_length // 2), "cross": self.tokens}.get(kind, 0)
+            rows, each, forecasts = self.paths, 1, steps
+        length = max(1, steps // 2) if kind == "decoder_self" else 0
         sequences = self.capped(rows, each, length)
-        times = rows / sequences * (1 if kind.startswith("encoder") else self.workload.prediction_length)
         layers = self.layers(kind, entry, sequences * length)
         states = self.random(sequences, each, self.config.d_model)
+        times = forecasts * rows / sequences / len(layers)
 
         if kind in FEED_FORWARD_KINDS:
-            yield lambda: [layer(states) for layer in layers], times / len(layers)
-        elif kind == "encoder_self":
-            bias = self.random(1, self.config.num_heads, each, each)
-            yield lambda: [layer(states, position_bias=bias) for layer in layers], times / len(layers)
+            run = nn.Module.__call__ if self.encoder_only else feed_forward
+            yield lambda: [run(layer, states) for layer in layers], times
         elif kind == "decoder_self":
-            caches = [self.cache(layer, sequences, length) for layer in layers]
-            bias = self.random(1, self.config.num_heads, 1, length + 1)
-
-            def step() -> None:
-                for layer, cache in zip(layers, caches):
-                    layer(states, position_bias=bias, past_key_values=cache)
-                    cache.self_attention_cache.crop(-1)
-
-            yield step, times / len(layers)
+            own = [OwnAttention(layer, length + 1) for layer in layers]
+            bias, token = self.random(self.config.num_heads, length + 1), states[:, 0]
+            # The last token that the cache has room for, again and again.
+            yield lambda: [layer(token, length, bias) for layer in own], times
         else:
-            caches = [self.cache(layer, sequences, length, is_cross=True) for layer in layers]
-            bias = torch.zeros(1, self.config.num_heads, 1, length, device=self.device, dtype=self.dtype)
-            rows = self.capped(self.paths, self.tokens)
-            context = self.random(rows, self.tokens, self.config.d_model)
+            bias = self.random(1, self.config.num_heads, each, each)
+            lean = [Attention(layer) for layer in layers]
+            if self.encoder_only:
+                yield lambda: [layer(states, position_bias=bias) for layer in layers], times
+            else:
+                yield lambda: [self_attention(layer, states, bias) for layer in lean], times
 
-            def attend() -> None:
-                for layer, cache in zip(layers, caches):
-                    layer(states, key_value_states=context, position_bias=bias, past_key_values=cache)
-
-            yield attend, times / len(layers)
-            # Into a new cache, which copies them once more.
-            yield lambda: DynamicCache().update(*layers[0].project_key_value(context), 0), self.paths / rows
+    def cross_work(self, entry: Entry) -> Iterator[tuple[Callable[[], Any], float]]:
+        """Of cross-attention: a step of all paths of some series, and their keys and values."""
+        batch, paths = self.workload.batch_size, self.paths // self.workload.batch_size
+        series = self.capped(batch, paths, self.tokens)
+        layers = self.layers("cross", entry, series * self.tokens)
+        context = self.random(series, self.tokens, self.config.d_model)
+        cross = [CrossAttention(layer, context, None) for layer in layers]
+        tokens = self.random(series * paths, self.config.d_model)
+        steps = self.workload.prediction_length
+        yield lambda: [layer(tokens) for layer in cross], steps * batch / series / len(layers)
+        yield lambda: CrossAttention(layers[0], context, None), batch / series
 
     def capped(self, rows: int, tokens: int, cached: int = 0) -> int:
         """How many of these sequences are timed."""
@@ -353,15 +357,6 @@ class Bench:
         copies = min(self.depth(kind), BYTES // 4 // (self.dtype.itemsize * numbers))
         return layers + [build().to(self.device, self.dtype).eval() for _ in range(copies - 1)]
 
-    def cache(self, layer: nn.Module, sequences: int, length: int, *, is_cross: bool = False) -> EncoderDecoderCache:
-        """A cache of this many tokens."""
-        keys, values = layer.project_key_value(self.random(1, length, self.config.d_model))
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        half = cache.cross_attention_cache if is_cross else cache.self_attention_cache
-        half.update(keys.repeat(sequences, 1, 1, 1), values.repeat(sequences, 1, 1, 1), 0)
-        cache.is_updated[0] = is_cross
-        return cache
-
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=self.device).to(self.dtype)
 
@@ -375,18 +370,15 @@ class Bench:
             return self.medians([lambda: self.model(input_ids=tokens)])[0]
 
         def forecast(steps: int) -> torch.Tensor:
-            options = GenerationConfig(
-                min_new_tokens=steps,
-                max_new_tokens=steps,
-                do_sample=True,
-                num_return_sequences=self.workload.num_samples,
-                use_cache=True,
-                decoder_start_token_id=self.config.decoder_start_token_id or 0,
-                eos_token_id=self.config.eos_token_id,
-                pad_token_id=self.config.pad_token_id,
-                **self.sampling,
+            return sample_paths(
+                self.model,
+                tokens,
+                torch.ones_like(tokens),
+                num_samples=self.workload.num_samples or 1,
+                steps=steps,
+                start=0,
+                sampling=self.sampling,
             )
-            return self.model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=options)
 
         timed = min(STEPS, self.workload.prediction_length)
         first, whole = self.medians([lambda: forecast(1), lambda: forecast(timed)])

@@ -13,7 +13,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from .calibration import calibrate
-from .checkpoint import as_pipeline, load_chronos_t5, write_text
+from .checkpoint import as_pipeline, load_chronos, write_text
 from .compression import compress_pretrained
 from .evaluation import evaluate
 from .evaluation_tasks import EvaluationTask
@@ -135,7 +135,7 @@ def sweep(
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
     policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or PAPER_RATIOS)
-    dense = load_chronos_t5(source)
+    dense = load_chronos(source)
     models = compressed_models(dense, methods, policy, values, seed=seed, progress=progress)
     pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
     result = evaluate(

@@ -9,6 +9,9 @@ import pytest
 import torch
 import transformers
 from chronos import ChronosConfig
+from chronos.chronos2 import Chronos2Model
+from chronos.chronos2.config import Chronos2CoreConfig
+from chronos.chronos_bolt import ChronosBoltModelForForecasting
 from hypothesis import settings
 from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
@@ -138,6 +141,35 @@ def chronos_t5(dense_t5, tiny_chronos_config) -> T5ForConditionalGeneration:
         decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, max_new_tokens=8
     )
     return model
+
+
+QUANTILES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+@pytest.fixture
+def bolt() -> ChronosBoltModelForForecasting:
+    """A dense Chronos-Bolt: context 48 in patches of 8, horizon 16, 2 encoder and 3 decoder layers, d_model 16, 2 heads of 8."""
+    settings = {"context_length": 48, "prediction_length": 16, "input_patch_size": 8, "input_patch_stride": 8}
+    changes = {"chronos_config": settings | {"quantiles": QUANTILES, "use_reg_token": True}}
+    model = randomise(ChronosBoltModelForForecasting(T5Config(**{**SHAPE, **changes})))
+    model.config.chronos_pipeline_class = "ChronosBoltPipeline"
+    return model
+
+
+@pytest.fixture
+def chronos2() -> Chronos2Model:
+    """A dense Chronos-2: context 48 in patches of 8, horizon up to 32, 2 layers, d_model 16, 2 heads of 8."""
+    settings = {"context_length": 48, "input_patch_size": 8, "input_patch_stride": 8, "output_patch_size": 8}
+    settings |= {"quantiles": QUANTILES, "use_reg_token": True, "use_arcsinh": True, "max_output_patches": 4}
+    shape = {name: SHAPE[name] for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "dropout_rate")}
+    config = Chronos2CoreConfig(**shape, chronos_config=settings, chronos_pipeline_class="Chronos2Pipeline")
+    config.architectures = ["Chronos2Model"]
+    model = Chronos2Model(config)
+    with torch.no_grad():  # stock rules leave every matrix at one small deviation
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "shared" not in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return randomise(model)
 
 
 @pytest.fixture

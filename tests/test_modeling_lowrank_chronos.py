@@ -21,7 +21,6 @@ from chronos_models import (
     D_MODEL,
     HEADS,
     PUBLISHED,
-    alive,
     bolt,
     chronos2,
     dense_bolt,
@@ -143,13 +142,11 @@ def test_groups_and_covariates_matter():
             assert (one - other).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@IMPLEMENTATIONS
 def test_attention_weights_are_chronos2s(implementation):
-    dense = dense_chronos2(attn_implementation=implementation)
+    dense, context = dense_chronos2(attn_implementation=implementation), series()
     with torch.no_grad():
-        expected, found = (
-            one(series().nan_to_num(), group_ids=GROUPS, output_attentions=True) for one in (dense, full_rank(dense))
-        )
+        expected, found = (one(context, group_ids=GROUPS, output_attentions=True) for one in (dense, full_rank(dense)))
     for kind in ("enc_time_self_attn_weights", "enc_group_self_attn_weights"):
         assert len(found[kind]) == 2
         for one, other in zip(found[kind], expected[kind]):
@@ -256,7 +253,9 @@ def test_positions_may_differ_from_series_to_series():
     positions = torch.randint(20, (3, 7))
     with torch.no_grad():
         together = layer(hidden, mask=mask, position_ids=positions)[0]
-        alone = torch.cat([layer(hidden[i : i + 1], mask=mask, position_ids=positions[i : i + 1])[0] for i in range(3)])
+        alone = torch.cat(
+            [layer(hidden[i : i + 1], mask=mask, position_ids=positions[i : i + 1])[0] for i in range(3)]
+        )
     assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -312,10 +311,13 @@ FEED_FORWARD = st.integers(1, D_FF).flatmap(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(time=TIME, group=PER_HEAD | LATENT, outer=FEED_FORWARD)
 def test_parameter_formulas_count_chronos2s_modules(time, group, outer):
-    tables = {"attention_ranks": {"time": [time] * 2, "group": [group] * 2}, "feed_forward_ranks": {"encoder": [outer] * 2}}
+    tables = {
+        "attention_ranks": {"time": [time] * 2, "group": [group] * 2},
+        "feed_forward_ranks": {"encoder": [outer] * 2},
+    }
     with init_empty_weights():
         dense = Chronos2Model(Chronos2Model.config_class(**shape(CHRONOS2)))
         model = LowRankChronos2Model(LowRankChronos2Config(**shape(CHRONOS2, **tables)))
@@ -332,7 +334,7 @@ def test_parameter_formulas_count_chronos2s_modules(time, group, outer):
     assert model.num_parameters() == dense.num_parameters() - inner + 2 * sum(expected)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(attention=PER_HEAD | LATENT, outer=FEED_FORWARD)
 def test_parameter_formulas_count_bolts_modules(attention, outer):
     kinds = {"encoder_self": 2, "decoder_self": 3, "cross": 3}
@@ -394,15 +396,6 @@ def test_fresh_weights_have_the_dense_classs_spread(tmp_path, dense_class, model
         assert_close(found[name].mean(), parameter.mean(), rtol=1e-6, atol=0.02)
 
 
-@MIXED
-def test_a_fresh_low_rank_model_has_queries_and_outputs_of_the_dense_size(make):
-    config = copy.deepcopy(make().config)
-    model = AutoModel.from_config(config)
-    for name, parameter in model.named_parameters():
-        assert torch.isfinite(parameter).all(), name
-        assert parameter.abs().max() < 1 if "layer_norm" not in name and "shared" not in name else True, name
-
-
 def test_fresh_frequencies_are_spread_over_the_dense_ones():
     table = {"time": [{"qk": 4, "vo": 3}, {"qk": 8, "vo": 8}]}
     model = LowRankChronos2Model(LowRankChronos2Config(**shape(CHRONOS2, attention_ranks=table)))
@@ -434,12 +427,12 @@ def test_save_and_load_change_no_bit(tmp_path, make, arguments):
 def test_layers_on_disk_give_the_same_forecast(tmp_path, make):
     model = make()
     model.save_pretrained(tmp_path)
-    last = "encoder.block.1"
-    names = {name.rpartition(".")[0] for name in model.state_dict() if not name.startswith(f"{last}.")}
-    names |= {name.rpartition(".")[0] for name, _ in model.named_buffers() if not name.startswith(f"{last}.")}
-    device_map = {name: "cpu" for name in names} | {last: "disk"}
-    again = AutoModel.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
-    assert again.hf_device_map[last] == "disk"
+    inner = {f"encoder.{name}": module for name, module in model.encoder.named_children() if name != "block"}
+    device_map = dict.fromkeys([*dict(model.named_children()), *inner], "cpu")
+    del device_map["encoder"]
+    device_map |= {"encoder.block.0": "cpu", "encoder.block.1": "disk"}
+    again = AutoModel.from_pretrained(tmp_path, device_map=device_map, offload_folder=str(tmp_path / "offload"))
+    assert {p.device.type for p in again.encoder.block[1].parameters()} == {"meta"}
     assert torch.equal(predict(again), predict(model))
 
 
@@ -468,14 +461,18 @@ def test_bfloat16(tmp_path, make):
 
 
 @MIXED
-def test_every_parameter_learns(make):
+def test_every_parameter_that_can_matter_learns(make):
     model = make().train()
     if isinstance(model, LowRankChronos2Model):
-        model(series().nan_to_num(), group_ids=GROUPS, future_target=torch.randn(6, 5)).loss.backward()
+        model(series(), group_ids=GROUPS, future_target=torch.randn(6, 5)).loss.backward()
     else:
-        model(series().nan_to_num(), target=torch.randn(6, 6)).loss.backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert without == []
+        model(series(), target=torch.randn(6, 6)).loss.backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # Bolt's decoder reads one token: whatever its logits are, all attention is on it.
+    one_token = re.compile(
+        r"decoder\.block\.\d\.layer\.0\.SelfAttention\.(q|k|query_sketch|relative_attention_bias)\."
+    )
+    assert without == {name for name, _ in model.named_parameters() if one_token.match(name)}
 
 
 class Windows(torch.utils.data.Dataset):
@@ -499,7 +496,7 @@ class Windows(torch.utils.data.Dataset):
 )
 def test_the_trainer_trains_and_evaluates(tmp_path, make, ranks, label, length):
     model = make(**ranks)
-    before = copy.deepcopy(model.state_dict())
+    before = {name: pairs.clone() for name, pairs in model.named_buffers()}
     arguments = TrainingArguments(
         output_dir=tmp_path,
         max_steps=6,
@@ -517,14 +514,9 @@ def test_the_trainer_trains_and_evaluates(tmp_path, make, ranks, label, length):
     loss = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < loss
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]) == name.endswith("pairs"), name
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     again = AutoModel.from_pretrained(tmp_path / "checkpoint-6")
-    assert torch.equal(predict(again), predict(alive_no_more(model)))
-
-
-def alive_no_more(model: PreTrainedModel) -> PreTrainedModel:
-    return model.eval()
+    assert torch.equal(predict(again), predict(model.eval()))
 
 
 def test_the_auto_classes_know_both(tmp_path):
@@ -539,10 +531,3 @@ def test_the_layers_are_those_of_the_table():
     model = chronos2(**CHRONOS2_RANKS)
     assert [type(layer) for layer in layers(model, 0)] == [TimeAttention] * 2
     assert [type(layer) for layer in layers(model, 1)] == [PerHeadGroupAttention, LatentGroupAttention]
-
-
-def test_alive_makes_heads_differ():
-    """What the tests of pruned frequencies rest on."""
-    pairs = layers(alive(chronos2(**CHRONOS2_RANKS)), 0)[0].pairs
-    assert pairs.shape == (HEADS, 2)
-    assert all(len(set(row)) == 2 for row in pairs.tolist())

@@ -52,6 +52,10 @@ def last_of_each_kind(layers: list[Layer]) -> list[Any]:
     return list({layer.name.split(".")[0]: layer for layer in layers}.values())
 
 
+def predictions(layers: list[Layer]) -> dict[str, Any]:
+    return {name: found for layer in layers for name, found in layer.components(weight=None).items()}
+
+
 def entry_of(layer: Any, part: str, rank: int) -> dict[str, Any]:
     """The entry in which only this component is truncated."""
     if part in ("latent", "query", "output"):
@@ -168,7 +172,7 @@ def test_measured_losses_are_those_of_the_truncated_models(dense_t5, model_class
         else {"latent": 4, "query": 2, "output": 5}
         for layer in layers
     }
-    found = measured_losses(dense, dense.float_model(), layers, table, batches)
+    found = measured_losses(dense, dense.float_model(), layers, table, batches, predictions(layers))
     assert found.keys() == {name for layer in layers for name in layer.components(weight=None)}
     original = torch.cat([states(model, batch) for batch in batches])
     for layer in layers:
@@ -184,11 +188,15 @@ def test_nothing_is_lost_at_full_rank(chronos_t5, chronos_calibration):
     for form, entry in (("per_head", {"qk": 8, "vo": 8}), ("latent", {"latent": 16, "query": None, "output": None})):
         layers = layers_of(dense, chronos_calibration, (form,))
         table = {layer.name: layer.dense_entry if "feed" in layer.name else entry for layer in layers}
-        losses = measured_losses(dense, dense.float_model(), layers, table, few(chronos_calibration))
+        losses = measured_losses(
+            dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
+        )
         assert not any(losses.values())
         # One component less than whole: that one is measured, and nothing else.
         table["cross.1"] = {**entry, "qk": 2} if form == "per_head" else {**entry, "query": 2}
-        losses = measured_losses(dense, dense.float_model(), layers, table, few(chronos_calibration))
+        losses = measured_losses(
+            dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
+        )
         assert [name for name, loss in losses.items() if loss] == [
             "cross.1.qk" if form == "per_head" else "cross.1.query"
         ]
@@ -201,7 +209,11 @@ def test_lower_ranks_lose_more(chronos_t5, chronos_calibration):
     lost = []
     for rank in (1, 4, 7):
         table = {layer.name: {"qk": rank, "vo": rank} for layer in attention}
-        lost.append(measured_losses(dense, dense.float_model(), attention, table, few(chronos_calibration)))
+        lost.append(
+            measured_losses(
+                dense, dense.float_model(), attention, table, few(chronos_calibration), predictions(attention)
+            )
+        )
         assert all(loss > 0 for loss in lost[-1].values())
     assert sum(lost[0].values()) > 2 * sum(lost[1].values()) > 4 * sum(lost[2].values())
 
@@ -220,7 +232,7 @@ def test_many_components_are_measured_on_fewer_tokens(monkeypatch, chronos_t5, c
             tokens += inputs[0].numel()
 
         handle = model.decoder.embed_tokens.register_forward_pre_hook(count)
-        losses = measured_losses(dense, model, layers, table, chronos_calibration.batches)
+        losses = measured_losses(dense, model, layers, table, chronos_calibration.batches, predictions(layers))
         handle.remove()
         return tokens, losses
 
@@ -245,7 +257,9 @@ def test_reweighted_losses_are_the_measured_ones(chronos_t5, chronos_calibration
         for layer in layers
     }
     ranks = {f"{layer.name}.{part}": r for layer in layers for part, r in layer.ranks(table[layer.name]).items()}
-    measured = measured_losses(dense, dense.float_model(), layers, table, few(chronos_calibration))
+    measured = measured_losses(
+        dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
+    )
     assert measured.keys() == {name for name in predicted if not name.endswith(".wi")}
     found = reweighted(predicted, ranks, measured)
     assert found.keys() == predicted.keys()

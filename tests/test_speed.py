@@ -119,7 +119,7 @@ def test_the_entries_that_are_timed_are_valid(tiny_config, changes):
 
 
 def test_each_timed_layer_does_the_work_of_a_forecast(tiny_config):
-    """How often a decoder layer's passes count: once a step and path, whatever part of the paths is timed."""
+    """How often a decoder layer's passes count: once a step, whatever part of the paths is timed."""
     bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
     expected = {"encoder_self": [1 / 2], "encoder_feed_forward": [1 / 2], "decoder_self": [3 / 3], "cross": [3 / 3, 1]}
     for kind, times in expected.items():  # two encoder layers and three decoder layers in a pass; three steps
@@ -130,17 +130,31 @@ def test_what_is_too_large_to_time_is_scaled(tiny_config, monkeypatch):
     monkeypatch.setattr(speed, "ARITHMETIC", 1)
     bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
     (_, times), (_, projections) = bench.work("cross", bench.small_entry("cross"))
+    assert times == pytest.approx(2 * 3 / 3)  # one series of two, with all its paths
+    assert projections == pytest.approx(2)
+    [(_, times)] = bench.work("decoder_self", bench.small_entry("decoder_self"))
     assert times == pytest.approx(4 * 3 / 3)  # one path of four
-    assert projections == pytest.approx(4)
 
 
 @torch.inference_mode()
-def test_a_step_is_timed_on_a_cache_of_constant_length(tiny_config):
+@pytest.mark.parametrize("encoder_only", [False, True])
+def test_what_is_timed_is_the_loop_or_the_model(tiny_config, encoder_only, monkeypatch):
+    """The encoder of a forecaster runs in the loop; an encoder alone is called as a model."""
+    called = []
+    monkeypatch.setattr(speed, "self_attention", lambda *_: called.append("loop"))
+    bench = Bench(tiny_config(), WORKLOAD, encoder_only, torch.device("cpu"), torch.float32)
+    [(action, _)] = bench.work("encoder_self", bench.small_entry("encoder_self"))
+    action()
+    assert called == ([] if encoder_only else ["loop"] * 2)
+
+
+@torch.inference_mode()
+def test_a_step_can_be_repeated(tiny_config):
     bench = Bench(tiny_config(), replace(WORKLOAD, prediction_length=6), False, torch.device("cpu"), torch.float32)
     for entry in bench.entries("decoder_self"):
         [(step, _)] = bench.work("decoder_self", entry)
-        for _ in range(3):  # a cache that grew would not fit the position bias
-            step()
+        first, *_, last = [step() for _ in range(3)]
+        torch.testing.assert_close(first, last)
 
 
 def test_measuring_leaves_the_random_state_alone(tiny_config):
