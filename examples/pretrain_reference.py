@@ -12,7 +12,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +36,8 @@ from transformers import (
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_lowrank.checkpoint import load_chronos
+from hf_lowrank.objective import objective_of
 from hf_lowrank.training import SyntheticBatches, SyntheticWindows, single_batch
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -202,43 +207,73 @@ def train(
     trainer.model.to(torch.bfloat16).save_pretrained(output / "final")
 
 
-@torch.no_grad()
-def held_out_loss(model: T5ForConditionalGeneration, num_batches: int, silenced: str | None = None) -> float:
-    """Mean cross-entropy in nats a token on held-out synthetic series.
-
-    `silenced` names attention modules ("encoder.*SelfAttention", ...) whose output is set to zero.
-    """
+@contextmanager
+def silenced(model: PreTrainedModel, pattern: str) -> Iterator[None]:
+    """The model with the output of all attention modules of these names ("encoder.*SelfAttention", ...) set to zero."""
     hooks = [
         module.register_forward_hook(lambda _, __, output: (torch.zeros_like(output[0]), *output[1:]))
         for name, module in model.named_modules()
-        if silenced and re.fullmatch(silenced, name)
+        if re.fullmatch(pattern, name)
     ]
     try:
-        batches = SyntheticBatches(CHRONOS_CONFIG, num_batches, seed=HELD_OUT_SEED)
-        total, tokens = 0.0, 0
-        for index in range(num_batches):
-            batch = batches[index]
-            count = int((batch["labels"] != -100).sum())
-            total += float(model(**batch).loss) * count
-            tokens += count
-        return total / tokens
+        yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
+def cross_entropy(model: PreTrainedModel, num_batches: int) -> float:
+    """Of a Chronos-T5, in nats a token on held-out synthetic series."""
+    batches = SyntheticBatches(CHRONOS_CONFIG, num_batches, seed=HELD_OUT_SEED)
+    total, tokens = 0.0, 0
+    for index in range(num_batches):
+        batch = batches[index]
+        count = int((batch["labels"] != -100).sum())
+        total += float(model(**batch).loss) * count
+        tokens += count
+    return total / tokens
+
+
+def excess_loss(model: PreTrainedModel, num_batches: int) -> Callable[[], float]:
+    """A function that says how much more quantile loss a changed Chronos-Bolt has now, by the forecasts it has here.
+
+    The expected loss on each series' normalised scale, mean over levels and steps (see `hf_lowrank.objective`).
+    """
+    objective = objective_of(model.config, type(model))
+    batches, _ = objective.batches("synthetic", num_batches, HELD_OUT_SEED)
+    wanted = [objective.predict(model, batch) for batch in batches]
+
+    def measure() -> float:
+        lost = sum(objective.divergence(states, objective.predict(model, b)) for states, b in zip(wanted, batches))
+        return lost / sum(len(states) for states in wanted)
+
+    return measure
+
+
 @app.command()
+@torch.no_grad()
 def measure(checkpoint: Path, batches: int = 64) -> None:
-    """Print, as JSON, what each kind of attention of a Chronos-T5 is worth on held-out synthetic series, in nats a token."""
-    model = T5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    dense = held_out_loss(model, batches)
+    """Print, as JSON, what each kind of attention is worth on held-out synthetic series.
+
+    Of a Chronos-T5 in nats a token, of a Chronos-Bolt in quantile loss on the series' normalised scale.
+    """
+    model = load_chronos(checkpoint)
     kinds = {
         "encoder_self": r"encoder\..*SelfAttention",
         "decoder_self": r"decoder\..*SelfAttention",
         "cross": r"decoder\..*EncDecAttention",
     }
-    added = {kind: held_out_loss(model, batches, pattern) - dense for kind, pattern in kinds.items()}
-    print(json.dumps({"cross_entropy": dense, "added_when_silenced": added}, indent=2))
+    found: dict[str, Any] = {}
+    if isinstance(model, T5ForConditionalGeneration):
+        loss: Callable[[], float] = partial(cross_entropy, model, batches)
+        found["cross_entropy"] = dense = loss()
+    else:
+        loss, dense = excess_loss(model, batches), 0.0
+    found["added_when_silenced"] = {}
+    for kind, pattern in kinds.items():
+        with silenced(model, pattern):
+            found["added_when_silenced"][kind] = loss() - dense
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,24 @@ from transformers import T5ForConditionalGeneration
 
 # Tokens that go through the encoder together: on a CPU what its caches hold, elsewhere what keeps a GPU busy.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
+# Matrices from this size on are multiplied by oneDNN in float32 on a CPU, where BLAS, which nn.Linear calls, may take a quarter longer
+# with a few hundred rows. It is the operator that torch.compile uses; PyTorch has no public name for it.
+ONEDNN_WEIGHTS = 2**18
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # PyTorch's fused attention needs equal heads for queries and values, and is at its best at multiples of this size.
 HEAD_MULTIPLE = 16
+
+
+def linear(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """`module(states)`, of a matrix, thin factors, or whatever an adapter or a quantizer has put in their place."""
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            states = linear(part, states)
+        return states
+    is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and states.dtype == torch.float32
+    if ONEDNN is None or not is_plain or states.device.type != "cpu" or module.weight.numel() < ONEDNN_WEIGHTS:
+        return module(states)
+    return ONEDNN(states, module.weight, module.bias, "none", [], "")
 
 
 def rms_norm(states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
@@ -46,12 +62,12 @@ def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """T5's feed-forward layer of any make, plain or gated; the one large intermediate is worked on in place."""
     act = torch.relu_ if isinstance(layer.act, nn.ReLU) else layer.act
     if hasattr(layer, "wi_0"):
-        hidden = act(layer.wi_0(states)) * layer.wi_1(states)
+        hidden = act(linear(layer.wi_0, states)).mul_(linear(layer.wi_1, states))
     else:
-        hidden = act(layer.wi(states))
+        hidden = act(linear(layer.wi, states))
     wo = next(layer.wo.parameters()).dtype
     # `wo` stays in float32 when the rest is float16, as in T5.
-    return layer.wo(hidden.to(wo) if wo.is_floating_point else hidden)
+    return linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -75,21 +91,22 @@ class Attention:
     def query(self, states: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., n, r)"""
         if self.is_latent:
-            states = self.layer.query_sketch(states)
-        return self.layer.q(states).unflatten(-1, (self.heads, -1))
+            states = linear(self.layer.query_sketch, states)
+        return linear(self.layer.q, states).unflatten(-1, (self.heads, -1))
 
     def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(..., d) -> twice (..., h, r); a latent is both keys and values, one tensor."""
         if self.is_latent:
-            latent = self.layer.latent(states).unsqueeze(-2)
+            latent = linear(self.layer.latent, states).unsqueeze(-2)
             return latent, latent
         heads = (self.heads, -1)
-        return self.layer.k(states).unflatten(-1, heads), self.layer.v(states).unflatten(-1, heads)
+        key, value = linear(self.layer.k, states), linear(self.layer.v, states)
+        return key.unflatten(-1, heads), value.unflatten(-1, heads)
 
     def output(self, mixed: torch.Tensor) -> torch.Tensor:
         """(..., n, r) -> (..., d)"""
-        output = self.layer.o(mixed.flatten(-2))
-        return self.layer.output_sketch(output) if self.is_latent else output
+        output = linear(self.layer.o, mixed.flatten(-2))
+        return linear(self.layer.output_sketch, output) if self.is_latent else output
 
     def padded(self, states: torch.Tensor) -> torch.Tensor:
         """(B, S, h, r) -> (B, h, S, size), as the fused kernel wants it."""
@@ -215,7 +232,7 @@ class Decoder:
         states = rms_norm(states, self.decoder.final_layer_norm)
         if self.model.config.scale_decoder_outputs:
             states = states * self.model.model_dim**-0.5
-        return self.model.lm_head(states)
+        return linear(self.model.lm_head, states)
 
 
 # ---- Sampling --------------------------------------------------------------------------------------------------------

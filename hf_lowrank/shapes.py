@@ -9,10 +9,10 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
-from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from .configuration_lowrank_t5 import LowRankT5Config, attention_parameters
-from .modeling_lowrank_t5 import LowRankT5ForConditionalGeneration
+from .configuration_lowrank_t5 import attention_parameters
+from .families import family_of
 
 __all__ = ["FORMS", "SHAPES", "build_checkpoint"]
 
@@ -82,14 +82,15 @@ def build_checkpoint(
         shape: A key of `SHAPES`.
         ratio: The share of the attention weights that is kept, in (0, 1]; None for the dense model. `per_head`: head
             dimensions of max(1, round(64 ratio)) in every layer. `latent`: latent, query and output sketch of one rank, the
-            largest whose weights fit the share (at least 1).
+            largest whose weights fit the share (at least 1). Attention with rotary embeddings has an even head dimension, and no
+            latent.
         form: `"per_head"` or `"latent"`.
         feed_forward_ratio: The share of the feed-forward width that is kept, in (0, 1].
         dtype: Of the saved weights.
         seed: Of the random weights.
 
     Raises:
-        ValueError: An unknown shape or form, a ratio outside (0, 1], a low-rank form of a shape that has none here.
+        ValueError: An unknown shape or form, or a ratio outside (0, 1].
     """
     model = _random_model(shape, ratio, form, feed_forward_ratio, seed)
     model.to(dtype).save_pretrained(folder)
@@ -103,51 +104,48 @@ def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio
     for name, value in (("ratio", ratio), ("feed_forward_ratio", feed_forward_ratio)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must be in (0, 1], found {value}.")
-    is_dense = ratio is None and feed_forward_ratio == 1
-    if not is_dense and not shape.startswith("t5-"):
-        raise ValueError(
-            f"ratio and feed_forward_ratio are for the t5 shapes; {shape!r} is known as a dense model only."
-        )
-
-    d_model, d_ff, num_layers, num_heads = SHAPES[shape]
-    sizes: dict[str, Any] = {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers}
-    sizes |= {"num_heads": num_heads, "dropout_rate": 0.0, "pad_token_id": 0}
-    text: dict[str, Any] = {"eos_token_id": 1, "decoder_start_token_id": 0}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if shape == "chronos-2":
-            return Chronos2Model(
-                Chronos2CoreConfig(**sizes, chronos_config=dict(CHRONOS_2), chronos_pipeline_class="Chronos2Pipeline")
-            )
-        if shape.startswith("bolt-"):
-            return ChronosBoltModelForForecasting(
-                T5Config(
-                    **sizes, **text, chronos_config=dict(CHRONOS_BOLT), chronos_pipeline_class="ChronosBoltPipeline"
-                )
-            )
-        text |= {"vocab_size": CHRONOS_T5["n_tokens"], "chronos_config": dict(CHRONOS_T5)}
-        if is_dense:
-            return T5ForConditionalGeneration(T5Config(**sizes, **text))
-        config = LowRankT5Config(**sizes, **text)
-        entry = _attention_entry(config, 1.0 if ratio is None else ratio, form)
-        width = max(1, round(feed_forward_ratio * d_ff))
-        full = config.full_ranks()
+    model_class, config = _dense(shape)
+    family = family_of(model_class)
+    assert family is not None
+    if ratio is not None or feed_forward_ratio != 1:
+        model_class, config = family.classes[model_class], family.lowrank_config(config, {})
+        width = max(1, round(feed_forward_ratio * config.d_ff))
         config.attention_ranks = {
-            kind: [dict(entry) for _ in layers] for kind, layers in full["attention_ranks"].items()
+            kind: [_attention_entry(config, ratio or 1.0, form, is_rotary=kind in family.rotary) for _ in layers]
+            for kind, layers in config.attention_ranks.items()
         }
         config.feed_forward_ranks = {
             stack: [{"width": width, "wi": None, "wo": None} for _ in layers]
-            for stack, layers in full["feed_forward_ranks"].items()
+            for stack, layers in config.feed_forward_ranks.items()
         }
-        config.validate()
-        return LowRankT5ForConditionalGeneration(config)
+        config.validate_ranks()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(config)
 
 
-def _attention_entry(config: LowRankT5Config, ratio: float, form: str) -> dict[str, int]:
-    """The ranks of every attention layer of a low-rank model with this share of the attention weights."""
-    if form == "per_head":
+def _dense(shape: str) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The stock class and configuration of a published shape."""
+    d_model, d_ff, num_layers, num_heads = SHAPES[shape]
+    sizes: dict[str, Any] = {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers}
+    sizes |= {"num_heads": num_heads, "dropout_rate": 0.0, "pad_token_id": 0}
+    if shape == "chronos-2":
+        settings = {"chronos_config": dict(CHRONOS_2), "chronos_pipeline_class": "Chronos2Pipeline"}
+        return Chronos2Model, Chronos2CoreConfig(**sizes, **settings)
+    sizes |= {"eos_token_id": 1, "decoder_start_token_id": 0}
+    if shape.startswith("bolt-"):
+        settings = {"chronos_config": dict(CHRONOS_BOLT), "chronos_pipeline_class": "ChronosBoltPipeline"}
+        return ChronosBoltModelForForecasting, T5Config(**sizes, **settings)
+    return T5ForConditionalGeneration, T5Config(
+        **sizes, vocab_size=CHRONOS_T5["n_tokens"], chronos_config=dict(CHRONOS_T5)
+    )
+
+
+def _attention_entry(config: PreTrainedConfig, ratio: float, form: str, *, is_rotary: bool) -> dict[str, int]:
+    """The ranks of an attention layer with this share of the weights."""
+    if form == "per_head" or is_rotary:
         size = max(1, round(ratio * config.d_kv))
-        return {"qk": size, "vo": size}
+        return {"qk": size + size % 2 if is_rotary else size, "vo": size}
 
     def weights(entry: dict[str, int]) -> int:
         return attention_parameters(entry, d_model=config.d_model, num_heads=config.num_heads)

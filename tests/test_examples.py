@@ -49,6 +49,17 @@ def test_pretraining_resumes_to_the_same_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(cut[name], weight, rtol=0, atol=0)
 
 
+def test_a_bolt_is_trained_and_measured(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "pretrain_reference.py"
+    small = ["--steps", 2, "--d-model", 16, "--num-heads", 2, "--d-kv", 8, "--num-layers", 1]
+    run_script(
+        script, "train", "bolt", "--family", "bolt", *small, "--max-tokens", 300, "--workers", 0, folder=tmp_path
+    )
+    added = json.loads(run_script(script, "measure", "bolt/final", "--batches", 1, folder=tmp_path))
+    assert set(added["added_when_silenced"]) == {"encoder_self", "decoder_self", "cross"}
+    assert all(loss > 0 for loss in added["added_when_silenced"].values())
+
+
 def test_alternatives_are_compared(tmp_path: Path, chronos_t5) -> None:
     chronos_t5.save_pretrained(tmp_path / "dense")
     script = ROOT / "examples" / "compare_alternatives.py"

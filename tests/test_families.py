@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoModel, PreTrainedModel
 
-from hf_lowrank import Calibration, calibrate, compress_pretrained, summarize
+from hf_lowrank import Calibration, calibrate, compress_pretrained, shapes, summarize
 from hf_lowrank.checkpoint import as_pipeline, build_model, load_chronos, load_dense
 from hf_lowrank.factorization import balanced_basis, pair_basis
 from hf_lowrank.families import BOLT, CHRONOS2, T5, family_of
 from hf_lowrank.layers import Layer, attention_layer, feed_forward_layer
 from hf_lowrank.sensitivity import _Blocks, inserted, measured_losses
+from hf_lowrank.shapes import SHAPES
 
 FAMILIES = ("bolt", "chronos2")
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -365,3 +366,32 @@ def test_a_family_is_found_by_its_classes(bolt, chronos2, chronos_t5):
     assert [family_of(type(model)) for model in (bolt, chronos2, chronos_t5)] == [BOLT, CHRONOS2, T5]
     assert family_of(torch.nn.Linear) is None
     assert balanced_basis(torch.eye(2)[None], torch.eye(2)[None]).left.shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if not name.startswith("t5-")])
+def test_published_shapes_are_compressed(tmp_path, shape):
+    """Built in the stock class, one layer deep, saved, and compressed from the folder."""
+    model_class, config = shapes._dense(shape)
+    config.num_layers = 1
+    if shape != "chronos-2":
+        config.num_decoder_layers = 1
+    model_class(config).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = compress_pretrained(tmp_path, ratio=0.25, calibration=None)
+    assert 0.2 < summarize(found.config).attention_ratio <= 0.25
+    _, mean = as_pipeline(found).predict_quantiles([torch.arange(300.0)], 64)
+    assert torch.isfinite(torch.as_tensor(mean[0])).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"), [("bolt-tiny", "per_head"), ("bolt-tiny", "latent"), ("chronos-2", "latent")]
+)
+def test_low_rank_shapes_for_measurements_keep_their_share(tmp_path, monkeypatch, shape, form):
+    monkeypatch.setitem(SHAPES, "chronos-2", (64, 128, 2, 2))
+    shapes.build_checkpoint(tmp_path, shape, ratio=0.25, form=form, feed_forward_ratio=0.5)
+    config = AutoModel.from_pretrained(tmp_path).config
+    assert 0.1 < summarize(config).attention_ratio < 0.3 + (shape == "chronos-2") * 0.1
+    assert all(entry["width"] == config.d_ff // 2 for entry in config.feed_forward_ranks["encoder"])
+    attention_kind = "group" if shape == "chronos-2" else "cross"
+    assert ("latent" in config.attention_ranks[attention_kind][0]) == (form == "latent")

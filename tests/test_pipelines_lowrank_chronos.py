@@ -215,8 +215,12 @@ def test_data_frames_with_covariates_and_two_targets():
 
 
 def fit(pipeline: Chronos2Pipeline, folder: Path, **arguments: Any) -> Chronos2Pipeline:
-    """Three steps on three waves."""
-    waves = [torch.sin(torch.arange(70) / (3.0 + i)) for i in range(3)]
+    """Three steps on three tasks of two series.
+
+    In groups of one, group attention's q and k have gradients of rounding noise, which Adam makes into steps of full size.
+    """
+    time = torch.arange(70)
+    waves = [torch.stack([torch.sin(time / (3.0 + i)), torch.cos(time / (5.0 + i))]) for i in range(3)]
     settings = {"prediction_length": 7, "num_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True}
     return pipeline.fit(waves, output_dir=folder, **{**settings, **arguments})
 
