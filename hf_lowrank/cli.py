@@ -58,7 +58,7 @@ def print_json(value: Any) -> None:
 
 @app.command()
 def compress(
-    source: Annotated[str, typer.Argument(help="Hub id, folder, or 'reference'.")],
+    source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
     total_ratio: Annotated[
@@ -263,7 +263,7 @@ def recover(
 @app.command()
 def demo(
     source: Annotated[
-        str, typer.Option(help="A Chronos-T5 checkpoint: Hub id, folder, or 'reference'.")
+        str, typer.Option(help="A Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
     ] = "reference",
     ratios: Annotated[str, typer.Option(help="Shares of the attention to keep.")] = "0.5,0.25,0.15",
     plot: Annotated[Path, typer.Option(help="Where to write the picture of the forecasts.")] = Path("demo.png"),
@@ -478,7 +478,7 @@ def bench(
 
 @app.command()
 def sweep(
-    source: Annotated[str, typer.Argument(help="A dense Chronos-T5 checkpoint: Hub id, folder, or 'reference'.")],
+    source: Annotated[str, typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")],
     ratios: Annotated[
         str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")
     ] = None,

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from chronos import ChronosPipeline
+from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from .checkpoint import as_pipeline, load_chronos
-from .configuration_lowrank_t5 import LowRankT5Config
 from .evaluation import seasonal_naive
 from .evaluation_tasks import QUANTILE_LEVELS, import_fev
-from .families import T5
+from .families import family_of
 from .plots import Forecast, Panel, import_pyplot, plot_forecasts
 from .summary import summarize
 from .sweep import SHOWN, compressed_models, model_name
@@ -116,7 +115,7 @@ def score(windows: Windows, quantiles: NDArray[np.floating]) -> dict[str, float]
     return {name: float(get_metric(name).compute(**arguments)) for name in ("WQL", "MASE")}
 
 
-def forecast(pipeline: ChronosPipeline, windows: Windows, seed: int) -> NDArray[np.float64]:
+def forecast(pipeline: BaseChronosPipeline, windows: Windows, seed: int) -> NDArray[np.float64]:
     """Quantiles of shape (windows, horizon, levels), with the same random numbers for every model."""
     torch.manual_seed(seed)
     contexts = [torch.tensor(context, dtype=torch.float32) for context in windows.contexts]
@@ -142,7 +141,7 @@ def demo(
         console: Where the progress bar goes.
 
     Raises:
-        ValueError: `source` is no dense Chronos-T5.
+        ValueError: `source` is no dense Chronos model.
         ImportError: fev or, with `plot`, matplotlib is not installed.
     """
     import_fev()
@@ -182,8 +181,9 @@ def demo(
 
 def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict[str, float]) -> DemoRow:
     config = model.config
-    if not isinstance(config, LowRankT5Config):  # the dense model's sizes are those of a table at full rank
-        config = T5.lowrank_config(config, {})
+    family = family_of(type(model))
+    if family is not None and type(model) in family.classes:  # a dense model's sizes are those of a table at full rank
+        config = family.lowrank_config(config, {})
     sizes = summarize(config)
     width = model.dtype.itemsize
     return DemoRow(

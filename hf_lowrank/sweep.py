@@ -119,16 +119,16 @@ def sweep(
     cache: str | Path | None = None,
     progress: bool = False,
 ) -> SweepResult:
-    """Compress a Chronos-T5 checkpoint by every method to every size and score all of them beside the dense model.
+    """Compress a Chronos checkpoint by every method to every size and score all of them beside the dense model.
 
     Args:
-        source: A Hub id, a folder or `"reference"`.
+        source: A Hub id, a folder, `"reference"` or `"reference-bolt"`.
         ratios, epsilons: The sizes, one of the two; by default the paper's four ratios.
         methods: Of `METHODS`: the default, parts of it, weights alone, and the paper's.
         tasks, num_samples, seed, cache, progress: As in `evaluate`.
 
     Raises:
-        ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos-T5.
+        ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos model.
     """
     if ratios is not None and epsilons is not None:
         raise ValueError("Give either ratios or epsilons, not both.")
