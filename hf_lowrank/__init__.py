@@ -12,6 +12,8 @@ from .checkpoint import export_stock_t5, save_compressed
 from .compression import compress_pretrained
 from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
 from .configuration_lowrank_t5 import LowRankT5Config
+from .hub import push_to_hub
+from .model_card import render_card
 from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
@@ -25,6 +27,9 @@ AutoConfig.register("lowrank_chronos_bolt", LowRankChronosBoltConfig)
 AutoModel.register(LowRankChronosBoltConfig, LowRankChronosBoltModelForForecasting)
 AutoConfig.register("lowrank_chronos2", LowRankChronos2Config)
 AutoModel.register(LowRankChronos2Config, LowRankChronos2Model)
+# Every save copies the code beside the weights, so that `trust_remote_code=True` loads a checkpoint where this package is missing.
+for config_class in (LowRankT5Config, LowRankChronosBoltConfig, LowRankChronos2Config):
+    config_class.register_for_auto_class()
 # The stock pipelines look for the class that a checkpoint names in these two modules and nowhere else.
 chronos.chronos_bolt.LowRankChronosBoltModelForForecasting = LowRankChronosBoltModelForForecasting
 chronos.chronos2.LowRankChronos2Model = LowRankChronos2Model
@@ -45,6 +50,8 @@ __all__ = [
     "calibrate",
     "compress_pretrained",
     "export_stock_t5",
+    "push_to_hub",
+    "render_card",
     "save_compressed",
     "summarize",
 ]

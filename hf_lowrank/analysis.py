@@ -31,7 +31,7 @@ from .analysis_data import family_of, feeds
 from .analysis_report import verdict
 from .analysis_structures import AttentionStructure, StateStructure, VariateStructure, attention_structure
 from .checkpoint import checkpoint_path, progress
-from .probes import Probe
+from .probes import Probe, evaluating
 from .projections import Attention, find_attention
 from .rank_structure import EPSILONS, Spectrum
 
@@ -163,11 +163,12 @@ def analyze(
         for name, total in progress(probe.states.items(), "Measuring the states", show_progress)
     )
     if data is not None:
-        bounds = [
-            *embedding_bounds(loaded, probe),
-            *attention_bounds(loaded, layers, structures, probe, batches[0]),
-            *flow_bounds(layers, structures, states, probe),
-        ]
+        with evaluating(loaded):
+            bounds = [
+                *embedding_bounds(loaded, probe),
+                *attention_bounds(layers, structures, probe, batches[0]),
+                *flow_bounds(layers, structures, states, probe),
+            ]
     groups: list[VariateStructure] = []
     for number in progress(variates, "Measuring groups", show_progress and len(variates) > 0):
         groups += _variates(loaded, layers, data, number, largest=max(variates), **size)

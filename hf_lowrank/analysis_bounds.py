@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from .analysis_data import Feed
 from .analysis_structures import AttentionStructure, StateStructure
-from .probes import Probe, embedding_parts, forward, is_bounded, patch_embedding, stack_of
+from .probes import Probe, embedding_parts, first_tensor, patch_embedding, stack_of
 from .projections import Attention
 from .rank_bounds import (
     embedding_rank_bound,
@@ -75,16 +74,12 @@ def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
 
 
 def attention_bounds(
-    model: PreTrainedModel,
-    layers: Sequence[Attention],
-    structures: Sequence[AttentionStructure],
-    probe: Probe,
-    feed: Feed,
+    layers: Sequence[Attention], structures: Sequence[AttentionStructure], probe: Probe, feed: Feed
 ) -> list[Bound]:
-    """The first self-attention of every kind, run again on the first batch with its inputs projected."""
+    """The first self-attention of every kind, run again on the first batch with its inputs projected; the model is in evaluation mode."""
     found: list[Bound] = []
     for layer, structure in zip(layers, structures):
-        if layer.layer > 0 or layer.is_cross or not is_bounded(layer):
+        if layer.name not in probe.calls:
             continue
         spectrum = structure.inputs["query"]
         basis = probe.inputs[layer.name].leading(len(spectrum.values))
@@ -96,7 +91,7 @@ def attention_bounds(
         else:
             norms = [head.norm for head in heads["qk"]]
         mask = feed.masks.get(stack_of(layer))
-        states, run = _again(model, layer, feed)
+        (states, *others), options = probe.calls[layer.name]
         for epsilon in EPSILONS:
             rank = spectrum.epsilon_rank(epsilon)
             if rank == len(spectrum.values):
@@ -109,10 +104,9 @@ def attention_bounds(
                 query_key_norms=[scale * norm for norm in norms],
                 value_output_norms=[head.norm for head in heads["vo"]],
             )
-            kept = basis[:, :rank].float()
-            with torch.inference_mode():
-                output = run(states)
-                moved = run((states @ kept) @ kept.T) - output
+            kept = basis[:, :rank].to(states)
+            output = first_tensor(layer.module(states, *others, **options))
+            moved = first_tensor(layer.module((states @ kept) @ kept.T, *others, **options)) - output
             if mask is not None and mask.shape == output.shape[:2]:
                 output, moved = output[mask], moved[mask]
             found.append(
@@ -131,27 +125,6 @@ def attention_bounds(
                 )
             )
     return found
-
-
-def _again(
-    model: PreTrainedModel, layer: Attention, feed: Feed
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """What an attention module reads on a batch, and a function that runs it again on something else."""
-    seen: list[tuple[tuple, dict[str, Any]]] = []
-    handle = layer.module.register_forward_pre_hook(
-        lambda _, arguments, options: seen.append((arguments, options)), with_kwargs=True
-    )
-    try:
-        forward(model, feed)
-    finally:
-        handle.remove()
-    (states, *others), options = seen[0]
-
-    def run(changed: torch.Tensor) -> torch.Tensor:
-        output = layer.module(changed, *others, **options)
-        return output if isinstance(output, torch.Tensor) else output[0]
-
-    return states, run
 
 
 def flow_bounds(

@@ -137,7 +137,7 @@ class Benchmark:
         """For people: the figures of each case, then the two checkpoints."""
         model, against = self.comparisons[0].model, self.comparisons[0].against
         figures = Table("", "against", "model", "ratio (min to max)", title=f"{model.name} against {against.name}")
-        if is_lean := self.comparisons[0].against_lean is not None:
+        if self.comparisons[0].against_lean is not None:
             figures.add_column("against, in LowRankChronosPipeline")
             figures.add_column("ratio (min to max)")
         figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
@@ -145,7 +145,7 @@ class Benchmark:
             figures.add_row(f"[bold]{comparison.case}")
             theirs = comparison.against.figures()
             rows = {heading: [heading, median_text(values)] for heading, values in theirs.items()}
-            for side in (comparison.model, comparison.against_lean) if is_lean else (comparison.model,):
+            for side in filter(None, (comparison.model, comparison.against_lean)):
                 ratios = comparison.ratios_of(side)
                 shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
                 for heading, ours in side.figures().items():

@@ -168,11 +168,6 @@ def compress(
 def compression_table(summary: CompressionSummary, width: int) -> Table:
     """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, cache that of a token."""
 
-    def kept(ranks: dict[str, int | None], dense: dict[str, int | None]) -> str:
-        if "latent" in ranks:
-            return ", ".join(f"{name} {rank or 'dense'}" for name, rank in ranks.items())
-        return ", ".join(f"{name} {rank}/{dense[name]}" for name, rank in ranks.items() if rank is not None)
-
     def short(number: int) -> str:
         return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
 
@@ -185,7 +180,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
     for row in changed:
         table.add_row(
             f"{row.kind} {row.layer}",
-            kept(row.ranks, row.dense_ranks),
+            row.ranks_text,
             f"{short(row.dense_parameters)} → {short(row.parameters)}",
             f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
             f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
@@ -477,8 +472,55 @@ def bench(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="The folder of a compressed model.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or NAME in your own namespace.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new repository; default: your account's setting.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to. Default: main.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="A file of `evaluate --json`, for the scores in the card.")
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="A file of `bench --json`, for the speed in the card.")
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="The base model's, such as apache-2.0; known for published Chronos."),
+    ] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Replace the card on the Hub even if a person wrote it.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="A token that may write. Default: HF_TOKEN, or that of `hf auth login`.")
+    ] = None,
+) -> None:
+    """Push a compressed model to the Hub with its code and a model card, in one commit."""
+    with plain_messages():
+        from .hub import push_to_hub
+
+        commit = push_to_hub(
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            evaluation=evaluation,
+            benchmark=benchmark,
+            license=license_,
+            overwrite_card=overwrite_card,
+            commit_message=message,
+        )
+        console.print(f"Pushed: {commit.commit_url}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def sweep(
-    source: Annotated[str, typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")],
+    source: Annotated[
+        str, typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
+    ],
     ratios: Annotated[
         str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")
     ] = None,

@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
-from .configuration_lowrank_t5 import LowRankT5Config, completed_table, validate_entry, validate_table
+from .configuration_lowrank_t5 import CarriesItsCode, LowRankT5Config, completed_table, validate_entry, validate_table
 
 # The classes join the registry of pipelines. With `trust_remote_code` this file is the first that is loaded, and
 # `BaseChronosPipeline.from_pretrained` looks for the pipeline right after the configuration.
@@ -44,9 +44,14 @@ class LowRankChronosBoltConfig(LowRankT5Config):
         kwargs = of_this_family(kwargs, LowRankChronosBoltPipeline)
         super().__post_init__(**kwargs)
 
+    def auto_classes(self) -> dict[str, type]:
+        from .modeling_lowrank_chronos import LowRankChronosBoltModelForForecasting
+
+        return {"AutoConfig": LowRankChronosBoltConfig, "AutoModel": LowRankChronosBoltModelForForecasting}
+
 
 @strict
-class LowRankChronos2Config(Chronos2CoreConfig):
+class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
     r"""Configuration of a Chronos-2 model whose layers have ranks of their own.
 
     Everything that Chronos-2's own configuration has, with its meaning: `d_kv` and `d_ff` remain the dense model's head dimension
@@ -92,6 +97,11 @@ class LowRankChronos2Config(Chronos2CoreConfig):
         self.compression = copy.deepcopy(compression)
         # Here already, for what `@strict` raises after this method is not a ValueError.
         self.validate_ranks()
+
+    def auto_classes(self) -> dict[str, type]:
+        from .modeling_lowrank_chronos import LowRankChronos2Model
+
+        return {"AutoConfig": LowRankChronos2Config, "AutoModel": LowRankChronos2Model}
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
         """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""

@@ -6,16 +6,15 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import field
+from importlib.util import find_spec
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import T5Config
 
-try:
+if find_spec("chronos"):  # a T5 on text does without
     # It joins chronos' registry of pipelines, where `BaseChronosPipeline.from_pretrained` looks after it has the configuration.
     from .pipeline_lowrank_t5 import LowRankChronosPipeline  # noqa: F401
-except ImportError:  # a T5 on text needs no chronos
-    pass
 
 ATTENTION_KINDS = ("encoder_self", "decoder_self", "cross")
 PER_HEAD_KEYS = {"qk", "vo"}
@@ -150,8 +149,28 @@ def validate_entry(entry: Any, where: str, *, d_model: int, d_kv: int, d_ff: int
             raise ValueError(f"{where}[{key!r}] must be {wanted}, {limits[key]}], found {value!r}.")
 
 
+class CarriesItsCode:
+    """A configuration that is saved with the code of its models, so that `trust_remote_code=True` loads it without hf_lowrank."""
+
+    def auto_classes(self) -> dict[str, type]:
+        """The class that each of transformers' Auto classes makes of this configuration."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers', with `auto_map` filled for every Auto class and not only for the one that was saved.
+
+        transformers copies the file that defines a configuration and, recursively, all that it imports from its own folder;
+        `auto_classes` imports the models, so they are among them.
+        """
+        self.auto_map = {
+            name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
+            for name, found in self.auto_classes().items()
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
 @strict
-class LowRankT5Config(T5Config):
+class LowRankT5Config(CarriesItsCode, T5Config):
     r"""Configuration of a T5 model whose layers have ranks of their own.
 
     Everything that [`~transformers.T5Config`] has, with its meaning: `d_kv` and `d_ff` remain the dense model's head
@@ -227,6 +246,17 @@ class LowRankT5Config(T5Config):
                 stack: [{"width": self.d_ff, "wi": None, "wo": None} for _ in range(depth)]
                 for stack, depth in (("encoder", encoder), ("decoder", decoder))
             },
+        }
+
+    def auto_classes(self) -> dict[str, type]:
+        from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+
+        is_encoder = self.architectures == [LowRankT5EncoderModel.__name__]
+        return {
+            "AutoConfig": LowRankT5Config,
+            "AutoModel": LowRankT5EncoderModel if is_encoder else LowRankT5Model,
+            "AutoModelForSeq2SeqLM": LowRankT5ForConditionalGeneration,
+            "AutoModelForTextEncoding": LowRankT5EncoderModel,
         }
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> LowRankT5Config:

@@ -243,6 +243,9 @@ class Sampling:
     """How a token is drawn: transformers' temperature, top-k and top-p, in this order; None leaves one out.
 
     `forbidden` tokens are never drawn: Chronos forecasts a fixed number of steps, so the end of a sequence is one.
+
+    Raises:
+        ValueError: A temperature that is not positive, a negative top_k, a top_p outside [0, 1].
     """
 
     temperature: float | None = None
@@ -250,13 +253,21 @@ class Sampling:
     top_p: float | None = None
     forbidden: Sequence[int] = ()
 
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be a positive number, found {self.temperature}.")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k must be a positive integer, or 0 for all tokens, found {self.top_k}.")
+        if self.top_p is not None and not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must be in [0, 1], found {self.top_p}.")
+
     def candidates(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, vocabulary) -> the scores, descending, and the tokens that can be drawn, (N, k) each; a score of -inf
-        is that of none."""
+        """Logits (N, vocabulary) -> the scores, descending, and the tokens that can be drawn, at least (N, k) each; a score of -inf
+        is that of none. Logits in float32 are changed: the forbidden ones become -inf."""
         logits = logits.float()
         for token in self.forbidden:
             logits[:, token] = -torch.inf
-        if self.temperature is not None:
+        if self.temperature not in (None, 1):
             logits = logits / self.temperature
         vocabulary = logits.shape[-1]
         kept = min(self.top_k or vocabulary, vocabulary)
@@ -274,9 +285,17 @@ class Sampling:
         return scores, tokens
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """One token a path: (N, vocabulary) -> (N,)."""
+        """One token a path: (N, vocabulary) -> (N,).
+
+        By the inverse of the distribution function over the tokens in their own order, from one uniform number a path: two
+        models that forecast nearly the same draw nearly the same values from the same random state.
+        """
         scores, tokens = self.candidates(logits)
-        return tokens.gather(1, torch.multinomial(scores.softmax(dim=-1), 1)).squeeze(1)
+        tokens, order = tokens.sort(dim=-1)
+        total = scores.softmax(dim=-1).gather(1, order).cumsum(dim=-1)
+        last = total[:, -1:]
+        level = torch.minimum(torch.rand_like(last) * last, last.nextafter(torch.zeros_like(last)))
+        return tokens.gather(1, torch.searchsorted(total, level, right=True)).squeeze(1)
 
 
 @torch.inference_mode()

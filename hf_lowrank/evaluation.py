@@ -25,13 +25,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from chronos import BaseChronosPipeline, ForecastType
+from chronos import BaseChronosPipeline, ChronosPipeline, ForecastType
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .checkpoint import checkpoint_path, write_text
 from .evaluation_tasks import QUANTILE_LEVELS, EvaluationTask, find_tasks, import_fev
+from .pipeline_lowrank_t5 import LowRankChronosPipeline
 
 __all__ = ["METRICS", "SEASONAL_NAIVE", "EvaluationResult", "EvaluationRow", "evaluate", "seasonal_naive"]
 
@@ -195,13 +196,17 @@ def _load(model: Any, settings: Mapping[str, Any]) -> BaseChronosPipeline:
     if isinstance(model, BaseChronosPipeline):
         return model
     try:
-        return BaseChronosPipeline.from_pretrained(
+        pipeline = BaseChronosPipeline.from_pretrained(
             checkpoint_path(model), device_map=settings["device"], dtype=settings["dtype"]
         )
     except OSError as error:
         raise OSError(
             f"models: {str(model)!r} is no folder with a checkpoint, no Hub id that can be reached, and not 'reference': {error}"
         ) from error
+    # Dense and compressed models draw their samples in the same way, so that comparisons are paired.
+    return (
+        LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
+    )
 
 
 def _fingerprint(pipeline: BaseChronosPipeline) -> str:

@@ -44,7 +44,8 @@ class LowRankChronosModel(ChronosModel):
 
         What is None is as the checkpoint has it. A model that is spread over devices or offloaded forecasts with `generate`.
         """
-        if len({parameter.device for parameter in self.model.parameters()}) > 1 or self.device.type == "meta":
+        devices = {parameter.device for parameter in self.model.parameters()}
+        if len(devices) > 1 or torch.device("meta") in devices:
             return super().forward(
                 input_ids, attention_mask, prediction_length, num_samples, temperature, top_k, top_p
             )

@@ -19,7 +19,7 @@ from .projections import Attention
 from .rank_bounds import attention_norms
 from .rank_structure import StateSum
 
-__all__ = ["Probe", "embedding_parts", "forward", "is_bounded", "patch_embedding", "stack_of"]
+__all__ = ["Probe", "embedding_parts", "evaluating", "first_tensor", "is_bounded", "patch_embedding", "stack_of"]
 
 # What the stack of an attention layer is called.
 STACKS = {
@@ -44,6 +44,7 @@ class Probe:
             see a constant), and of the mixed values in front of the output.
         norms: An upper bound on the norm of every head's attention weights, where the module returns them.
         patches: Input and output of a residual MLP patch embedding.
+        calls: The arguments, on the first batch, of the first self-attention of every kind that the bounds hold of.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Attention]) -> None:
@@ -54,16 +55,15 @@ class Probe:
         self.heads: dict[str, torch.Tensor] = {}
         self.norms: dict[str, NDArray[np.float64]] = {}
         self.patches: dict[str, StateSum] = {}
+        self.calls: dict[str, tuple[tuple, dict[str, Any]]] = {}
         self._feed = Feed({})
 
-    def run(self, batches: Sequence[Feed], *, after: Callable[[], None] | None = None) -> None:
+    def run(self, batches: Sequence[Feed]) -> None:
         """Run the model on every batch, in evaluation mode; the model is left as it was."""
-        with self._watching():
+        with evaluating(self.model), self._watching():
             for feed in batches:
                 self._feed = feed
                 forward(self.model, feed)
-                if after is not None:
-                    after()
 
     def key_inputs(self, layer: Attention) -> StateSum:
         """What the keys of an attention layer are made of."""
@@ -84,7 +84,7 @@ class Probe:
 
     def _add_heads(self, name: str, states: torch.Tensor, num_heads: int, stack: str) -> None:
         heads = self._rows(states, stack).double().unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (n, tokens, a)
-        self.heads[name] = self.heads.get(name, 0) + heads.mT @ heads
+        self.heads[name] = self.heads.get(name, 0) + (heads.mT @ heads).cpu()
 
     def _centred(self, keys: torch.Tensor, layer: Attention, stack: str) -> torch.Tensor:
         if layer.kind == "group":  # (time, series, size): centred among the variates of a group
@@ -194,7 +194,14 @@ class Probe:
                 known = self.norms.get(layer.name)
                 self.norms[layer.name] = found if known is None else np.maximum(known, found)
 
+            def call_hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
+                if "past_key_values" in options:  # a second call must not find what the first has put there
+                    options = options | {"past_key_values": None}
+                self.calls.setdefault(layer.name, (arguments, options))
+
             yield layer.module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True)
+            if layer.layer == 0 and not layer.is_cross:
+                yield layer.module.register_forward_pre_hook(call_hook, with_kwargs=True)
             yield layer.module.register_forward_hook(norms_hook)
 
 
@@ -203,21 +210,27 @@ def stack_of(layer: Attention) -> str:
     return "decoder" if STACKS[layer.kind] == "decoder" else "encoder"
 
 
-def forward(model: nn.Module, feed: Feed) -> Any:
-    """The model on one batch, in evaluation mode and without gradients."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; then as it was."""
     was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def forward(model: nn.Module, feed: Feed) -> Any:
+    """The model on one batch."""
     device = next(model.parameters()).device
     arguments = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in feed.arguments.items()
     }
     if getattr(model.config, "use_cache", False) and "input_ids" in arguments:
         arguments["use_cache"] = False
-    model.eval()
-    try:
-        with torch.inference_mode():
-            return model(**arguments)
-    finally:
-        model.train(was_training)
+    return model(**arguments)
 
 
 def is_bounded(layer: Attention) -> bool:

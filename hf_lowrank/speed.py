@@ -237,7 +237,7 @@ class Bench:
         chronos = getattr(config, "chronos_config", None) or {}
         self.tokens = workload.context_length + bool(chronos.get("use_eos_token", True))
         self.paths = workload.batch_size * (workload.num_samples or 1)
-        self.sampling = Sampling(*(chronos.get(name) for name in ("temperature", "top_k", "top_p")))
+        self.sampling = Sampling(chronos.get("temperature"), chronos.get("top_k"), chronos.get("top_p"))
 
         small = copy.deepcopy(config)
         small.attention_ranks = {

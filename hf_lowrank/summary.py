@@ -29,6 +29,17 @@ class LayerSummary:
     cached_numbers: int
     dense_cached_numbers: int
 
+    @property
+    def ranks_text(self) -> str:
+        """Ranks kept / had, such as "qk 3/8, vo 5/8"; a whole matrix has none."""
+        if "latent" in self.ranks:
+            return ", ".join(f"{name} {rank or 'dense'}" for name, rank in self.ranks.items())
+        return ", ".join(
+            f"{name} {rank}/{self.dense_ranks[name] or 'dense'}"
+            for name, rank in self.ranks.items()
+            if rank is not None
+        )
+
 
 @dataclass(frozen=True)
 class CompressionSummary:
@@ -78,7 +89,7 @@ def summarize(config: PreTrainedConfig) -> CompressionSummary:
     """The sizes of every layer of a low-rank configuration beside those of the dense model of its shape."""
     full = config.full_ranks()
     size = {"d_model": config.d_model, "num_heads": config.num_heads}
-    tables = config.attention_ranks, config.feed_forward_ranks
+    tables: tuple[dict, ...] = config.attention_ranks, config.feed_forward_ranks
     if config.model_type == "lowrank_t5" and not config.is_encoder_decoder:  # an encoder alone
         tables = tuple({key: table[key] for key in table if key.startswith("encoder")} for table in tables)
     rows = []

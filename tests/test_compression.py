@@ -38,6 +38,7 @@ from hf_lowrank import (
 from hf_lowrank.calibration import Calibration, calibrate
 from hf_lowrank.checkpoint import as_pipeline
 from hf_lowrank.modeling_lowrank_t5 import LatentAttention, PerHeadAttention
+from hf_lowrank.pipeline_lowrank_t5 import LowRankChronosPipeline
 
 # Random weights have flat spectra, and the user is told so; the tests of the warnings turn them on again.
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -435,7 +436,7 @@ def test_a_compressed_chronos_is_a_chronos(tmp_path, chronos_t5, chronos_calibra
     assert json.loads((tmp_path / "compressed" / "generation_config.json").read_text())["max_new_tokens"] == 8
 
     pipeline = BaseChronosPipeline.from_pretrained(tmp_path / "compressed")
-    assert type(pipeline) is ChronosPipeline
+    assert type(pipeline) is LowRankChronosPipeline
     assert type(pipeline.model.model) is LowRankT5ForConditionalGeneration
     samples = pipeline.predict([series(), series()[:20]], prediction_length=8, num_samples=3)
     assert samples.shape == (2, 3, 8)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate import cpu_offload
 from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline
 from chronos.chronos import ChronosModel
 from conftest import randomise
@@ -186,6 +185,25 @@ def test_long_contexts_and_horizons_share_the_buckets_of_the_position_bias(model
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_matrices_of_any_make_are_multiplied_alike(monkeypatch, mixed):
+    """oneDNN for large plain ones, the module itself for others, such as an adapter's."""
+    given, paths = inputs(), torch.randint(2, VOCABULARY, (BATCH * SAMPLES, STEPS))
+    expected = model_logits(mixed, given, paths)
+    monkeypatch.setattr("hf_lowrank.decoding.ONEDNN_WEIGHTS", 0)
+    assert_close(loop_logits(mixed, given, paths), expected, rtol=1e-4, atol=1e-5)
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    for module in mixed.modules():
+        if type(module) is torch.nn.Linear and module is not mixed.lm_head and len(module.weight) % 2:
+            module.__class__ = Doubled
+    doubled = model_logits(mixed, given, paths)
+    assert not torch.allclose(doubled, expected, atol=0.1)
+    assert_close(loop_logits(mixed, given, paths), doubled, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["mixed", "gated"])
 def test_half_precision_is_as_close_to_single_as_the_model_is(tmp_path, models, name, dtype):
@@ -287,12 +305,6 @@ def test_tokens_are_drawn_with_the_frequencies_of_stock(sampling):
     assert len(expected) > 5
     assert expected.min() > 5
     assert chisquare(counts[possible], expected).pvalue > 1e-3
-
-
-def test_the_logits_handed_in_may_be_reused(mixed):
-    """Drawing forbids tokens in place, which is why the loop hands over logits that nobody else has."""
-    logits = torch.zeros(2, 8)
-    assert set(Sampling(None, None, None, (3,)).draw(logits.repeat(500, 1)).tolist()) == set(range(8)) - {3}
 
 
 # ---- The pipeline ----------------------------------------------------------------------------------------------------
@@ -397,18 +409,38 @@ def test_the_end_of_a_sequence_is_never_drawn(mixed):
     assert 1 not in drawn[(1,)]
 
 
-def test_an_offloaded_model_forecasts_through_generate(monkeypatch, mixed):
-    stock, ours = pipelines(mixed)
-    torch.manual_seed(2)
-    expected = stock.predict(SERIES)
-    cpu_offload(mixed, execution_device=torch.device("cpu"))
-    torch.manual_seed(2)
-    assert torch.equal(ours.predict(SERIES), expected)
+def test_a_partly_offloaded_model_forecasts_through_generate(tmp_path, mixed):
+    mixed.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(("shared", "encoder", "decoder.embed_tokens", "decoder.final_layer_norm", "lm_head"), "cpu")
+    places |= {f"decoder.block.{i}": "disk" if i == 1 else "cpu" for i in range(3)}
+    offloaded = BaseChronosPipeline.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    assert any(parameter.is_meta for parameter in offloaded.inner_model.parameters())
+    forecasts = []
+    for pipeline in (ChronosPipeline.from_pretrained(tmp_path / "model"), offloaded):
+        torch.manual_seed(2)
+        forecasts.append(pipeline.predict(SERIES))
+    assert torch.equal(*forecasts)
 
 
 def test_other_models_are_refused(tiny_chronos_config):
     with pytest.raises(TypeError, match="model must be a Chronos-T5, dense or low-rank, found Linear"):
         LowRankChronosPipeline(None, ChronosModel(tiny_chronos_config, torch.nn.Linear(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be a positive number, found 0.0"),
+        ({"top_k": -1}, "top_k must be a positive integer, or 0 for all tokens, found -1"),
+        ({"top_p": 1.5}, r"top_p must be in \[0, 1\], found 1.5"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(mixed, options, message):
+    _, ours = pipelines(mixed)
+    with pytest.raises(ValueError, match=message):
+        ours.predict(SERIES, **options)
 
 
 def test_other_ways_to_generate_are_refused(mixed):
