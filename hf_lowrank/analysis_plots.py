@@ -216,11 +216,14 @@ def plot_variates(plt: Any, analysis: Analysis) -> Any:
         )
         for axis, ranks in zip(axes, values):
             label = f"{number} variate{'s' if number > 1 else ''}"
-            axis.plot(range(len(rows)), ranks, line, marker=marker, markersize=4, color=colour, label=label)
+            axis.plot(
+                range(len(rows)), ranks, line, marker=marker, markersize=4, color=colour, label=label, clip_on=False
+            )
     for axis, title in zip(axes, titles):
         axis.set_title(title)
         axis.set_xlabel("layer")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(1.0, axis.get_ylim()[1]))
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel(rf"rank at $\epsilon$ = {_power(epsilon)}")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -266,7 +269,13 @@ def _write(axis: Any, values: FloatArray, middle: float | None, form: str, *, li
             continue
         is_dark = abs(value) > 0.6 * limit if middle is None else value < middle
         axis.text(
-            column, row, form.format(value), ha="center", va="center", fontsize=7, color="white" if is_dark else INK
+            column,
+            row,
+            form.format(round(value, 2) + 0.0),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if is_dark else INK,
         )
 
 

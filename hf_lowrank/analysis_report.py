@@ -266,7 +266,7 @@ def _attention_table(analysis: Analysis) -> Table:
             *(f"{ranks[part]}/{layer.head_dims[part]}" for part in ("qk", "vo")),
             f"{layer.kept(epsilon) / layer.parameters:.0%}",
             *(f"{errors[part]:.2%}" for part in ("qk", "vo")),
-            " ".join("-" if found is None else f"{found.shared:.2f}" for found in sharing),
+            " ".join("-" if found is None else f"{round(found.shared, 2) + 0.0:.2f}" for found in sharing),
         )
     return table
 

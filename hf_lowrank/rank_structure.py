@@ -128,13 +128,21 @@ class StateSum:
         return rows.T @ rows
 
     def spectrum(self, *, is_centred: bool = False) -> Spectrum:
-        """The singular values of the matrix of all tokens, or of their deviations from the mean: min(d, tokens) of them."""
+        """The singular values of the matrix of all tokens, or of their deviations from the mean: min(d, tokens) of them.
+
+        Deviations below 1e-6 of the tokens themselves are rounding errors of a model in float32, and zero.
+        """
+        rows = None if self._gram is not None else torch.cat(self._rows).double()
+        if not is_centred:
+            return Spectrum.of_matrix(rows) if rows is not None else Spectrum.of_gram(self.gram())
         assert self._total is not None
         mean = self._total / self.count
-        if self._gram is not None:
-            return Spectrum.of_gram(self._gram - self.count * torch.outer(mean, mean) if is_centred else self._gram)
-        rows = torch.cat(self._rows).double()
-        return Spectrum.of_matrix(rows - mean if is_centred else rows)
+        if rows is not None:
+            size, centred = float(rows.norm()), Spectrum.of_matrix(rows - mean)
+        else:
+            size = float(self.gram().trace().sqrt())
+            centred = Spectrum.of_gram(self.gram() - self.count * torch.outer(mean, mean))
+        return Spectrum(np.where(centred.values > 1e-6 * size, centred.values, 0.0))
 
     def leading(self, rank: int) -> torch.Tensor:
         """An orthonormal basis (d, rank) of the leading directions of the tokens."""

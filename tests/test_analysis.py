@@ -168,6 +168,14 @@ def test_a_running_sum_is_the_sum_of_all_tokens(count: int) -> None:
     np.testing.assert_allclose(np.abs(left @ basis.numpy()), np.eye(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [5, 40])
+def test_equal_tokens_have_no_deviations_but_rounding_errors(count: int) -> None:
+    total = StateSum()
+    total.add(torch.randn(1, 8) * (1 + 1e-7 * torch.randn(count, 1)))
+    assert total.spectrum(is_centred=True).effective_rank == 0
+    assert total.spectrum().epsilon_rank(1e-2) == 1
+
+
 def test_a_state_that_is_not_finite_is_an_error() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not finite"):

@@ -31,6 +31,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A server with two users, and this process's settings as `HF_ENDPOINT` and `HF_HUB_DISABLE_XET` make them."""
     with serve({"hf_ann": "ann", "hf_bob": "bob"}) as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -283,9 +285,9 @@ def test_what_cannot_be_pushed_is_said_before_anything_is(
     with pytest.raises(ValueError, match="repo_id must be 'owner/name'"):
         push(model, "a/b/c")
     (tmp_path / "notes.json").write_text("[]")
-    with pytest.raises(ValueError, match="evaluation: .*notes.json must be a file of `hf-lowrank evaluate --json`"):
+    with pytest.raises(ValueError, match=r"evaluation: .*notes.json must be a file of `hf-lowrank evaluate --json`"):
         push(model, evaluation=tmp_path / "notes.json")
-    with pytest.raises(ValueError, match="benchmark: .*notes.json must be a file of `hf-lowrank bench --json`"):
+    with pytest.raises(ValueError, match=r"benchmark: .*notes.json must be a file of `hf-lowrank bench --json`"):
         push(model, benchmark=tmp_path / "notes.json")
     assert not hub.requests
     code = CliRunner().invoke(app, ["push", str(tmp_path / "nowhere"), REPO])

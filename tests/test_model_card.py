@@ -20,6 +20,8 @@ from hf_lowrank import (
     render_card,
     summarize,
 )
+from hf_lowrank.benchmark import Benchmark, Comparison, Side
+from hf_lowrank.measurement import Case, Memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
@@ -188,23 +190,28 @@ def test_scores_of_several_models_are_refused(compressed: PreTrainedModel, tmp_p
         render_card(compressed, "ann/small", evaluation=path)
 
 
-def test_speed_is_in_the_card(compressed: PreTrainedModel, tmp_path: Path) -> None:
-    from hf_lowrank.benchmark import benchmark
+def side(name: str, seconds: float, peak: int | None) -> Side:
+    fixed = {"parameters": 10, "bytes_on_disk": 40, "cache_bytes": None, "cache_bytes_repeated": None}
+    limits = {"product_flops": 1, "floor_seconds": 0.5, "roofline_seconds": 0.1}
+    memory = (Memory(peak, peak, 0.1),)
+    return Side(name=name, pipeline="P", seconds=(seconds,) * 3, memory=memory, **fixed, **limits)
 
-    dense = chronos_models.full_rank(chronos_models.dense_bolt())
-    small = chronos_models.bolt(**chronos_models.BOLT_RANKS)
-    dense.save_pretrained(tmp_path / "dense")
-    small.save_pretrained(tmp_path / "small")
-    sizes = {"batch_size": [2], "context_length": [20], "prediction_length": [6]}
-    result = benchmark(str(tmp_path / "small"), str(tmp_path / "dense"), **sizes, device="cpu", threads=1, repeats=1)
+
+@pytest.mark.parametrize("lean", [None, side("dense", 3.0, 8 * 2**20)])
+@pytest.mark.parametrize("peak", [2 * 2**20, None])
+def test_speed_is_in_the_card(
+    compressed: PreTrainedModel, tmp_path: Path, lean: Side | None, peak: int | None
+) -> None:
+    case = Case(batch_size=2, context_length=20, prediction_length=6, num_samples=4)
+    sides = side("/home/ann/secret/small", 1.0, peak), side("dense", 4.0, 8 * 2**20)
+    machine = {"processor": "A 1 GHz", "threads": 3, "device": "CPU", "dtype": "float32"}
+    result = Benchmark(machine, (Comparison(case, *sides, against_lean=lean),))
     result.write_json(tmp_path / "benchmark.json")
-    card = render_card(small, "ann/small", benchmark=tmp_path / "benchmark.json")
-    assert str(card) == str(render_card(small, "ann/small", benchmark=result))
-    row = dict(zip(*tables(card)[1]))
-    assert row["case"] == "batch 2, context 20, horizon 6"
-    comparison = result.comparisons[0]
-    assert row["seconds"] == f"{comparison.model.seconds[0]:.4g}"
-    assert tables(card)[1][1][2] == f"{comparison.against.seconds[0]:.4g}"
-    assert tables(card)[1][1][3].startswith(f"{comparison.ratios['time_ratio'][0]:.3f} (")
-    assert result.machine["processor"] in card.text
-    assert str(tmp_path) not in str(card)
+    card = render_card(compressed, "ann/small", benchmark=tmp_path / "benchmark.json")
+    assert str(card) == str(render_card(compressed, "ann/small", benchmark=result))
+    wanted = ["batch 2, context 20, horizon 6, 4 samples", "1", "4", "0.250 (0.250 to 0.250)"]
+    wanted += [] if lean is None else ["0.750 (0.750 to 0.750)"]
+    wanted += ["-", "8", "-"] if peak is None else ["2", "8", "0.250 (0.250 to 0.250)"]
+    assert tables(card)[1][1] == wanted
+    assert "A 1 GHz, 3 threads,\nCPU float32." in card.text
+    assert "secret" not in str(card)
