@@ -17,6 +17,7 @@ from .model_card import render_card
 from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
 from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+from .pipeline_lowrank_t5 import LowRankChronosPipeline
 from .summary import CompressionSummary, summarize
 
 AutoConfig.register("lowrank_t5", LowRankT5Config)
@@ -43,6 +44,7 @@ __all__ = [
     "LowRankChronosBoltConfig",
     "LowRankChronosBoltModelForForecasting",
     "LowRankChronosBoltPipeline",
+    "LowRankChronosPipeline",
     "LowRankT5Config",
     "LowRankT5EncoderModel",
     "LowRankT5ForConditionalGeneration",

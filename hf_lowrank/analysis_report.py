@@ -72,13 +72,11 @@ def _flow(analysis: Analysis, epsilon: float) -> str:
         ranks = first.epsilon_rank(epsilon), last.epsilon_rank(epsilon)
         effective = first.effective_rank, last.effective_rank
         limit = min(analysis.d_model, states[-1].tokens)
-        trend = (
-            "grows"
-            if effective[1] > 1.05 * effective[0]
-            else "falls"
-            if effective[1] < 0.95 * effective[0]
-            else "stays"
-        )
+        trend = "stays"
+        if effective[1] > ALIKE * effective[0]:
+            trend = "grows"
+        elif effective[0] > ALIKE * effective[1]:
+            trend = "falls"
         note = f", of {limit} tokens" if limit < analysis.d_model else f" of {limit}"
         texts.append(
             f"{stack} {ranks[0]} to {ranks[1]}{note} (effective rank {effective[0]:.0f} to {effective[1]:.0f}: {trend})"

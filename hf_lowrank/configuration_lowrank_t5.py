@@ -156,12 +156,17 @@ class CarriesItsCode:
         """The class that each of transformers' Auto classes makes of this configuration."""
         raise NotImplementedError
 
+    def validate_ranks(self) -> None:
+        """Raise ValueError where the tables do not fit the model."""
+        raise NotImplementedError
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers', with `auto_map` filled for every Auto class and not only for the one that was saved.
 
         transformers copies the file that defines a configuration and, recursively, all that it imports from its own folder;
         `auto_classes` imports the models, so they are among them.
         """
+        self.validate_ranks()  # before any file is written
         self.auto_map = {
             name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
             for name, found in self.auto_classes().items()

@@ -9,8 +9,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -109,7 +110,7 @@ def push_to_hub(
     api = HfApi(token=token, library_name="hf_lowrank")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        render = {"evaluation": evaluation, "benchmark": benchmark, "license": license}
+        render: dict[str, Any] = {"evaluation": evaluation, "benchmark": benchmark, "license": license}
         render_card(model, repo_id, **render)  # a bad file is an error before anything is on the Hub
         with _explained(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner
@@ -126,15 +127,14 @@ def push_to_hub(
         with _explained(repo_id):
             is_ours = overwrite_card or README not in files or _is_ours(api, repo_id, info.sha)
         if is_ours:
-            card = render_card(model, repo_id, **render)
-            Path(folder, README).write_text(signed(str(card)), encoding="utf-8")
+            Path(folder, README).write_text(signed(str(render(repo_id))), encoding="utf-8")
         else:
             warnings.warn(
                 f"The card of {repo_id} was written or edited by a person and is kept as it is; overwrite_card=True "
                 "(--overwrite-card) replaces it.",
                 stacklevel=2,
             )
-        saved = sorted(path for path in Path(folder).iterdir())
+        saved = sorted(Path(folder).iterdir())
         names = {path.name for path in saved}
         stale = sorted(name for name in files - names if WEIGHTS.fullmatch(name))
         with _explained(repo_id):

@@ -60,8 +60,8 @@ def render_card(
     """
     family = check_model(model)
     record = getattr(model.config, "compression", None) or {}
-    source = record.get("source")
-    if license is None and source is not None and (APACHE.match(source) or _is_reference(source)):
+    source = _source(record)
+    if license is None and source is not None and (APACHE.match(source) or source in REFERENCES):
         license = "apache-2.0"
     name = repo_id.split("/")[-1]
     is_chronos = hasattr(model.config, "chronos_config")
@@ -83,7 +83,7 @@ def render_card(
         family=family.name if is_chronos else "text",
         auto_class=_auto_class(model),
         source=source,
-        is_reference=source is not None and _is_reference(source),
+        is_reference=source in REFERENCES,
         call=_call(record),
         record=_record(record),
         sizes=_sizes(model),
@@ -107,8 +107,11 @@ def check_model(model: PreTrainedModel) -> Family:
     return family
 
 
-def _is_reference(source: str) -> bool:
-    return source in REFERENCES or source in {folder.name for folder in REFERENCES.values()}
+def _source(record: Mapping[str, Any]) -> str | None:
+    """What the model was made from, by the name that loads it."""
+    shipped = {folder.name: name for name, folder in REFERENCES.items()}
+    source = record.get("source")
+    return None if source is None else shipped.get(source, source)
 
 
 def _auto_class(model: PreTrainedModel) -> str:
@@ -139,7 +142,7 @@ def _call(record: Mapping[str, Any]) -> str | None:
         shown.insert(0, "ranks=the_table_below")
     if calibration is not None and calibration.get("data") != "synthetic":
         shown.append("calibration=your_data")
-    return f"compress_pretrained({', '.join([repr(record['source']), *shown])})"
+    return f"compress_pretrained({', '.join([repr(_source(record)), *shown])})"
 
 
 def _record(record: Mapping[str, Any]) -> str | None:

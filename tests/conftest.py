@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForCondi
 from hf_lowrank import LowRankT5Config
 from hf_lowrank.calibration import Calibration, calibrate
 
+# Workers of pytest-xdist share the cores.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

@@ -448,3 +448,15 @@ def test_other_ways_to_generate_are_refused(mixed):
     mixed.generation_config.repetition_penalty = 1.3
     with pytest.raises(ValueError, match="generation_config: repetition_penalty is not what LowRankChronosPipeline"):
         ours.predict(SERIES)
+
+
+def test_models_that_forecast_nearly_alike_draw_nearly_alike():
+    logits = 3 * torch.randn(4000, 64)
+    sampling = Sampling(top_k=50, forbidden=(1,))
+    drawn = []
+    for other in (logits, logits + 1e-3 * torch.randn(logits.shape), torch.randn(logits.shape)):
+        torch.manual_seed(5)
+        drawn.append(sampling.draw(other.clone()))
+    assert (drawn[0] == drawn[1]).float().mean() > 0.99
+    assert (drawn[0] == drawn[2]).float().mean() < 0.3
+    assert not any((tokens == 1).any() for tokens in drawn)

@@ -96,5 +96,5 @@ def test_full_rank_scores_exactly_as_dense(dense_folder: Path) -> None:
 
 def test_another_t5_is_refused(dense_t5, tmp_path: Path) -> None:
     dense_t5().save_pretrained(tmp_path / "text")
-    with pytest.raises(ValueError, match="is a T5 without a chronos_config"):
+    with pytest.raises(ValueError, match="is a T5ForConditionalGeneration without a chronos_config"):
         demo(str(tmp_path / "text"))

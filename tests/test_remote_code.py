@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def folders(models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def elsewhere(models, folders: dict[str, Path], tmp_path_factory) -> Iterator[dict[str, Any]]:
+def elsewhere(models, folders: dict[str, Path], tmp_path_factory) -> dict[str, Any]:
     """What a process without the package has loaded, from the folders and from a Hub."""
     work = tmp_path_factory.mktemp("elsewhere")
     with serve({"hf_ann": "ann"}) as hub, pytest.MonkeyPatch.context() as patch:
@@ -162,7 +161,7 @@ def elsewhere(models, folders: dict[str, Path], tmp_path_factory) -> Iterator[di
             stdin=subprocess.DEVNULL,
         )
     assert process.returncode == 0, process.stderr[-4000:]
-    yield json.loads(process.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def family_of(name: str) -> str:
