@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedModel
 
@@ -110,8 +110,8 @@ def push_to_hub(
     api = HfApi(token=token, library_name="hf_lowrank")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        render: dict[str, Any] = {"evaluation": evaluation, "benchmark": benchmark, "license": license}
-        render_card(model, repo_id, **render)  # a bad file is an error before anything is on the Hub
+        render = partial(render_card, model, evaluation=evaluation, benchmark=benchmark, license=license)
+        render(repo_id)  # a bad file is an error before anything is on the Hub
         with _explained(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner
             if revision is not None and revision != "main":
@@ -171,7 +171,10 @@ def _loaded(model: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
             raise ValueError(
                 f"model: {model} holds a {architecture}; it must be a low-rank model ({', '.join(classes)})."
             )
-        return classes[architecture].from_pretrained(model, dtype="auto")
+        loaded, info = classes[architecture].from_pretrained(model, dtype="auto", output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"model: {model} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
+        return loaded
     check_model(model)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
@@ -189,6 +192,8 @@ def _explained(repo_id: str) -> Iterator[None]:
     except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
         response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
         status = None if response is None else response.status_code
+        if isinstance(error, LocalTokenNotFoundError):
+            status = 401
         reason = {
             401: "token: the Hub does not accept it, or there is none; give token=, set HF_TOKEN, or run `hf auth login`",
             403: f"token: it may not write to {repo_id}",

@@ -527,7 +527,8 @@ def test_calibrated_heads_of_low_rank_are_compressed_exactly(monkeypatch, dense_
     for refit in (False, True):
         model = compress_pretrained(dense, uniform=5, calibration=text_batches(model_class), refit=refit)
         assert_same_output(model, dense, tolerance=1e-3)
-        assert max(model.config.compression["predicted_loss"].values()) < 1e-9
+        # The products of activations are made in float32, which leaves that much where there is nothing.
+        assert max(model.config.compression["predicted_loss"].values()) < 1e-7
 
 
 @pytest.mark.parametrize(
@@ -636,7 +637,7 @@ def test_token_batches_calibrate_any_t5(dense_t5, model_class):
         warnings.simplefilter("error")
         model = compress_pretrained(dense, **budgets, calibration=text_batches(model_class))
     assert type(model) is CLASSES[model_class][0]
-    assert model.config.compression["calibration"]["data"] == "token batches"
+    assert model.config.compression["calibration"]["data"] == "batches of the user's"
     assert_within_budgets(model.config, budgets)
     assert_finite(model)
     assert torch.isfinite(model(**inputs_of(model))[0]).all()

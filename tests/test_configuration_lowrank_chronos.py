@@ -255,6 +255,7 @@ def test_the_files_import_nothing_that_the_hub_cannot_bring(module):
     # Not chronos: what the Hub's loader requires it names by the import, and no such package would help.
     assert set(get_imports(path)) <= {"huggingface_hub", "torch", "transformers"} | sys.stdlib_module_names
     # That scan is by line: a docstring must not look like an import.
-    siblings = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom) and node.level]
+    tree = ast.walk(ast.parse(path.read_text()))
+    siblings = [node for node in tree if isinstance(node, ast.ImportFrom) and node.level]
     assert set(get_relative_imports(path)) == {node.module for node in siblings}
     assert all((PACKAGE / f"{node.module}.py").exists() for node in siblings)

@@ -12,6 +12,7 @@ import torch
 from hub_server import Hub, serve
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from typer.testing import CliRunner
 
@@ -212,6 +213,7 @@ def test_a_secret_does_not_go_to_a_public_repository(hub: Hub, model: PreTrained
     [
         ("hf_wrong", "token: the Hub does not accept it"),
         (False, "token: the Hub does not accept it, or there is none"),
+        (True, "token: the Hub does not accept it, or there is none"),
         ("hf_bob", "token: it may not write to ann/small"),
     ],
 )
@@ -282,6 +284,12 @@ def test_what_cannot_be_pushed_is_said_before_anything_is(
     dense_t5().save_pretrained(tmp_path / "dense")
     with pytest.raises(ValueError, match="holds a T5ForConditionalGeneration; it must be a low-rank model"):
         push(tmp_path / "dense")
+    model.save_pretrained(tmp_path / "torn")
+    weights = load_file(tmp_path / "torn" / WEIGHTS)
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, tmp_path / "torn" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"torn lacks the weights encoder.final_layer_norm.weight \(1 in all\)"):
+        push(tmp_path / "torn")
     with pytest.raises(ValueError, match="repo_id must be 'owner/name'"):
         push(model, "a/b/c")
     (tmp_path / "notes.json").write_text("[]")
