@@ -112,9 +112,8 @@ def plot_flow(plt: Any, analysis: Analysis) -> Any:
         steps = np.arange(len(states)) / max(1, len(states) - 1)
         for value, colour, line, marker in zip(EPSILONS, COLOURS, LINES, MARKERS):
             ranks = [state.spectrum.epsilon_rank(value) for state in states]
-            axis.plot(
-                steps, ranks, line, marker=marker, markersize=3.5, color=colour, label=rf"$\epsilon$ = {_power(value)}"
-            )
+            style = {"marker": marker, "markersize": 3.5, "markevery": max(1, len(states) // 12), "color": colour}
+            axis.plot(steps, ranks, line, label=rf"$\epsilon$ = {_power(value)}", **style)
         centred = [state.centred.effective_rank for state in states]
         axis.plot(steps, centred, color=INK, linewidth=2.2, alpha=0.75, label="effective, about the mean")
         axis.set_title(f"hidden states of the {stack}")
@@ -162,7 +161,7 @@ def plot_heads(plt: Any, analysis: Analysis) -> Any:
     layers = analysis.attention
     epsilon = analysis.settings["epsilon"]
     heads = max(layer.num_heads for layer in layers)
-    widths = [max(4, heads), max(4, heads), 4]
+    widths = [max(4, heads), max(4, heads), max(4, heads // 3)]
     height = 1.6 + 0.24 * len(layers)
     figure, axes = plt.subplots(
         1, 3, figsize=(min(13, 3.2 + 0.36 * sum(widths)), height), gridspec_kw={"width_ratios": widths}, sharey=True
@@ -186,7 +185,7 @@ def plot_heads(plt: Any, analysis: Analysis) -> Any:
     _write(axes[2], shared, None, "{:.2f}", limit=limit)
     axes[2].set_title("sharing")
     axes[2].set_xticks(range(4), ["q", "k", "v", "o"])
-    _bar(figure, image, axes[2], "0: unrelated, 1: one subspace")
+    _bar(figure, image, axes[2], "0: unrelated\n1: one subspace")
     axes[0].set_yticks(range(len(names)), names)
     for axis in axes:
         axis.grid(visible=False)

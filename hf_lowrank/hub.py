@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedModel
 
@@ -188,8 +187,9 @@ def _explained(repo_id: str) -> Iterator[None]:
     """Errors of the Hub and of the way to it as an OSError that names the argument to look at."""
     try:
         yield
-    # A file that does not get through is a RuntimeError, whose cause says why.
-    except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
+    # HTTPError is that of httpx, or of whatever client this huggingface_hub has. A file that does not get through is a
+    # RuntimeError, whose cause says why.
+    except (HTTPError, OSError, RuntimeError) as error:
         response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
         status = None if response is None else response.status_code
         if isinstance(error, LocalTokenNotFoundError):

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
     T5ForConditionalGeneration,
@@ -212,11 +213,25 @@ def _check_count(name: str, value: Any) -> None:
 # --- models ------------------------------------------------------------------------------------------------------
 
 
+def _check_family(source: str, argument: str) -> None:
+    """Raise ValueError where the checkpoint is of another family; what cannot be read, its loading reports."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        return
+    family = (config.architectures or ["Chronos-T5"])[0]
+    if "Bolt" in family or "Chronos2" in family:
+        raise ValueError(
+            f"{argument}: {source} is a {family}; recover is for a Chronos-T5. Fine-tune it with transformers' Trainer."
+        )
+
+
 def _load(model: Any, argument: str) -> T5ForConditionalGeneration:
     """A Chronos-T5 of our own, dense or low-rank, in its own dtype; `argument` names it in errors."""
     if isinstance(model, PreTrainedModel):
         loaded, missing = copy.deepcopy(model), set()
     elif isinstance(model, (str, os.PathLike)):
+        _check_family(checkpoint_path(model), argument)
         try:
             loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
                 checkpoint_path(model), dtype="auto", output_loading_info=True

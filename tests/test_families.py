@@ -19,6 +19,7 @@ from hf_lowrank.checkpoint import as_pipeline, build_model, load_chronos, load_d
 from hf_lowrank.factorization import balanced_basis, pair_basis
 from hf_lowrank.families import BOLT, CHRONOS2, T5, family_of
 from hf_lowrank.layers import Layer, attention_layer, feed_forward_layer
+from hf_lowrank.recovery import recover
 from hf_lowrank.sensitivity import _Blocks, inserted, measured_losses
 from hf_lowrank.shapes import SHAPES
 
@@ -316,6 +317,15 @@ def test_what_this_family_cannot_do_is_said(model, calibration):
         compress_pretrained(model, max_cache_ratio=0.5, calibration=calibration)
     with pytest.raises(ValueError, match=r"form has unknown kinds of attention \['sideways'\]"):
         compress_pretrained(model, ratio=0.5, form={"sideways": "latent"})
+
+
+@families
+def test_recovery_is_for_t5(tmp_path, model, calibration):
+    compress_pretrained(model, uniform=4, calibration=calibration).save_pretrained(tmp_path / "small")
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="recover is for a Chronos-T5"):
+        recover(tmp_path / "small", tmp_path / "dense", tmp_path / "new", steps=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_time_attention_is_never_latent(chronos2):

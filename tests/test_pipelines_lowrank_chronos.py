@@ -49,16 +49,16 @@ def both(family: str) -> tuple[BaseChronosPipeline, BaseChronosPipeline]:
     return STOCK[family](dense), LOW_RANK[family](full_rank(dense))
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    """Equal to the last bit, through lists, tuples and data frames."""
+def assert_same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
+    """Equal to the last bit, or to a tolerance, through lists, tuples and data frames."""
     if isinstance(expected, pd.DataFrame):
         pd.testing.assert_frame_equal(found, expected, check_exact=True)
     elif isinstance(expected, torch.Tensor):
-        assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     else:
         assert len(found) == len(expected) > 0
         for one, other in zip(found, expected):
-            assert_same(one, other)
+            assert_same(one, other, tolerance)
 
 
 def frame(columns: list[str], length: int, start: str = "2024-01-01") -> pd.DataFrame:
@@ -353,4 +353,5 @@ def test_the_code_travels_with_the_weights(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     for family, forecast in expected.items():
-        assert_same(torch.load(tmp_path / family / "forecast.pt"), forecast)
+        # Another process may have another number of threads, and round otherwise.
+        assert_same(torch.load(tmp_path / family / "forecast.pt"), forecast, tolerance=1e-4)
