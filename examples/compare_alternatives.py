@@ -58,14 +58,14 @@ class Isotropic(Calibration):
 
         def share(rows: torch.Tensor) -> torch.Tensor:
             gram = rows.flatten(0, 1).T @ rows.flatten(0, 1)
-            return gram / (root @ gram @ root).trace()
+            return gram / (root.mT @ gram @ root).trace()
 
         output = weights.output.transpose(1, 2).flatten(0, 1)
         return replace(
             grams,
             query_gradient=torch.block_diag(*by_head),
-            key_gradient=share(square_root(queries) @ weights.key)
-            + share(square_root(weights.output.mT @ weights.output) @ weights.value),
+            key_gradient=share(square_root(queries).mT @ weights.key)
+            + share(square_root(weights.output.mT @ weights.output).mT @ weights.value),
             output_gradient=torch.eye(len(root), dtype=root.dtype) / (output.T @ grams.mixed @ output).trace(),
         )
 

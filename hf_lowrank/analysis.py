@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .analysis_bounds import Bound, attention_bounds, embedding_bounds, flow_bounds
-from .analysis_data import family_of, feeds
+from .analysis_data import family_name, feeds
 from .analysis_report import verdict
 from .analysis_structures import AttentionStructure, StateStructure, VariateStructure, attention_structure
 from .checkpoint import checkpoint_path, progress
@@ -141,7 +141,7 @@ def analyze(
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be in (0, 1), found {epsilon}.")
     loaded, source = load_model(model)
-    family = family_of(loaded)
+    family = family_name(loaded)
     if variates and (family != "chronos-2" or data is None):
         raise ValueError(f"variates needs a Chronos-2 model and data, found a {family} model.")
     if bad := [number for number in variates if not isinstance(number, int) or number < 1]:

@@ -20,7 +20,7 @@ from torch import nn
 from .synthesis import synthetic_series
 from .training import read_series, tokenize_windows
 
-__all__ = ["Feed", "family_of", "feeds"]
+__all__ = ["Feed", "family_name", "feeds"]
 
 TIME_STEPS, PATCHED_TIME_STEPS = 512, 1024  # of context, by default
 BATCH_SERIES = 8
@@ -28,7 +28,7 @@ SMALLEST_SAMPLE = 4096  # tokens
 Windows = list[NDArray[np.float32]]
 
 
-def family_of(model: nn.Module) -> str:
+def family_name(model: nn.Module) -> str:
     """ "chronos-t5", "chronos-bolt", "chronos-2", or the model_type of the configuration."""
     if getattr(model.config, "chronos_config", None) is None:
         return str(getattr(model.config, "model_type", type(model).__name__))
@@ -200,7 +200,7 @@ def feeds(
     """
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], Mapping) and "input_ids" in data[0]:
         return [_token_feed(model, batch) for batch in data]
-    family = family_of(model)
+    family = family_name(model)
     if family not in READERS:
         if tokenizer is not None and isinstance(data, (str, Path)) and Path(data).suffix == ".txt":
             lines = [line for line in Path(data).read_text(encoding="utf-8").splitlines() if line.strip()]

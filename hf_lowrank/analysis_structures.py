@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .configuration_lowrank_t5 import attention_parameters
+from .factorization import by_head
 from .probes import Probe
 from .projections import Attention
 from .rank_structure import (
@@ -16,7 +17,6 @@ from .rank_structure import (
     Alignment,
     Spectrum,
     head_alignment,
-    head_grams,
     joint_tail,
     largest_rank,
     product_spectra,
@@ -164,7 +164,7 @@ def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
         rows = matrices.flatten(0, 1)  # (heads size, d)
         gram = rows @ rows.T
         whole[part] = _trimmed(Spectrum.of_gram(gram), min(rows.shape))
-        grams[part] = head_grams(gram, len(matrices))
+        grams[part] = by_head(gram, len(matrices))
         limit = min(matrices.shape[1:])
         heads[part] = tuple(_trimmed(Spectrum.of_gram(block), limit) for block in grams[part])
         alignment[part] = head_alignment(

@@ -286,7 +286,7 @@ def balanced_basis(
     return Basis(values, left, gradient_gram @ left * inverse.square())
 
 
-def _by_head(gram: torch.Tensor, num_heads: int) -> torch.Tensor:
+def by_head(gram: torch.Tensor, num_heads: int) -> torch.Tensor:
     """The diagonal blocks (n, h, h) of (n h, n h)."""
     blocks = gram.unflatten(0, (num_heads, -1)).unflatten(2, (num_heads, -1))
     return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
@@ -303,8 +303,8 @@ def per_head_bases(weights: AttentionWeights, grams: AttentionGrams, *, rotary: 
     output = weights.output.transpose(1, 2).flatten(0, 1)  # (n h, d)
     queries = pair_basis if rotary else balanced_basis
     return {
-        "qk": queries(_by_head(grams.query_gradient, heads), _by_head(query @ grams.query_input @ query.T, heads)),
-        "vo": balanced_basis(_by_head(output @ grams.output_gradient @ output.T, heads), _by_head(grams.mixed, heads)),
+        "qk": queries(by_head(grams.query_gradient, heads), by_head(query @ grams.query_input @ query.T, heads)),
+        "vo": balanced_basis(by_head(output @ grams.output_gradient @ output.T, heads), by_head(grams.mixed, heads)),
     }
 
 

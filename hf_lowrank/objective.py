@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from chronos import ChronosConfig
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
+from .families import family_of
 from .training import (
     IGNORED_LABEL,
     SeriesBatches,
@@ -51,6 +53,7 @@ class Objective:
 
     # Contexts of probes are cut to this many of their last values where whole ones are too expensive.
     short_context: int
+    time_axis: tuple[str, ...] = ()  # the tensors that have the context's values
 
     def __init__(self, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
         self.config = config
@@ -63,6 +66,13 @@ class Objective:
 
     def batches(self, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
         """`num_batches` batches of synthetic series or of those in `data`, and a record of what they are."""
+        if isinstance(data, str) and data == "synthetic":
+            return self._drawn(None, num_batches, seed), {"data": "synthetic"}
+        series = read_series(data)
+        return self._drawn(series, num_batches, seed), {"data": f"{len(series)} series"}
+
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
+        """Batches of windows of these series, or of synthetic ones where they are None."""
         raise NotImplementedError
 
     def complete(self, batch: Mapping[str, Any]) -> Batch:
@@ -101,18 +111,6 @@ class Objective:
             for name, tensor in batch.items()
         }
 
-    time_axis: tuple[str, ...] = ()
-
-
-def objective_of(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Objective:
-    """The objective of a dense model of this class."""
-    name = model_class.__name__
-    if name.endswith("ChronosBoltModelForForecasting"):
-        return PatchObjective(config, model_class)
-    if name.endswith("Chronos2Model"):
-        return GroupObjective(config, model_class)
-    return TokenObjective(config, model_class)
-
 
 # --- T5 ----------------------------------------------------------------------------------------------------------
 
@@ -134,17 +132,14 @@ class TokenObjective(Objective):
     def is_logits(self) -> bool:
         return issubclass(self.model_class, T5ForConditionalGeneration)
 
-    def batches(self, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
         settings = ChronosConfig(**self.config.chronos_config)
         size: dict[str, Any] = {"seed": seed, "max_tokens": BATCH_TOKENS, "max_windows": BATCH_WINDOWS}
-        if isinstance(data, str) and data == "synthetic":
+        if series is None:
             supply: Any = SyntheticBatches(settings, num_batches, **size)
-            record = {"data": "synthetic"}
         else:
-            series = read_series(data)
             supply = SeriesBatches(settings, series, num_batches, **size)
-            record = {"data": f"{len(series)} series"}
-        return [self.complete(supply[i]) for i in range(num_batches)], record
+        return [self.complete(supply[i]) for i in range(num_batches)]
 
     def complete(self, batch: Mapping[str, Any]) -> Batch:
         ids = torch.as_tensor(batch["input_ids"])
@@ -269,24 +264,21 @@ class PatchObjective(Objective):
         self.has_reg_token = settings.get("use_reg_token", False)
         self.prediction_length = settings.get("prediction_length", 64)
 
-    def batches(self, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
         size: dict[str, Any] = {
             "seed": seed,
             "max_values": BATCH_TOKENS * self.patch,
             "max_windows": PATCH_BATCH_WINDOWS,
         }
-        if isinstance(data, str) and data == "synthetic":
+        if series is None:
             lengths = min(self.context_length, LONGEST_SYNTHETIC), self.prediction_length
             synthetic = SyntheticWindows(*lengths, num_batches, **size)
             windows = [synthetic[i] for i in range(num_batches)]
-            record = {"data": "synthetic"}
         else:
-            series = read_series(data)
             drawn = SeriesWindows(self.context_length, self.prediction_length, series, num_batches, **size)
             windows = [stack_pieces(**drawn[i]) for i in range(num_batches)]
-            record = {"data": f"{len(series)} series"}
         rng = np.random.default_rng([seed, 3, 1])
-        return [self._from_windows(window, rng) for window in windows], record
+        return [self._from_windows(window, rng) for window in windows]
 
     def _from_windows(self, window: Mapping[str, torch.Tensor], rng: np.random.Generator) -> Batch:
         return {"context": window["context"].float()}
@@ -381,3 +373,13 @@ class GroupObjective(PatchObjective):
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         return super().predict(model, batch)[batch["future_covariates"].isnan().all(dim=1).to(model.device)]
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"t5": TokenObjective, "bolt": PatchObjective, "chronos2": GroupObjective}
+
+
+def objective_of(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Objective:
+    """The objective of a model of this class, of one of the families."""
+    family = family_of(model_class)
+    assert family is not None
+    return OBJECTIVES[family.name](config, model_class)

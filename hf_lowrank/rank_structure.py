@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["EPSILONS", "Alignment", "Spectrum", "StateSum", "head_alignment", "head_grams", "product_spectra"]
+from .factorization import by_head, square_root
+
+__all__ = ["EPSILONS", "Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
 
 EPSILONS = (1e-3, 10**-2.5, 1e-2, 10**-1.5)  # the paper's
 FloatArray = NDArray[np.float64]
@@ -152,24 +154,12 @@ class StateSum:
 # --- heads -------------------------------------------------------------------------------------------------------
 
 
-def head_grams(gram: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The diagonal blocks (n, a, a) of a Gram matrix (n a, n a) of stacked heads."""
-    blocks = gram.unflatten(1, (num_heads, -1)).unflatten(0, (num_heads, -1))  # (n, a, n, a)
-    return torch.stack([blocks[i, :, i] for i in range(num_heads)])
-
-
-def gram_root(gram: torch.Tensor) -> torch.Tensor:
-    """G^1/2 of symmetric positive semidefinite matrices (..., a, a)."""
-    values, vectors = torch.linalg.eigh(gram)
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
-
-
 def product_spectra(left: torch.Tensor, right: torch.Tensor) -> tuple[Spectrum, ...]:
     """The singular values of A^T B of every head from A A^T and B B^T, both (n, a, a).
 
-    A^T B has those of (A A^T)^1/2 (B B^T)^1/2, which is a x a: A^T = U (A A^T)^1/2 with orthonormal columns in U.
+    With any roots L L^T = A A^T and R R^T = B B^T it has those of L^T R, which is a x a: A^T = U L^T with orthonormal columns in U.
     """
-    values = torch.linalg.svdvals(gram_root(left.double()) @ gram_root(right.double()))
+    values = torch.linalg.svdvals(square_root(left.double()).mT @ square_root(right.double()))
     return tuple(Spectrum(head) for head in values.cpu().numpy())
 
 
@@ -204,7 +194,7 @@ def head_alignment(gram: torch.Tensor, num_heads: int, *, dimension: int, rank: 
     if num_heads < 2:
         return None
     gram = gram.double()
-    values, vectors = torch.linalg.eigh(head_grams(gram, num_heads))
+    values, vectors = torch.linalg.eigh(by_head(gram, num_heads))
     values, vectors = values.flip(-1), vectors.flip(-1)
     rank = min(rank, int((values > CUTOFF * values[:, :1]).sum(1).min()))
     if rank == 0:

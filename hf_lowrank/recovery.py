@@ -36,6 +36,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoint import check_output, checkpoint_path, save_compressed, write_text
+from .families import FAMILIES, T5
 from .training import IGNORED_LABEL, SeriesBatches, SyntheticBatches, read_series, single_batch, tokenize_pieces
 
 __all__ = ["RecoveryScore", "distillation_loss", "recover"]
@@ -219,10 +220,11 @@ def _check_family(source: str, argument: str) -> None:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
         return
-    family = (config.architectures or ["Chronos-T5"])[0]
-    if "Bolt" in family or "Chronos2" in family:
+    architecture = (config.architectures or [""])[0]
+    pairs = (pair for family in FAMILIES if family is not T5 for pair in family.classes.items())
+    if architecture in {cls.__name__ for pair in pairs for cls in pair}:
         raise ValueError(
-            f"{argument}: {source} is a {family}; recover is for a Chronos-T5. Fine-tune it with transformers' Trainer."
+            f"{argument}: {source} is a {architecture}; recover is for a Chronos-T5. Fine-tune it with transformers' Trainer."
         )
 
 

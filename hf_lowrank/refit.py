@@ -30,6 +30,7 @@ from .checkpoint import DenseCheckpoint
 from .factorization import balanced_basis
 from .modeling_lowrank_t5 import LatentAttention, LowRankT5FeedForward, PerHeadAttention, ThinFactors
 from .objective import Batch
+from .sensitivity import skipped
 
 __all__ = ["refit"]
 
@@ -124,9 +125,8 @@ def _enter(
     with ExitStack() as stack:
         stack.callback(first.register_forward_pre_hook(catch, with_kwargs=True).remove)
         if encoded is not None:  # the encoder is not run again
-            for block in dense.encoder.block:
-                block.forward = lambda hidden, *_, **__: (hidden, None, None)
-                stack.callback(delattr, block, "forward")
+            blocks = dense.encoder.block
+            stack.enter_context(skipped(blocks, [(encoded[0], None, None)] * len(blocks)))
         with suppress(_Caught):
             checkpoint.objective.predict(dense, batch)
     hidden = caught.pop("hidden_states")

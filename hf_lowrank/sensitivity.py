@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .allocation import Component
@@ -16,7 +17,7 @@ from .checkpoint import DenseCheckpoint, progress
 from .layers import Layer, Point
 from .objective import Batch, Objective
 
-__all__ = ["inserted", "measured_losses", "reweighted"]
+__all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
 ARITHMETIC, TOKENS = 3e12, (1024, 16384)
@@ -73,16 +74,17 @@ class _Blocks:
             for handle in handles:
                 handle.remove()
 
-    @contextmanager
-    def skipped(self, count: int, answers: Sequence[Any]) -> Iterator[None]:
-        """The first blocks answer as recorded, without any work, while the block runs."""
-        for block, answer in zip(self.modules[:count], answers):
-            block.forward = lambda *_, answer=answer, **__: answer
-        try:
-            yield
-        finally:
-            for block in self.modules[:count]:
-                del block.forward
+
+@contextmanager
+def skipped(blocks: Sequence[nn.Module], answers: Sequence[Any]) -> Iterator[None]:
+    """The blocks give these answers, without any work, for as long as the block runs."""
+    for block, answer in zip(blocks, answers):
+        block.forward = lambda *_, answer=answer, **__: answer
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> float:
@@ -162,7 +164,7 @@ def measured_losses(
             for part, rank in changes:
                 stack.enter_context(inserted(model, layer.points()[part], rank))
             for batch, recorded, reference in zip(probes, answers, wanted):
-                with blocks.skipped(before, recorded):
+                with skipped(blocks.modules[:before], recorded):
                     total += objective.divergence(reference, objective.predict(model, batch))
         predicted = {f"{layer.name}.{part}": components[f"{layer.name}.{part}"].loss[rank] for part, rank in changes}
         whole = sum(predicted.values())

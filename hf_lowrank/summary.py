@@ -12,6 +12,7 @@ from .configuration_lowrank_t5 import (
     cached_numbers,
     feed_forward_parameters,
 )
+from .families import FAMILIES, T5
 
 __all__ = ["CompressionSummary", "LayerSummary", "summarize"]
 
@@ -90,12 +91,12 @@ def summarize(config: PreTrainedConfig) -> CompressionSummary:
     full = config.full_ranks()
     size = {"d_model": config.d_model, "num_heads": config.num_heads}
     tables: tuple[dict, ...] = config.attention_ranks, config.feed_forward_ranks
-    if config.model_type == "lowrank_t5" and not config.is_encoder_decoder:  # an encoder alone
+    family = next(family for family in FAMILIES if family.config_class.model_type == config.model_type)
+    if family is T5 and not config.is_encoder_decoder:  # an encoder alone
         tables = tuple({key: table[key] for key in table if key.startswith("encoder")} for table in tables)
     rows = []
     for kind, entries in tables[0].items():
-        # The encoder keeps no cache, and models that forecast in one pass keep none at all.
-        token = int(config.model_type == "lowrank_t5" and kind != "encoder_self")
+        token = int(kind in family.cached)
         for i, (entry, dense) in enumerate(zip(entries, full["attention_ranks"][kind])):
             rows.append(
                 LayerSummary(

@@ -17,6 +17,7 @@ from .checkpoint import as_pipeline, load_chronos, write_text
 from .compression import compress_pretrained
 from .evaluation import evaluate
 from .evaluation_tasks import EvaluationTask
+from .rank_structure import EPSILONS as PAPER_EPSILONS
 from .summary import summarize
 
 __all__ = ["METHODS", "PAPER_EPSILONS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
@@ -30,7 +31,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "paper"},
 }
 SHOWN = ("default", "weights", "paper")
-PAPER_EPSILONS = (1e-3, 10**-2.5, 1e-2, 10**-1.5)
 PAPER_RATIOS = (0.393, 0.237, 0.151, 0.073)
 # Post-training WQL of Chronos relative to the original at these ratios, by benchmark: arXiv 2510.03358.
 PUBLISHED = {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from chronos.chronos2 import Chronos2CoreConfig, Chronos2Model
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
+from conftest import SHAPE
 from transformers import PreTrainedModel, T5Config
 
 from hf_lowrank import (
@@ -18,20 +19,10 @@ from hf_lowrank import (
 )
 
 DECILES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-D_MODEL, D_KV, D_FF, HEADS = 16, 8, 24, 2
+D_MODEL, D_KV, D_FF, HEADS = (SHAPE[name] for name in ("d_model", "d_kv", "d_ff", "num_heads"))
 
-# Uneven on purpose: no two of these numbers can be mixed up without an error of shape.
 BOLT = {
-    "d_model": D_MODEL,
-    "d_kv": D_KV,
-    "d_ff": D_FF,
-    "num_heads": HEADS,
-    "num_layers": 2,
-    "num_decoder_layers": 3,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 20,
-    "dropout_rate": 0.0,
-    "decoder_start_token_id": 0,
+    **{name: value for name, value in SHAPE.items() if name != "vocab_size"},  # Chronos-Bolt sets its own
     "tie_word_embeddings": False,
     "chronos_config": {
         "context_length": 40,

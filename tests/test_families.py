@@ -11,21 +11,20 @@ import torch
 from chronos import BaseChronosPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_tools import entry_of, layers_of, predictions, truncated
 from torch.testing import assert_close
 from transformers import AutoModel, PreTrainedModel
 
 from hf_lowrank import Calibration, calibrate, compress_pretrained, shapes, summarize
-from hf_lowrank.checkpoint import as_pipeline, build_model, load_chronos, load_dense
+from hf_lowrank.checkpoint import as_pipeline, load_chronos, load_dense
 from hf_lowrank.factorization import balanced_basis, pair_basis
 from hf_lowrank.families import BOLT, CHRONOS2, T5, family_of
-from hf_lowrank.layers import Layer, attention_layer, feed_forward_layer
 from hf_lowrank.recovery import recover
-from hf_lowrank.sensitivity import _Blocks, inserted, measured_losses
+from hf_lowrank.sensitivity import _Blocks, inserted, measured_losses, skipped
 from hf_lowrank.shapes import SHAPES
 
 FAMILIES = ("bolt", "chronos2")
 families = pytest.mark.parametrize("family", FAMILIES)
-FORMS = ("per_head", "latent")
 
 
 @pytest.fixture(autouse=True)
@@ -62,35 +61,6 @@ def quantiles(model: PreTrainedModel, **more: Any) -> torch.Tensor:
         more |= {"group_ids": torch.tensor([0, 0, 1, 2, 2]), "num_output_patches": 2, "future_covariates": future}
     with torch.no_grad():
         return model(context=context, **more).quantile_preds
-
-
-def layers_of(dense: Any, measured: Calibration) -> list[Layer]:
-    attention: list[Layer] = [
-        attention_layer(dense, name, measured.attention(name), FORMS, max_rank=None) for name, _ in dense.layers
-    ]
-    return attention + [
-        feed_forward_layer(dense, name, measured.feed_forward(name)) for name, _ in dense.feed_forward_layers
-    ]
-
-
-def predictions(layers: list[Layer]) -> dict[str, Any]:
-    return {name: found for layer in layers for name, found in layer.components(weight=None).items()}
-
-
-def entry_of(layer: Any, part: str, rank: int) -> dict[str, Any]:
-    if part in ("latent", "query", "output"):
-        return {"latent": layer.config.d_model, "query": None, "output": None, part: rank}
-    return {**layer.dense_entry, part: rank}
-
-
-def truncated(dense: Any, layer: Layer, entry: dict[str, Any]) -> PreTrainedModel:
-    config = dense.family.lowrank_config(dense.config, {})
-    kind, index = layer.name.split(".")
-    table = config.feed_forward_ranks if "feed_forward" in kind else config.attention_ranks
-    table[kind.removesuffix("_feed_forward")][int(index)] = entry
-    weights = {name: weight for name, weight in dense.weights.items() if name not in layer.dense_names}
-    weights |= layer.factorize(entry)
-    return build_model(dense.lowrank_class, config, weights, tied_keys=dense.tied_keys, generation_config=None)
 
 
 @families
@@ -168,7 +138,7 @@ def test_skipped_blocks_are_as_before_afterwards(model):
     wanted = quantiles(model)
     with blocks.recorded() as answers:
         quantiles(model)
-    with blocks.skipped(len(blocks.modules), answers):
+    with skipped(blocks.modules, answers):
         assert_close(quantiles(model), wanted, rtol=0, atol=0, equal_nan=True)
     assert not any("forward" in vars(block) or block._forward_hooks for block in blocks.modules)
     assert_close(quantiles(model), wanted, rtol=0, atol=0, equal_nan=True)

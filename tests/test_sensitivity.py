@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layer_tools import FORMS, entry_of, layers_of, predictions, truncated
 from torch.testing import assert_close
 from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
 
 from hf_lowrank import sensitivity
 from hf_lowrank.calibration import Calibration, calibrate
-from hf_lowrank.checkpoint import DenseCheckpoint, build_model, load_dense
-from hf_lowrank.families import T5
-from hf_lowrank.layers import Layer, attention_layer, feed_forward_layer
+from hf_lowrank.checkpoint import load_dense
+from hf_lowrank.layers import Layer
 from hf_lowrank.sensitivity import inserted, measured_losses, reweighted
 
 Batch = dict[str, torch.Tensor]
-FORMS = ("per_head", "latent")
 
 
 def token_batches(model: PreTrainedModel) -> list[Batch]:
@@ -34,15 +33,6 @@ def token_batches(model: PreTrainedModel) -> list[Batch]:
     return batches
 
 
-def layers_of(dense: DenseCheckpoint, measured: Calibration, forms: tuple[str, ...] = FORMS) -> list[Layer]:
-    layers: list[Layer] = [
-        attention_layer(dense, name, measured.attention(name), forms, max_rank=None) for name, _ in dense.layers
-    ]
-    return layers + [
-        feed_forward_layer(dense, name, measured.feed_forward(name)) for name, _ in dense.feed_forward_layers
-    ]
-
-
 def few(calibration: Calibration) -> list[Batch]:
     """The first series of every batch."""
     return [{name: tensor[:6] for name, tensor in batch.items()} for batch in calibration.batches]
@@ -50,36 +40,6 @@ def few(calibration: Calibration) -> list[Batch]:
 
 def last_of_each_kind(layers: list[Layer]) -> list[Any]:
     return list({layer.name.split(".")[0]: layer for layer in layers}.values())
-
-
-def predictions(layers: list[Layer]) -> dict[str, Any]:
-    return {name: found for layer in layers for name, found in layer.components(weight=None).items()}
-
-
-def entry_of(layer: Any, part: str, rank: int) -> dict[str, Any]:
-    """The entry in which only this component is truncated."""
-    if part in ("latent", "query", "output"):
-        return {"latent": layer.config.d_model, "query": None, "output": None, part: rank}
-    return {**layer.dense_entry, part: rank}
-
-
-def truncated(dense: DenseCheckpoint, layer: Layer, entry: dict[str, Any]) -> PreTrainedModel:
-    """The low-rank model in which this layer has this entry, and all others are dense."""
-    config = T5.lowrank_config(dense.config, {})
-    kind, index = layer.name.split(".")
-    if "feed_forward" in kind:
-        config.feed_forward_ranks[kind.removesuffix("_feed_forward")][int(index)] = entry
-    else:
-        config.attention_ranks[kind][int(index)] = entry
-    config.validate_ranks()
-    weights = {name: weight for name, weight in dense.weights.items() if name not in layer.dense_names}
-    return build_model(
-        dense.lowrank_class,
-        config,
-        weights | layer.factorize(entry),
-        tied_keys=dense.tied_keys,
-        generation_config=None,
-    )
 
 
 @torch.no_grad()
