@@ -30,16 +30,17 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 HEAD_MULTIPLE = 16
 
 
-def linear(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """`module(states)`, of a matrix, thin factors, or whatever an adapter or a quantizer has put in their place."""
+def linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+    """`module(states)`, of a matrix, thin factors, or whatever an adapter or a quantizer has put in their place; with `relu` its positive part."""
     if isinstance(module, nn.Sequential):
-        for part in module:
+        *first, module = module
+        for part in first:
             states = linear(part, states)
-        return states
     is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and states.dtype == torch.float32
     if ONEDNN is None or not is_plain or states.device.type != "cpu" or module.weight.numel() < ONEDNN_WEIGHTS:
-        return module(states)
-    return ONEDNN(states, module.weight, module.bias, "none", [], "")
+        states = module(states)
+        return states.relu_() if relu else states
+    return ONEDNN(states, module.weight, module.bias, "relu" if relu else "none", [], "")
 
 
 def rms_norm(states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
@@ -60,11 +61,13 @@ def add(states: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
 
 def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """T5's feed-forward layer of any make, plain or gated; the one large intermediate is worked on in place."""
-    act = torch.relu_ if isinstance(layer.act, nn.ReLU) else layer.act
-    if hasattr(layer, "wi_0"):
-        hidden = act(linear(layer.wi_0, states)).mul_(linear(layer.wi_1, states))
+    first = layer.wi_0 if hasattr(layer, "wi_0") else layer.wi
+    if isinstance(layer.act, nn.ReLU):
+        hidden = linear(first, states, relu=True)
     else:
-        hidden = act(linear(layer.wi, states))
+        hidden = layer.act(linear(first, states))
+    if hasattr(layer, "wi_0"):
+        hidden = hidden.mul_(linear(layer.wi_1, states))
     wo = next(layer.wo.parameters()).dtype
     # `wo` stays in float32 when the rest is float16, as in T5.
     return linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
