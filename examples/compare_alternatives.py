@@ -145,7 +145,7 @@ def whitened(dense: DenseCheckpoint, calibration: Calibration, ratio: float) -> 
 
 
 def rebuilt(dense: DenseCheckpoint, weights: dict[str, torch.Tensor], width: int | None = None) -> PreTrainedModel:
-    config = T5.lowrank_config(dense.config, {})
+    config = T5.lowrank_config(dense.config)
     if width is not None:
         for entry in (entry for entries in config.feed_forward_ranks.values() for entry in entries):
             entry["width"] = width
@@ -238,7 +238,7 @@ def main(
     def schedule(ratio: float) -> PreTrainedModel:
         """The paper's growth at the largest first rank that keeps the ratio."""
         for base in range(100 * model.config.d_kv, 0, -1):
-            found = T5.lowrank_config(dense.config, {}).__class__(
+            found = T5.lowrank_config(dense.config).__class__(
                 **{**dense.config.to_dict(), "base_rank": base / 100, "rank_growth": 0.35}
             )
             kept = [entry["qk"] for entries in found.attention_ranks.values() for entry in entries]

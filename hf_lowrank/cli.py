@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -403,6 +404,161 @@ def print_evaluation(result: EvaluationResult) -> None:
                 cells = (f"{m['geometric_mean']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in means)
                 table.add_row(model, baseline, *cells, str(means[0]["num_tasks"]))
     console.print(table)
+
+
+@app.command()
+def pretrain(
+    output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON file of settings; the options below take their place.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from this checkpoint, dense or compressed, in place of a fresh model.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="'t5' (default) or 'bolt', of the reference's size.")] = None,
+    shape: Annotated[str | None, typer.Option(help="A published shape, such as t5-base or bolt-small.")] = None,
+    base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
+    rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
+    rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
+    ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of attention ranks.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default 8000.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate; default 2e-3.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, about; default 4096.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that make batches; default 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and of the data; default 0.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the model's ranks and size, and stop.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan, or the record of the run, as JSON.")
+    ] = False,
+) -> None:
+    """Pretrain a Chronos-T5 or Chronos-Bolt, low-rank or dense, from scratch or from a checkpoint."""
+    with plain_messages():
+        from .pretraining import PretrainingSettings, plan_of
+        from .pretraining import pretrain as run
+
+        given: dict[str, Any] = {
+            "start": start,
+            "family": family,
+            "shape": shape,
+            "base_rank": base_rank,
+            "rank_growth": rank_growth,
+            "rank_rounding": rank_rounding,
+            "attention_ranks": None if ranks is None else json.loads(ranks.read_text()),
+            "data": data,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "batch_tokens": batch_tokens,
+            "workers": workers,
+            "seed": seed,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = PretrainingSettings(**given) if config is None else PretrainingSettings.from_file(config, **given)
+        is_main = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts
+        planned = plan_of(settings)
+        if plan and as_json:
+            print_json(asdict(planned))
+        elif is_main and not as_json:
+            console.print(planned.text, soft_wrap=True, highlight=False)
+        if plan:
+            return
+        if output is None:
+            raise ValueError("OUTPUT is missing: the folder to write.")
+        run(output, settings, resume=resume, overwrite=overwrite, show_progress=True)
+        record = json.loads((output / "pretraining.json").read_text())
+        if is_main and as_json:
+            print_json(record)
+        elif is_main:
+            loss = f"; loss {record['held_out_loss']:.3f} on held-out series" if "held_out_loss" in record else ""
+            console.print(f"{output}: {record['steps']:,} steps{loss}.", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def forecast(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'; any family, dense or compressed.")
+    ],
+    input_: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="Your CSV or parquet file, of any size; a series' rows follow each other."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="The CSV or parquet file to write.")],
+    horizon: Annotated[
+        int | None, typer.Option("--horizon", "--prediction-length", help="Steps to forecast. Default: the model's.")
+    ] = None,
+    quantiles: Annotated[str, typer.Option(help="Quantile levels.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    batch_size: Annotated[int, typer.Option(help="Series in a batch.")] = 32,
+    context_length: Annotated[
+        int | None, typer.Option(help="Past steps that the model sees. Default: the model's.")
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    freq: Annotated[str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'.")] = None,
+    id_column: Annotated[str, typer.Option(help="The column that names the series.")] = "item_id",
+    timestamp_column: Annotated[str, typer.Option(help="The column of the times.")] = "timestamp",
+    target: Annotated[str, typer.Option(help="The column of the values.")] = "target",
+    chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
+    device: Annotated[
+        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Forecast every series of a file that may be larger than memory."""
+    with plain_messages():
+        from .forecast import forecast_file
+
+        try:
+            levels = [float(level) for level in quantiles.split(",")]
+        except ValueError:
+            raise ValueError(f"--quantiles must be numbers such as 0.1,0.5,0.9, found {quantiles!r}.") from None
+        summary = forecast_file(
+            model,
+            input_,
+            output,
+            horizon=horizon,
+            quantiles=levels,
+            batch_size=batch_size,
+            context_length=context_length,
+            num_samples=num_samples,
+            seed=seed,
+            freq=freq,
+            id_column=id_column,
+            timestamp_column=timestamp_column,
+            target=target,
+            chunk_rows=chunk_rows,
+            device=device,
+            dtype=dtype,
+            resume=resume,
+            overwrite=overwrite,
+            show_progress=True,
+        )
+        if as_json:
+            print_json(summary.to_dict())
+            return
+        if summary.num_left_out:
+            named = ", ".join(summary.left_out) + (", ..." if summary.num_left_out > len(summary.left_out) else "")
+            messages.print(
+                f"[bold yellow]warning:[/] {summary.num_left_out} series have no value in the context and are left out: {named}",
+                soft_wrap=True,
+                highlight=False,
+            )
+        resumed = f", {summary.num_resumed:,} of them in an earlier run" if summary.num_resumed else ""
+        console.print(
+            f"{output}: {summary.num_forecast_rows:,} rows, forecasts of {summary.num_series - summary.num_left_out:,} series{resumed}; "
+            f"{summary.seconds:.1f} s, {summary.series_per_second:.1f} series/s.",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 @app.command()

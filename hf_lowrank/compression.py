@@ -343,7 +343,9 @@ def compress_pretrained(
     if method == "paper":
         return _paper(dense, policy, show_progress)
     try:
-        config = dense.family.lowrank_config(dense.config, policy.value if policy.name == "ranks" else {})
+        config = dense.family.lowrank_config(
+            dense.config, attention_ranks=policy.value if policy.name == "ranks" else {}
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
 
@@ -544,7 +546,7 @@ def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
 
 def _paper(dense: DenseCheckpoint, policy: Policy, show_progress: bool) -> PreTrainedModel:
     """The paper's post-training method: each of q, k, v and o at its own rank, written back dense."""
-    config = dense.family.lowrank_config(dense.config, {})
+    config = dense.family.lowrank_config(dense.config)
     truncated, kept, losses = truncate_matrices(dense, policy.name, policy.value, show_progress=show_progress)
     share = sum(kept.values()) / (len(kept) * min(dense.config.d_model, dense.config.num_heads * dense.config.d_kv))
     config.compression = _record(dense, "paper", policy, losses, seed=None, kept_ranks=kept, kept_rank_ratio=share)

@@ -183,7 +183,7 @@ def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict
     config = model.config
     family = family_of(type(model))
     if family is not None and type(model) in family.classes:  # a dense model's sizes are those of a table at full rank
-        config = family.lowrank_config(config, {})
+        config = family.lowrank_config(config)
     sizes = summarize(config)
     width = model.dtype.itemsize
     return DemoRow(

@@ -51,12 +51,12 @@ class Family:
         """All kinds of layers."""
         return {**self.attention, **self.feed_forward}
 
-    def lowrank_config(self, config: PreTrainedConfig, attention_ranks: dict[str, Any]) -> PreTrainedConfig:
-        """The configuration of a dense model as a low-rank one, with a table of ranks or, where it is empty, full rank."""
+    def lowrank_config(self, config: PreTrainedConfig, **ranks: Any) -> PreTrainedConfig:
+        """The configuration of a dense model as a low-rank one, with the tables or the schedule in `ranks`, or full rank."""
         values = config.to_dict()
         for name in ("model_type", "architectures", "transformers_version", "auto_map", "chronos_pipeline_class"):
             values.pop(name, None)
-        return self.config_class(**values, attention_ranks=attention_ranks)
+        return self.config_class(**values, **ranks)
 
 
 T5_ATTENTION = {

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
-import re
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from chronos import ChronosConfig
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -30,21 +24,35 @@ from transformers import (
     PreTrainedModel,
     T5ForConditionalGeneration,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 
-from .checkpoint import check_output, checkpoint_path, save_compressed, write_text
+from .checkpoint import check_output, checkpoint_path, save_compressed
 from .families import FAMILIES, T5
-from .training import IGNORED_LABEL, SeriesBatches, SyntheticBatches, read_series, single_batch, tokenize_pieces
+from .training import (
+    IGNORED_LABEL,
+    SeriesBatches,
+    SyntheticBatches,
+    held_out_ends,
+    read_series,
+    single_batch,
+    tokenize_pieces,
+)
+from .training_runs import (
+    HELD_OUT_SEED,
+    Hopeless,
+    check_count,
+    last_checkpoint,
+    progress_bar,
+    public_name,
+    working_folder,
+)
 
 __all__ = ["RecoveryScore", "distillation_loss", "recover"]
 
-HELD_OUT_SEED = 1_000_003  # of synthetic series; never a training seed
 # Teacher and student may sample differently, and see less of the past; a token must mean the same to both.
 NOT_OF_THE_TOKENIZER = {"context_length", "prediction_length", "num_samples", "temperature", "top_k", "top_p"}
-SETTINGS_FILE = "recovery.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class _Settings:
 
     def check(self) -> None:
         for name in ("steps", "batch_tokens"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name, allowed, is_allowed in (
             ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
             ("distillation_weight", "in [0, 1]", 0 <= self.distillation_weight <= 1),
@@ -90,7 +98,7 @@ class _Data:
     held_out: Sequence[dict[str, torch.Tensor]]
 
 
-class _Diverged(ValueError):
+class _Diverged(Hopeless):
     def __init__(self, settings: _Settings) -> None:
         super().__init__(f"learning_rate={settings.learning_rate} made the training diverge; give a lower one.")
 
@@ -175,9 +183,9 @@ def recover(
     """
     settings = _Settings(steps, learning_rate, distillation_weight, temperature, seed, batch_tokens)
     settings.check()
-    _check_count("evaluation_batches", evaluation_batches)
+    check_count("evaluation_batches", evaluation_batches)
     check_output(output, overwrite=overwrite)
-    names = {"student": _public_name(student), "teacher": _public_name(teacher)}
+    names = {"student": public_name(student), "teacher": public_name(teacher)}
     learner, expert = _load(student, "student"), _load(teacher, "teacher")
     _check_same_tokens(learner, expert, names)
     chronos_config = ChronosConfig(**learner.config.chronos_config)
@@ -186,7 +194,7 @@ def recover(
     else:
         data = _own_data(chronos_config, read_series(series), settings, evaluation_batches)
     identity = {"student": _weights_digest(learner), "teacher": _weights_digest(expert), "series": data.digest}
-    with _working_folder(output, asdict(settings) | identity, resume=resume) as folder:
+    with working_folder(output, "recovery", asdict(settings) | identity, resume=resume) as folder:
         before, after = _train(learner, expert, data, settings, folder, show_progress)
         record = (
             names | asdict(settings) | {"series": data.description, "before": asdict(before), "after": asdict(after)}
@@ -204,11 +212,6 @@ def recover(
             stacklevel=2,
         )
     return learner
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, found {value!r}.")
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ def _load(model: Any, argument: str) -> T5ForConditionalGeneration:
         missing = info["missing_keys"]
     else:
         raise ValueError(f"{argument} must be a folder, a Hub id or a loaded model, found a {type(model).__name__}.")
-    name = _public_name(model)
+    name = public_name(model)
     chronos_config = getattr(loaded.config, "chronos_config", None) or {}
     if not isinstance(loaded, T5ForConditionalGeneration) or "tokenizer_class" not in chronos_config:
         raise ValueError(
@@ -257,13 +260,6 @@ def _load(model: Any, argument: str) -> T5ForConditionalGeneration:
             f"{argument}: {name} lacks the weights {', '.join(sorted(missing)[:5])} ({len(missing)} in all)."
         )
     return loaded.requires_grad_(True)
-
-
-def _public_name(model: Any) -> str:
-    """A Hub id, or the last part of a path: the rest of it is the machine's business, and would be published."""
-    name = str(model.config.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else model)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_id else Path(name).name
 
 
 def _check_same_tokens(student: PreTrainedModel, teacher: PreTrainedModel, names: dict[str, str]) -> None:
@@ -307,18 +303,7 @@ def _own_data(
     chronos_config: ChronosConfig, series: list[NDArray[np.float64]], settings: _Settings, evaluation_batches: int
 ) -> _Data:
     """The user's series up to where the held-out windows begin, and those windows."""
-    pasts, contexts, targets = [], [], []
-    for values in series:
-        origin = len(values) - min(chronos_config.prediction_length, len(values) // 3)
-        pasts.append(values[:origin])
-        context, target = values[max(origin - chronos_config.context_length, 0) : origin], values[origin:]
-        if not np.isnan(context).all() and not np.isnan(target).all():
-            contexts.append(context)
-            targets.append(target)
-    if not targets:
-        raise ValueError(
-            f"series: none of {len(series)} has values to train on and, in its last third or horizon, one to hold out."
-        )
+    pasts, contexts, targets = held_out_ends(series, chronos_config.context_length, chronos_config.prediction_length)
     count = max(1, settings.batch_tokens // (max(map(len, contexts)) + max(map(len, targets))))
     kept = np.linspace(0, len(targets) - 1, min(len(targets), count * evaluation_batches)).round().astype(int)
     held_out = [
@@ -353,10 +338,9 @@ def _train(
     before = _score(learner, expert, data.held_out)
     if not math.isfinite(before.divergence):
         raise ValueError("student or teacher: the logits of one of them are not finite.")
-    columns = TextColumn("Recovering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True, disable=not show_progress, console=Console(stderr=True)) as progress:
-        trainer.add_callback(_ProgressCallback(progress, settings.steps))
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    with progress_bar("Recovering", settings.steps, show=show_progress) as bar:
+        trainer.add_callback(bar)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     learner.to(dtype).float()  # scored as it is saved
     after = _score(learner, expert, data.held_out)
     if not math.isfinite(after.divergence):
@@ -418,15 +402,6 @@ class _DistillationTrainer(Trainer):
         return loss
 
 
-class _ProgressCallback(TrainerCallback):
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self.progress = progress
-        self.task = progress.add_task("", total=steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-
 def _logits(
     student: Any, teacher: T5ForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -458,50 +433,3 @@ def _score(
         totals += [float(loss) for loss in losses]
         tokens += len(labels)
     return RecoveryScore(*(totals / tokens).tolist())
-
-
-# --- unfinished runs ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _working_folder(output: str | os.PathLike, settings: dict[str, Any], *, resume: bool) -> Iterator[Path]:
-    """The folder of a run's checkpoints: new, or that of the same run, unfinished.
-
-    It stays where the block fails after a checkpoint, and is removed otherwise.
-    """
-    output = Path(os.path.abspath(output))
-    folder = output.with_name(f"{output.name}.recovery")
-    file = folder / SETTINGS_FILE
-    if folder.exists() and not file.is_file():
-        raise FileExistsError(
-            f"output: {folder} is in the way, and no unfinished recovery; move it, or give another output."
-        )
-    if file.is_file() and not resume:
-        shutil.rmtree(folder)
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        different = [
-            f"{name} {found.get(name)} and not {value}" for name, value in settings.items() if found.get(name) != value
-        ]
-        if different:
-            raise ValueError(
-                f"resume: {folder} is an unfinished run with {', '.join(different)}. Give the same arguments to go on with "
-                "it, or resume=False (--no-resume) to begin anew."
-            )
-    write_text(file, json.dumps(settings, indent=2))
-    try:
-        yield folder
-    except _Diverged:
-        shutil.rmtree(folder)
-        raise
-    else:
-        shutil.rmtree(folder)
-    finally:
-        if _last_checkpoint(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    # Trainer writes this file last: a checkpoint that has it is whole.
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[-1]))) if whole else None

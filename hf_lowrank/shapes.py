@@ -108,7 +108,7 @@ def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio
     family = family_of(model_class)
     assert family is not None
     if ratio is not None or feed_forward_ratio != 1:
-        model_class, config = family.classes[model_class], family.lowrank_config(config, {})
+        model_class, config = family.classes[model_class], family.lowrank_config(config)
         width = max(1, round(feed_forward_ratio * config.d_ff))
         config.attention_ranks = {
             kind: [_attention_entry(config, ratio or 1.0, form, is_rotary=kind in family.rotary) for _ in layers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from transformers import PreTrainedConfig
 
 from .evaluation_data import read_frame, series_of_frame
 from .synthesis import synthetic_series
@@ -27,6 +28,8 @@ __all__ = [
     "SeriesWindows",
     "SyntheticBatches",
     "SyntheticWindows",
+    "WindowCollator",
+    "held_out_ends",
     "read_series",
     "single_batch",
     "stack_pieces",
@@ -261,6 +264,32 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
     return values
 
 
+def held_out_ends(
+    series: list[NDArray[np.float64]], context_length: int, prediction_length: int
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Series up to where their held-out ends begin, and the contexts and targets of one held-out window each.
+
+    The end is the last horizon, or a third of the series where that is shorter. A series without an observed value in
+    both its context and its target has no window.
+
+    Raises:
+        ValueError: None has one.
+    """
+    pasts, contexts, targets = [], [], []
+    for values in series:
+        origin = len(values) - min(prediction_length, len(values) // 3)
+        pasts.append(values[:origin])
+        context, target = values[max(origin - context_length, 0) : origin], values[origin:]
+        if not np.isnan(context).all() and not np.isnan(target).all():
+            contexts.append(context)
+            targets.append(target)
+    if not targets:
+        raise ValueError(
+            f"series: none of {len(series)} has values to train on and, in its last third or horizon, one to hold out."
+        )
+    return pasts, contexts, targets
+
+
 class SeriesWindows(Dataset):
     """A supply of batches of windows of given series; item i depends on the arguments and i alone.
 
@@ -372,3 +401,37 @@ def single_batch(features: list[dict[str, Any]]) -> dict[str, Any]:
     """The collator for datasets whose items are whole batches."""
     (batch,) = features
     return batch
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """The collator that makes of windows what a Chronos-T5 or a Chronos-Bolt trains on.
+
+    A window is an item of `SeriesWindows` with `max_windows=1`, so that the Trainer's batch size counts windows, or any dictionary with
+    such lists of `contexts` and `targets`. Give the Trainer `remove_unused_columns=False`, and `label_names` for its evaluation.
+
+    Raises:
+        ValueError: It is another model.
+    """
+
+    config: PreTrainedConfig
+
+    def __post_init__(self) -> None:
+        if "prediction_length" not in (getattr(self.config, "chronos_config", None) or {}):
+            raise ValueError(
+                f"config must be that of a Chronos-T5 or a Chronos-Bolt, found a {type(self.config).__name__}. A Chronos-2 is "
+                "fine-tuned with Chronos2Pipeline.fit."
+            )
+
+    @property
+    def label_names(self) -> list[str]:
+        """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt by itself."""
+        return ["labels"] if "tokenizer_class" in self.config.chronos_config else ["target"]
+
+    def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, torch.Tensor]:
+        contexts, targets = (
+            [values for item in features for values in item[name]] for name in ("contexts", "targets")
+        )
+        if self.label_names == ["labels"]:
+            return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
+        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}

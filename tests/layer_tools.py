@@ -35,7 +35,7 @@ def entry_of(layer: Any, part: str, rank: int) -> dict[str, Any]:
 
 def truncated(dense: DenseCheckpoint, layer: Layer, entry: dict[str, Any]) -> PreTrainedModel:
     """The low-rank model in which this layer has this entry, and all others are dense."""
-    config = dense.family.lowrank_config(dense.config, {})
+    config = dense.family.lowrank_config(dense.config)
     kind, index = layer.name.split(".")
     if "feed_forward" in kind:
         config.feed_forward_ranks[kind.removesuffix("_feed_forward")][int(index)] = entry

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import T5ForConditionalGeneration
 
 from hf_lowrank.checkpoint import REFERENCE
 
@@ -31,33 +29,28 @@ def test_the_readmes_example_runs(tmp_path: Path) -> None:
     assert run_script(script, folder=tmp_path).strip() == "(1, 24, 9) (1, 24)"
 
 
-def test_pretraining_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
-    small = ["--steps", 4, "--d-model", 16, "--num-heads", 2, "--d-kv", 8, "--num-layers", 1]
-    options = [*small, "--max-tokens", 300, "--workers", 0, "--save-steps", 2]
-    run_script(script, "train", "whole", *options, folder=tmp_path)
-    run_script(script, "train", "cut", *options, folder=tmp_path)
-    for name in ("checkpoint-4", "final"):  # as if it had been cut off after two steps
-        for file in sorted((tmp_path / "cut" / name).iterdir()):
-            file.unlink()
-        (tmp_path / "cut" / name).rmdir()
-    run_script(script, "train", "cut", *options, folder=tmp_path)
-    whole, cut = (
-        T5ForConditionalGeneration.from_pretrained(tmp_path / run / "final").state_dict() for run in ("whole", "cut")
-    )
-    for name, weight in whole.items():
-        torch.testing.assert_close(cut[name], weight, rtol=0, atol=0)
-
-
-def test_a_bolt_is_trained_and_measured(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "pretrain_reference.py"
-    small = ["--steps", 2, "--d-model", 16, "--num-heads", 2, "--d-kv", 8, "--num-layers", 1]
-    run_script(
-        script, "train", "bolt", "--family", "bolt", *small, "--max-tokens", 300, "--workers", 0, folder=tmp_path
-    )
-    added = json.loads(run_script(script, "measure", "bolt/final", "--batches", 1, folder=tmp_path))
+    run_script(script, "train", "bolt", "--family", "bolt", "--steps", 1, folder=tmp_path)
+    added = json.loads(run_script(script, "measure", "bolt", "--batches", 1, folder=tmp_path))
     assert set(added["added_when_silenced"]) == {"encoder_self", "decoder_self", "cross"}
     assert all(loss > 0 for loss in added["added_when_silenced"].values())
+
+
+def test_studies_compare_models_of_equal_size(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "studies.py"
+    run_script(script, "schedule", "--steps", 1, "--seeds", 1, folder=tmp_path)
+    runs = tmp_path / "runs" / "studies"
+    rows = json.loads((runs / "schedule.json").read_text())
+    assert len({row["attention"] for row in rows.values()}) == 1  # equal parameters
+    assert len(rows) == 3
+
+
+@pytest.mark.slow
+def test_text_and_time_series_are_compared(tmp_path: Path) -> None:
+    run_script(ROOT / "examples" / "studies.py", "text", "--steps", 1, "--ratios", 0.5, folder=tmp_path)
+    rows = json.loads((tmp_path / "runs" / "studies" / "text.json").read_text())
+    assert all(0 <= row["added at 0.5"] < row["attention silenced"] for row in rows.values())
 
 
 def test_alternatives_are_compared(tmp_path: Path, chronos_t5) -> None:

@@ -59,7 +59,7 @@ def assert_sound(layer: AttentionLayer | FeedForwardLayer, options: Options, mul
     np.testing.assert_allclose(options.loss, wanted, rtol=1e-12)
     np.testing.assert_allclose(options.loss, [predicted(layer.ranks(entry)) for entry in options.entries], rtol=1e-12)
 
-    whole = T5.lowrank_config(config, {})
+    whole = T5.lowrank_config(config)
     name = "feed_forward_ranks" if "feed_forward" in layer.name else "attention_ranks"
     for entry in options.entries:
         whole._validate_entry(entry, name)  # of `validate_ranks`, which looks at all layers
