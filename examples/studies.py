@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, set_seed
 
-from hf_lowrank import compress_pretrained, summarize
+from hf_lowrank import calibrate, compress_pretrained, summarize
 from hf_lowrank.checkpoint import load_chronos
 from hf_lowrank.configuration_lowrank_t5 import attention_parameters
 from hf_lowrank.evaluation import evaluate
@@ -161,7 +161,7 @@ def sketch(runs: Runs = RUNS, steps: Steps = STEPS, seeds: Seeds = 3) -> None:
         settings = replace(SMALL, attention_ranks=table_of([entry] * len(DEPTH)))
         rows[f"pretrained: {title}"] = over_seeds(runs, name, settings, seeds, steps)
     model = load_chronos("reference")
-    lost = held_out(model)
+    lost, calibration = held_out(model), calibrate(model)
     for title, budgets in (
         ("equal parameters, 0.15", {"ratio": 0.15}),
         ("equal parameters, 0.075", {"ratio": 0.075}),
@@ -169,7 +169,7 @@ def sketch(runs: Runs = RUNS, steps: Steps = STEPS, seeds: Seeds = 3) -> None:
         ("equal cache, 0.05", {"max_cache_ratio": 0.05}),
     ):
         for form in ("per_head", "latent"):
-            small = compress_pretrained(model, form=form, **budgets)  # type: ignore[arg-type]
+            small = compress_pretrained(model, form=form, calibration=calibration, **budgets)  # type: ignore[arg-type]
             summary = summarize(small.config)
             rows[f"after training: {form}, {title}"] = {
                 "attention": summary.attention_ratio,
@@ -239,7 +239,10 @@ def processes(length: int, seed: int) -> dict[str, np.ndarray]:
 def data(runs: Runs = RUNS, ratios: str = "0.15,0.075") -> None:
     """(d) What the reference loses by compression, on series of other kinds and lengths; calibrated on synthetic series."""
     model = load_chronos("reference")
-    small = {ratio: compress_pretrained(model, ratio=float(ratio)) for ratio in ratios.split(",")}
+    calibration = calibrate(model)
+    small = {
+        ratio: compress_pretrained(model, ratio=float(ratio), calibration=calibration) for ratio in ratios.split(",")
+    }
     horizon = model.config.chronos_config["prediction_length"]
     settings = ChronosConfig(**model.config.chronos_config)
     groups = {f"{name}, context 256": series for name, series in processes(256 + horizon, HELD_OUT_SEED).items()}
@@ -340,8 +343,8 @@ def text(runs: Runs = RUNS, steps: Steps = STEPS, ratios: str = "0.5,0.25,0.15,0
         "text": (words, list(TextBatches(train, 32, seed=1)), list(TextBatches(test, 16, seed=2))),
     }
     rows: dict[str, dict[str, Any]] = {}
-    for title, (model, calibration, batches) in sides.items():
-        lost = held_out(model, batches)
+    for title, (model, data, batches) in sides.items():
+        lost, calibration = held_out(model, batches), calibrate(model, data)
         with torch.no_grad():
             row = {"cross-entropy": mean(float(model(**batch).loss) for batch in batches)}
         row["attention silenced"] = lost(silenced(model))

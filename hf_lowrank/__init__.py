@@ -4,6 +4,8 @@ Importing the package registers its classes with transformers' Auto classes and 
 nothing else.
 """
 
+from typing import Any
+
 import chronos
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
@@ -12,6 +14,7 @@ from .checkpoint import export_stock_t5, save_compressed
 from .compression import compress_pretrained
 from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
 from .configuration_lowrank_t5 import LowRankT5Config
+from .forecast import forecast_file, forecast_frame
 from .hub import push_to_hub
 from .model_card import render_card
 from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
@@ -49,11 +52,22 @@ __all__ = [
     "LowRankT5EncoderModel",
     "LowRankT5ForConditionalGeneration",
     "LowRankT5Model",
+    "RankCallback",
     "calibrate",
     "compress_pretrained",
     "export_stock_t5",
+    "forecast_file",
+    "forecast_frame",
     "push_to_hub",
     "render_card",
     "save_compressed",
     "summarize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RankCallback":  # what it measures with takes long to import
+        from .callbacks import RankCallback
+
+        return RankCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,8 @@ def linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> to
         for part in first:
             states = linear(part, states)
     is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and states.dtype == torch.float32
-    if ONEDNN is None or not is_plain or states.device.type != "cpu" or module.weight.numel() < ONEDNN_WEIGHTS:
+    is_plain = is_plain and states.device.type == "cpu" and module.weight.numel() >= ONEDNN_WEIGHTS
+    if ONEDNN is None or not is_plain or torch.compiler.is_compiling():
         states = module(states)
         return states.relu_() if relu else states
     return ONEDNN(states, module.weight, module.bias, "relu" if relu else "none", [], "")
@@ -68,7 +69,7 @@ def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
         hidden = layer.act(linear(first, states))
     if hasattr(layer, "wi_0"):
         hidden = hidden.mul_(linear(layer.wi_1, states))
-    wo = next(layer.wo.parameters()).dtype
+    wo = next(layer.wo.parameters(), hidden).dtype
     # `wo` stays in float32 when the rest is float16, as in T5.
     return linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
 
@@ -287,17 +288,19 @@ class Sampling:
             scores = scores.masked_fill(tail <= 1 - self.top_p, -torch.inf)
         return scores, tokens
 
-    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, uniform: torch.Tensor | None = None) -> torch.Tensor:
         """One token a path: (N, vocabulary) -> (N,).
 
         By the inverse of the distribution function over the tokens in their own order, from one uniform number a path: two
-        models that forecast nearly the same draw nearly the same values from the same random state.
+        models that forecast nearly the same draw nearly the same values from the same random state. `uniform`: these numbers,
+        (N, 1) in [0, 1); without, PyTorch's random state gives them.
         """
         scores, tokens = self.candidates(logits)
         tokens, order = tokens.sort(dim=-1)
         total = scores.softmax(dim=-1).gather(1, order).cumsum(dim=-1)
         last = total[:, -1:]
-        level = torch.minimum(torch.rand_like(last) * last, last.nextafter(torch.zeros_like(last)))
+        uniform = torch.rand_like(last) if uniform is None else uniform
+        level = torch.minimum(uniform * last, last.nextafter(torch.zeros_like(last)))
         return tokens.gather(1, torch.searchsorted(total, level, right=True)).squeeze(1)
 
 
@@ -311,18 +314,26 @@ def sample_paths(
     steps: int,
     start: int,
     sampling: Sampling,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
     """Draw `num_samples` continuations of `steps` tokens of each series: (B, T) -> (B, num_samples, steps).
 
     Args:
         tokens, mask: The context and where it is none of padding.
         start: The token that every path starts from; it is not among those returned.
+        generators: The random state of each series, on the CPU: its paths do not depend on the other series then. By default
+            PyTorch's own draws for all.
     """
     mask = mask.bool()
     decoder = Decoder(model, encode(model.encoder, tokens, mask), mask, steps=steps)
     last = tokens.new_full((len(tokens) * num_samples,), start)
     paths = last.new_empty(len(last), steps)
+    uniform = None
+    if generators is not None:
+        drawn = [torch.rand(steps, num_samples, 1, generator=generator) for generator in generators]
+        uniform = torch.cat(drawn, dim=1).to(tokens.device).unbind()  # of each step, (N, 1)
     for step in range(steps):
-        last = sampling.draw(decoder.step(last, step))
+        logits = decoder.step(last, step)
+        last = sampling.draw(logits) if uniform is None else sampling.draw(logits, uniform[step])
         paths[:, step] = last
     return paths.unflatten(0, (len(tokens), num_samples))

@@ -25,14 +25,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from chronos import BaseChronosPipeline, ChronosPipeline, ForecastType
+from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .checkpoint import checkpoint_path, write_text
+from .checkpoint import write_text
 from .evaluation_tasks import QUANTILE_LEVELS, EvaluationTask, find_tasks, import_fev
-from .pipeline_lowrank_t5 import LowRankChronosPipeline
+from .pipelines import fingerprint, load_pipeline, predict_quantiles, stable_seed
 
 __all__ = ["METRICS", "SEASONAL_NAIVE", "EvaluationResult", "EvaluationRow", "evaluate", "seasonal_naive"]
 
@@ -150,7 +150,7 @@ def evaluate(
         "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
     }
     pipelines = {SEASONAL_NAIVE: None, **{name: _load(model, settings) for name, model in named.items()}}
-    weights = {name: pipeline and _fingerprint(pipeline) for name, pipeline in pipelines.items()}
+    weights = {name: pipeline and fingerprint(pipeline) for name, pipeline in pipelines.items()}
     rows: list[EvaluationRow] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True, disable=not progress, console=Console(stderr=True)) as bar:
@@ -195,30 +195,7 @@ def _name(model: Any) -> str:
 def _load(model: Any, settings: Mapping[str, Any]) -> BaseChronosPipeline:
     if isinstance(model, BaseChronosPipeline):
         return model
-    try:
-        pipeline = BaseChronosPipeline.from_pretrained(
-            checkpoint_path(model), device_map=settings["device"], dtype=settings["dtype"]
-        )
-    except OSError as error:
-        raise OSError(
-            f"models: {str(model)!r} is no folder with a checkpoint, no Hub id that can be reached, and not 'reference': {error}"
-        ) from error
-    # Dense and compressed models draw their samples in the same way, so that comparisons are paired.
-    return (
-        LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
-    )
-
-
-def _fingerprint(pipeline: BaseChronosPipeline) -> str:
-    """A hash of the configuration and of all weights, wherever they came from."""
-    model = pipeline.inner_model
-    changing = {"_name_or_path", "transformers_version", "auto_map", "dtype"}
-    config = {key: value for key, value in model.config.to_dict().items() if key not in changing}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return load_pipeline(model, device=settings["device"], dtype=settings["dtype"], argument="models")
 
 
 def _identity(task: Any) -> dict[str, Any]:
@@ -256,7 +233,7 @@ def _score(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[st
         for first in range(0, len(contexts), settings["batch_size"]):
             batch = contexts[first : first + settings["batch_size"]]
             with torch.random.fork_rng():
-                torch.manual_seed(_seed(settings["seed"], task.task_name, number, first))
+                torch.manual_seed(stable_seed(settings["seed"], task.task_name, number, first))
                 batches.append(_forecast(pipeline, batch, task, settings["num_samples"]))
         seconds += time.perf_counter() - start
         num_series = max(num_series, len(contexts))
@@ -277,10 +254,6 @@ def _score(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[st
     return {**means, "num_series": num_series, "num_windows": len(scores), "horizon": task.horizon, "seconds": seconds}
 
 
-def _seed(*parts: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
-
-
 def _forecast(
     pipeline: BaseChronosPipeline | None, contexts: Sequence[FloatArray], task: Any, num_samples: int | None
 ) -> tuple[FloatArray, FloatArray]:
@@ -288,12 +261,9 @@ def _forecast(
     if pipeline is None:
         point = np.stack([seasonal_naive(values, task.horizon, task.seasonality) for values in contexts])
         return np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2), point
-    sampling = {"num_samples": num_samples} if pipeline.forecast_type == ForecastType.SAMPLES else {}
     inputs = [torch.as_tensor(values, dtype=torch.float32) for values in contexts]
-    quantiles, mean = pipeline.predict_quantiles(inputs, task.horizon, QUANTILE_LEVELS, **sampling)
-    if isinstance(quantiles, list):  # Chronos-2: one tensor a series, of shape (1, H, Q)
-        quantiles, mean = torch.cat(quantiles), torch.cat(mean)
-    return quantiles.double().numpy(), mean.double().numpy()
+    quantiles, mean = predict_quantiles(pipeline, inputs, task.horizon, QUANTILE_LEVELS, num_samples=num_samples)
+    return quantiles.astype(np.float64), mean.astype(np.float64)
 
 
 def seasonal_naive(values: FloatArray, horizon: int, seasonality: int) -> FloatArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 __all__ = [
+    "LONG_FORMAT",
     "HubDataset",
     "PackagedSeries",
     "SeriesFile",
     "YearlyTsf",
+    "check_columns",
     "read_frame",
+    "regular",
     "seasonality_of",
     "series_of_frame",
     "store",
@@ -32,6 +36,7 @@ __all__ = [
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
 
+LONG_FORMAT = ("item_id", "timestamp", "target")
 MAX_SERIES = 36  # of a packaged task, so that a small model goes through all tasks in minutes
 
 # The steps of one season by pandas offset: GluonTS's convention, which the Chronos benchmarks follow.
@@ -77,7 +82,7 @@ class PackagedSeries:
             for key, rows in groups.items():
                 name = "/".join([*map(str, key), column])
                 what = f"series {name!r} of {self.file}"
-                values = _regular(_in_order(stamps[rows], target[rows], what), self.freq, what)
+                values = regular(_in_order(stamps[rows], target[rows], what), self.freq, what)
                 values = values.loc[values.first_valid_index() : values.last_valid_index()]
                 if len(values) >= min_length and values.nunique() > 1:
                     series[name] = values
@@ -116,7 +121,7 @@ class SeriesFile:
     def read(self, min_length: int) -> SeriesByName:
         what = f"file {self.path.name!r}"
         series = series_of_frame(read_frame(self.path), what)
-        return {item: _regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
+        return {item: regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
 
 
 @dataclass(frozen=True)
@@ -158,29 +163,37 @@ def read_frame(path: Path) -> pd.DataFrame:
     return readers[path.suffix](path)
 
 
-def series_of_frame(frame: pd.DataFrame, what: str) -> SeriesByName:
-    """The series of a table in long format, each in the order of time; `what` names the table in errors.
+def series_of_frame(frame: pd.DataFrame, what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> SeriesByName:
+    """The series of a table in long format, each in the order of time.
+
+    `what` names the table in errors, `columns` are those of item, time and value.
 
     Raises:
         ValueError: A column is missing or of another type, a row has no item or time, or a time comes twice.
     """
-    missing = [column for column in ("item_id", "timestamp", "target") if column not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"{what} has no column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}. "
-            "The long format has the columns item_id, timestamp and target."
-        )
+    item_id, timestamp, value = columns
+    check_columns(frame.columns, what, columns)
     try:
-        stamps = _parse_dates(frame["timestamp"])
-        target = pd.to_numeric(frame["target"]).to_numpy(dtype=np.float64, na_value=np.nan)
+        stamps = _parse_dates(frame[timestamp])
+        target = pd.to_numeric(frame[value]).to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{what} needs dates as timestamp and numbers as target: {error}") from None
-    if frame["item_id"].isna().any():
-        raise ValueError(f"{what} has rows without an item_id.")
-    groups = frame.groupby(frame["item_id"].astype(str).to_numpy()).indices
+        raise ValueError(f"{what} needs dates as {timestamp} and numbers as {value}: {error}") from None
+    if frame[item_id].isna().any():
+        raise ValueError(f"{what} has rows without an {item_id}.")
+    groups = frame.groupby(frame[item_id].astype(str).to_numpy()).indices
     return {
-        item: _in_order(stamps[rows], target[rows], f"item_id {item!r} of {what}") for item, rows in groups.items()
+        item: _in_order(stamps[rows], target[rows], f"{item_id} {item!r} of {what}") for item, rows in groups.items()
     }
+
+
+def check_columns(found: Iterable[object], what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> None:
+    """Raise a ValueError where a table does not have the columns of the long format."""
+    names = [str(name) for name in found]
+    if missing := [column for column in columns if column not in names]:
+        raise ValueError(
+            f"{what} has no column {', '.join(missing)}; found {', '.join(names)}. "
+            f"The long format has the columns {', '.join(columns[:2])} and {columns[2]}."
+        )
 
 
 def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
@@ -216,7 +229,7 @@ def _in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) -
     return values
 
 
-def _regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
+def regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
     """A series on the grid of `freq`, or as it is where `freq` is None; then it must be regular already."""
     index = values.index
     if freq is None:

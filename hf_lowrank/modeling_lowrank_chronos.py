@@ -26,6 +26,7 @@ from .modeling_lowrank_t5 import (
     LowRankT5FeedForward,
     LowRankT5PreTrainedModel,
     PerHeadAttention,
+    Placed,
     build_stacks,
 )
 
@@ -35,6 +36,8 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
 
     config_class = LowRankChronosBoltConfig
     config: LowRankChronosBoltConfig
+    main_input_name = "context"  # stock says `input_ids`, which it does not have
+    _input_embed_layer = "shared"  # stock does not say, and peft asks
 
     def _init_decoder(self, config: LowRankChronosBoltConfig) -> None:
         # The stock __init__ calls this right after it has built a dense encoder, which is replaced.
@@ -122,11 +125,12 @@ class TimeAttention(PerHeadAttention, LowRankChronos2Attention):
         init.copy_(self.pairs, self.default_pairs(self.pairs.shape[1], self.pairs.device))
 
 
-class LowRankChronos2Model(Chronos2Model):
+class LowRankChronos2Model(Placed, Chronos2Model):
     """Chronos-2 with the layers that its `LowRankChronos2Config` describes; see `chronos.Chronos2Model`."""
 
     config_class = LowRankChronos2Config
     config: LowRankChronos2Config
+    main_input_name = "context"  # stock says `input_ids`, which it does not have
     _no_split_modules = ["Chronos2EncoderBlock"]  # noqa: RUF012
 
     @classmethod

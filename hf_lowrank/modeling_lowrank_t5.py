@@ -119,8 +119,8 @@ class LowRankT5Attention(T5Attention):
         bias = position_bias
         if paths > 1:
             query = query.unflatten(0, (-1, paths)).transpose(1, 2).flatten(2, 3)  # (B / P, n, P S, r)
-            bias = for_each_path(bias, paths)
-            mask = None if mask is None else for_each_path(mask, paths)
+            bias = for_each_path(bias, paths, len(key))
+            mask = None if mask is None else for_each_path(mask, paths, len(key))
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -142,8 +142,15 @@ class LowRankT5Attention(T5Attention):
         return self.project_output(mixed.flatten(2)), position_bias, weights
 
 
-def for_each_path(bias: torch.Tensor, paths: int) -> torch.Tensor:
-    """What is added to the logits of S queries, repeated for those of all paths: (1 or B, 1 or n, S, T) -> (..., P S, T)."""
+def for_each_path(bias: torch.Tensor, paths: int, series: int) -> torch.Tensor:
+    """What is added to the logits of S queries, laid out for those of all P paths of B series.
+
+    (1, 1 or n, S, T) and (B, ...), the same for all paths, or (B P, ...), with rows of its own for each -> (..., P S, T)
+    """
+    if (
+        len(bias) == paths * series
+    ):  # of a caller who repeated the mask, but continues from a cache that holds a series once
+        return bias.unflatten(0, (series, paths)).transpose(1, 2).flatten(2, 3)
     return bias.unsqueeze(2).expand(-1, -1, paths, -1, -1).flatten(2, 3)
 
 
@@ -274,7 +281,24 @@ class LowRankT5FeedForward(nn.Module):
                 matrix.init_weights(factor)
 
 
-class LowRankT5PreTrainedModel(T5PreTrainedModel):
+class Placed:
+    """A model that knows where its inputs belong, offloaded or not."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first weight; of the computation where accelerate keeps that weight elsewhere and leaves a meta tensor."""
+        found = super().device  # type: ignore[misc]
+        if found.type != "meta":
+            return found
+        for module in self.modules():  # type: ignore[attr-defined]
+            hook = getattr(module, "_hf_hook", None)
+            for part in getattr(hook, "hooks", [hook]):
+                if (place := getattr(part, "execution_device", None)) is not None:
+                    return torch.device(place)
+        return found
+
+
+class LowRankT5PreTrainedModel(Placed, T5PreTrainedModel):
     """Initialisation and loading, shared by the stacks and the models."""
 
     config_class = LowRankT5Config
@@ -353,6 +377,10 @@ class LowRankT5EncoderModel(LowRankT5PreTrainedModel, T5EncoderModel):
 
 class LowRankT5ForConditionalGeneration(LowRankT5PreTrainedModel, T5ForConditionalGeneration):
     """The encoder-decoder with a language-model head; see [`~transformers.T5ForConditionalGeneration`]."""
+
+    # T5's loss is a mean over the labels of its own batch. `Trainer` takes it for one over those of all processes and accumulated
+    # batches, because `forward` has keyword arguments, and would multiply it by their number.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: LowRankT5Config) -> None:
         T5PreTrainedModel.__init__(self, config)

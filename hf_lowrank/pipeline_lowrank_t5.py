@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, T5ForConditionalGeneration
+from transformers.utils import output_capturing
 
 try:
     from chronos import ChronosPipeline
@@ -29,6 +31,7 @@ class LowRankChronosModel(ChronosModel):
         if not isinstance(model, T5ForConditionalGeneration):
             raise TypeError(f"model must be a Chronos-T5, dense or low-rank, found {type(model).__name__}.")
         super().__init__(config=config, model=model)
+        self.generators: list[torch.Generator] | None = None  # of the series of the forecast under way
 
     def forward(
         self,
@@ -42,10 +45,13 @@ class LowRankChronosModel(ChronosModel):
     ) -> torch.Tensor:
         """Tokens (B, T) and where they are none of padding -> sample paths (B, num_samples, prediction_length).
 
-        What is None is as the checkpoint has it. A model that is spread over devices or offloaded forecasts with `generate`.
+        What is None is as the checkpoint has it. A model that is not `is_whole` forecasts with `generate`: as ever, only later.
         """
-        devices = {parameter.device for parameter in self.model.parameters()}
-        if len(devices) > 1 or torch.device("meta") in devices:
+        if not is_whole(self.model):
+            if self.generators is not None:
+                raise ValueError(
+                    "seeds: a model that is spread over devices, offloaded or hooked cannot draw with them."
+                )
             return super().forward(
                 input_ids, attention_mask, prediction_length, num_samples, temperature, top_k, top_p
             )
@@ -64,7 +70,26 @@ class LowRankChronosModel(ChronosModel):
                 # As many tokens are drawn as there are time steps, so a sequence does not end before.
                 forbidden=(config.eos_token_id,),
             ),
+            generators=self.generators,
         )
+
+
+def is_whole(model: T5ForConditionalGeneration) -> bool:
+    """All weights are on one device, and no hook stands before or after a module that could change what it does: the loop reads
+    weights past `forward`, where accelerate would fetch what it offloaded and a user's hook would look on."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        return False
+    for module in model.modules():
+        # `generate` leaves accelerate's AlignDevicesHook on an encoder. Without meta tensors it only moves inputs.
+        hook = getattr(module, "_hf_hook", None)
+        if any(type(part).__name__ not in ("AlignDevicesHook", "NoneType") for part in getattr(hook, "hooks", [hook])):
+            return False
+        # transformers leaves its own behind when states or attentions are asked for; they do nothing else.
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if any(hook.__module__ != output_capturing.__name__ for hook in hooks):
+            return False
+    return True
 
 
 def start_token(model: T5ForConditionalGeneration) -> int:
@@ -92,6 +117,20 @@ class LowRankChronosPipeline(ChronosPipeline):
 
     def __init__(self, tokenizer: Any, model: ChronosModel) -> None:
         super().__init__(tokenizer, LowRankChronosModel(model.config, model.model))
+
+    def predict(self, inputs: Any, *args: Any, seeds: Sequence[int] | None = None, **kwargs: Any) -> torch.Tensor:
+        """[`chronos.ChronosPipeline.predict`], with `seeds`, one integer in [0, 2**64) a series: its samples then depend neither on
+        the other series of the batch nor on PyTorch's random state."""
+        if seeds is None:
+            return super().predict(inputs, *args, **kwargs)
+        count = len(inputs) if isinstance(inputs, list) or inputs.ndim > 1 else 1
+        if len(seeds) != count:
+            raise ValueError(f"seeds must hold one integer for each of the {count} series, found {len(seeds)}.")
+        self.model.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        try:
+            return super().predict(inputs, *args, **kwargs)
+        finally:
+            self.model.generators = None
 
 
 __all__ = ["LowRankChronosPipeline"]

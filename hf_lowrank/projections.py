@@ -78,7 +78,7 @@ class Attention:
     def query_entry(self) -> nn.Module:
         """The module whose input the queries are made of."""
         sketch = getattr(self.module, "query_sketch", None)
-        return sketch if isinstance(sketch, nn.Linear) else self.query
+        return sketch if hasattr(sketch, "weight") else self.query
 
     @property
     def has_bias(self) -> bool:
@@ -89,7 +89,7 @@ class Attention:
         """Weights of the projections, without biases."""
         parts = {id(part): part for part in (self.query_entry, self.query, self.key, self.value, self.output)}
         sketch = getattr(self.module, "output_sketch", None)
-        if isinstance(sketch, nn.Linear):
+        if hasattr(sketch, "weight"):  # not the identity
             parts[id(sketch)] = sketch
         return sum(part.weight.numel() for part in parts.values())
 
@@ -111,7 +111,7 @@ class Attention:
         if self.query_entry is not self.query:
             q = q @ matrix(self.query_entry)
         sketch = getattr(self.module, "output_sketch", None)
-        if isinstance(sketch, nn.Linear):
+        if hasattr(sketch, "weight"):  # not the identity
             o = matrix(sketch) @ o
         n, m = self.num_heads, self.num_key_value_heads
         return HeadWeights(
@@ -123,8 +123,11 @@ class Attention:
 
 
 def matrix(module: nn.Module) -> torch.Tensor:
-    """The weight (out, in) in float64; GPT-2's Conv1D keeps it the other way round."""
+    """The weight (out, in) in float64, with what adapters of peft add to it; GPT-2's Conv1D keeps it the other way round."""
     weight = module.weight.detach().double().cpu()
+    if hasattr(module, "get_delta_weight") and not module.merged:
+        for adapter in module.active_adapters:
+            weight = weight + module.get_delta_weight(adapter).detach().double().cpu()
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
