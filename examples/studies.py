@@ -83,7 +83,7 @@ def trained(runs: Path, name: str, settings: PretrainingSettings) -> dict[str, f
     heads = SHAPE["num_heads"], SHAPE["d_model"]
     attention = sum(
         attention_parameters(entry, d_model=heads[1], num_heads=heads[0])
-        for entries in config.get("attention_ranks", {}).values()
+        for entries in config.get("attention_ranks", per_head(*[SHAPE["d_kv"]] * len(DEPTH))).values()
         for entry in entries
     )
     return {"loss": record["held_out_loss"], "WQL": relative["WQL"], "MASE": relative["MASE"], "attention": attention}

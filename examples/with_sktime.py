@@ -19,20 +19,17 @@ from sktime.forecasting.chronos import ChronosForecaster
 from sktime.forecasting.chronos2 import Chronos2Forecaster
 from transformers import AutoConfig
 
-import hf_lowrank
+from hf_lowrank import LowRankChronos2Config
 
 
 def main(
     model: Annotated[str, typer.Argument(help="A compressed Chronos-T5 or Chronos-2: a folder or a Hub id.")],
     horizon: Annotated[int, typer.Option(help="Months to forecast.")] = 12,
 ) -> None:
-    is_chronos2 = isinstance(AutoConfig.from_pretrained(model), hf_lowrank.LowRankChronos2Config)
-    # sktime's default is bfloat16, slow on most CPUs; and it looks for chronos-forecasting by another name.
-    options = {"config": {"torch_dtype": torch.float32}, "seed": 0, "ignore_deps": True}
-    if is_chronos2:
-        forecaster = Chronos2Forecaster(model, **options)
-    else:
-        forecaster = ChronosForecaster(model, use_source_package=True, **options)
+    is_chronos2 = isinstance(AutoConfig.from_pretrained(model), LowRankChronos2Config)
+    family = Chronos2Forecaster if is_chronos2 else ChronosForecaster
+    # sktime's default, bfloat16, is slow on most CPUs.
+    forecaster = family(model, config={"torch_dtype": torch.float32}, seed=0)
 
     passengers = load_airline()
     forecaster.fit(passengers[:-horizon])

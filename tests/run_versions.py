@@ -15,10 +15,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 import venv
 from pathlib import Path
 from xml.etree import ElementTree
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 PINNED = ("transformers", "chronos-forecasting", "accelerate", "huggingface-hub", "safetensors", "peft")

@@ -227,9 +227,9 @@ def test_levels_beyond_the_trained_ones_are_the_outermost_and_warned_of(load, ca
     assert "not within the range of quantiles" in caplog.text
     forecasts = predict(pipeline, inputs, prediction_length=5)
     for i in range(3):
-        samples = forecasts[i].flatten(0, -3)  # (quantiles, horizon)
-        assert torch.equal(inside[i].flatten(0, -3), samples[[0, trained.index(0.5), -1]].T)
-        assert torch.equal(mean[i].flatten(0, -2), samples[trained.index(0.5)])
+        samples = forecasts[i].reshape(-1, 5)  # (quantiles, horizon)
+        assert torch.equal(inside[i].reshape(5, 3), samples[[0, trained.index(0.5), -1]].T)
+        assert torch.equal(mean[i].flatten(), samples[trained.index(0.5)])
         # Random weights: the quantiles cross, and the outermost levels are those of the sorted ones or of the trained ones.
         assert (found[i] >= forecasts[i].min() - 1e-4).all()
         assert (found[i] <= forecasts[i].max() + 1e-4).all()
