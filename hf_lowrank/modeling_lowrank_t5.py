@@ -312,6 +312,12 @@ class LowRankT5PreTrainedModel(Placed, T5PreTrainedModel):
         # library's initialisation protocol (`transformers.initialization`).
         return False
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        for stack in self.children():
+            if isinstance(stack, T5Stack):  # transformers 5.15 leaves them as they were
+                stack.config._attn_implementation = self.config._attn_implementation
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         factor = self.config.initializer_factor

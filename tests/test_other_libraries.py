@@ -24,8 +24,8 @@ pytest.importorskip("sktime", reason="pip install sktime")
 
 HORIZON = 7
 OPTIONS = {"config": {"torch_dtype": torch.float32}, "seed": 3}
-# sktime's own copy of chronos, and chronos itself, which it looks for by a name that no distribution has.
-SOURCES = {"copy": {}, "chronos": {"use_source_package": True, "ignore_deps": True}}
+# sktime's own copy of chronos, and chronos itself.
+SOURCES = {"copy": {}, "chronos": {"use_source_package": True}}
 
 
 @pytest.fixture(scope="module")
