@@ -150,6 +150,9 @@ OFFLOADED: dict[str, Callable[[PreTrainedModel, Path], PreTrainedModel]] = {
     "cpu_offload with buffers": lambda model, _: accelerate.cpu_offload(model, CPU, offload_buffers=True) or model,
     "disk_offload": lambda model, folder: accelerate.disk_offload(model, str(folder / "offload"), CPU) or model,
 }
+# Left to `pytest -m slow`, by whether the model is a T5, whose decode loop looks at the hooks.
+ALIKE = {True: ["map cpu", "map of all", "low memory", "map to disk", "cpu_offload with buffers"]}
+ALIKE[False] = [*ALIKE[True], "dispatched with hooks", "hooked"]
 
 
 def pipeline_of(model: PreTrainedModel) -> BaseChronosPipeline:
@@ -180,7 +183,11 @@ def in_one_piece(make) -> Callable[..., list[torch.Tensor]]:
 @pytest.mark.filterwarnings("ignore:Current model requires")
 @pytest.mark.parametrize(
     ("name", "place"),
-    [(name, place) for name in MODELS[2:] for place in (*WHOLE, *HOOKED, *OFFLOADED)]
+    [
+        pytest.param(name, place, marks=[pytest.mark.slow] * (place in ALIKE[name == "t5 mixed"]))
+        for name in MODELS[2:]
+        for place in (*WHOLE, *HOOKED, *OFFLOADED)
+    ]
     + [(name, place) for name in MODELS[:2] for place in ("from empty", "map by blocks")],
 )
 def test_outputs_and_forecasts_are_those_of_the_model_in_one_piece(tmp_path, make, in_one_piece, name, place):

@@ -20,6 +20,7 @@ from hf_lowrank import recovery as room
 from hf_lowrank.cli import app
 from hf_lowrank.recovery import distillation_loss, recover
 from hf_lowrank.training import SyntheticBatches
+from hf_lowrank.training_runs import public_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping", "ignore:The training made")
 
@@ -314,11 +315,11 @@ def test_the_record_says_how_and_never_where(student, teacher, tmp_path):
 
 
 def test_a_hub_id_is_a_public_name(teacher):
-    assert room._public_name("amazon/chronos-t5-small") == "amazon/chronos-t5-small"
-    assert room._public_name("reference") == "reference"
-    assert room._public_name("/home/me/models/small/") == "small"
+    assert public_name("amazon/chronos-t5-small") == "amazon/chronos-t5-small"
+    assert public_name("reference") == "reference"
+    assert public_name("/home/me/models/small/") == "small"
     teacher.config.name_or_path = "runs/old/gone"
-    assert room._public_name(teacher) == "gone"
+    assert public_name(teacher) == "gone"
 
 
 # Errors
