@@ -18,8 +18,8 @@ from hf_lowrank import compress_pretrained
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.upstream
 
-# They load checkpoints from the Hub or from S3.
-ONLINE = "loads_from_huggingface or loads_from_hf or loads_from_s3"
+# They load checkpoints or data from the Hub or from S3.
+ONLINE = "loads_from_huggingface or loads_from_hf or loads_from_s3 or dummy_fev_task"
 # An adapter for a stock Chronos-2, by its name in a folder beside.
 STOCK_ONLY = "test_chronos2_lora_pipeline_loads_from_disk"
 
