@@ -31,7 +31,10 @@ def load_series(data: str) -> tuple[list, int | None]:
     """The series, and how far to forecast if the data say so. Of a task, what `hf-lowrank evaluate` scores is cut off."""
     if data.endswith((".csv", ".parquet")):
         return read_series(data), None
-    (task,) = find_tasks([data])
+    tasks = find_tasks([data])
+    if len(tasks) != 1 or not hasattr(tasks[0].source, "read"):
+        raise typer.BadParameter(f"--data must be a .csv or .parquet file or one packaged task, found {data!r}.")
+    (task,) = tasks
     series = task.source.read(3 * task.held_out).values()
     return [values.to_numpy()[: -task.held_out] for values in series], task.horizon
 
