@@ -30,7 +30,7 @@ from .analysis_bounds import Bound, attention_bounds, embedding_bounds, flow_bou
 from .analysis_data import family_name, feeds
 from .analysis_report import verdict
 from .analysis_structures import AttentionStructure, StateStructure, VariateStructure, attention_structure
-from .checkpoint import checkpoint_path, progress
+from .checkpoint import as_full_rank, checkpoint_path, progress
 from .probes import Probe, evaluating
 from .projections import Attention, find_attention
 from .rank_structure import EPSILONS, Spectrum
@@ -146,6 +146,7 @@ def analyze(
         raise ValueError(f"variates needs a Chronos-2 model and data, found a {family} model.")
     if bad := [number for number in variates if not isinstance(number, int) or number < 1]:
         raise ValueError(f"variates must be positive integers, found {bad[0]!r}.")
+    loaded = as_full_rank(loaded)
     layers = find_attention(loaded)
     probe, batches, bounds = Probe(loaded, layers), [], []
     if data is not None:

@@ -39,6 +39,7 @@ from .summary import summarize
 
 __all__ = [
     "DenseCheckpoint",
+    "as_full_rank",
     "as_pipeline",
     "check_output",
     "checkpoint_path",
@@ -124,12 +125,15 @@ class DenseCheckpoint:
         return FeedForwardWeights(inner, self.weights[f"{module}.wo.weight"].double())
 
     def float_model(self) -> PreTrainedModel:
-        """The dense model in float32 and evaluation mode, without gradients for its weights; float32 weights are shared."""
+        """The dense model, as one of ours at full rank, in float32 and evaluation mode, without gradients for its weights.
+
+        So whatever looks into a running model looks into our own layers. Weights that are float32 are shared.
+        """
         copies = {tensor.data_ptr(): tensor.float() for tensor in self.weights.values()}
         weights = {name: copies[tensor.data_ptr()] for name, tensor in self.weights.items()}
         model = build_model(
-            self.model_class,
-            copy.deepcopy(self.config),
+            self.lowrank_class,
+            self.family.lowrank_config(self.config),
             weights,
             tied_keys=self.tied_keys,
             generation_config=self.generation_config,
@@ -162,6 +166,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         _check_weights(_load(source).state_dict(), source)
         gc.collect()
         loaded = _load(source)
+    check_names(loaded)
     weights = loaded.state_dict()
     if is_shared:
         _check_weights(weights, source)
@@ -174,6 +179,47 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         # A folder's name says what it is; its path is the machine's business and would be published with the model.
         source=Path(source).name if Path(source).is_dir() else source,
         is_shared=is_shared,
+    )
+
+
+def check_names(model: PreTrainedModel) -> None:
+    """Check that a dense model has the parameters that this package knows, by name and shape.
+
+    All that is read of a dense model is its configuration and these. They are the names in every saved checkpoint, so upstream cannot
+    change them lightly; a version that did would be refused here.
+
+    Raises:
+        ValueError: One is missing, unknown or of another shape.
+    """
+    family = family_of(type(model))
+    assert family is not None
+    with torch.device("meta"):
+        known = family.classes[type(model)](family.lowrank_config(model.config)).state_dict()
+    known = {name: tensor.shape for name, tensor in known.items() if not name.endswith(".pairs")}
+    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(known.keys() | found.keys()):
+        if known.get(name) != found.get(name):
+            wanted, given = (
+                "none" if shape is None else f"{[*shape]}" for shape in (known.get(name), found.get(name))
+            )
+            raise ValueError(
+                f"model: hf_lowrank knows {type(model).__name__} with {name} of shape {wanted}, found {given}; this version of "
+                "transformers or chronos-forecasting has another model of that name."
+            )
+
+
+def as_full_rank(model: PreTrainedModel) -> PreTrainedModel:
+    """A dense model of one of the families as one of ours at full rank, sharing its weights; any other as it is."""
+    family = family_of(type(model))
+    if family is None or type(model) not in family.classes:
+        return model
+    check_names(model)
+    return build_model(
+        family.classes[type(model)],
+        family.lowrank_config(model.config),
+        model.state_dict(keep_vars=True),
+        tied_keys=dict(model.all_tied_weights_keys),
+        generation_config=getattr(model, "generation_config", None),
     )
 
 

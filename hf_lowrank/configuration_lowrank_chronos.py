@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import field
 from typing import Any
-
-from huggingface_hub.dataclasses import strict
 
 try:
     from chronos import BaseChronosPipeline
@@ -27,7 +24,6 @@ def of_this_family(arguments: dict[str, Any], pipeline: type[BaseChronosPipeline
     return rest | {"chronos_pipeline_class": pipeline.__name__}
 
 
-@strict
 class LowRankChronosBoltConfig(LowRankT5Config):
     r"""Configuration of a Chronos-Bolt model whose layers have ranks of their own.
 
@@ -40,9 +36,8 @@ class LowRankChronosBoltConfig(LowRankT5Config):
 
     model_type = "lowrank_chronos_bolt"
 
-    def __post_init__(self, **kwargs):
-        kwargs = of_this_family(kwargs, LowRankChronosBoltPipeline)
-        super().__post_init__(**kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**of_this_family(kwargs, LowRankChronosBoltPipeline))
 
     def auto_classes(self) -> dict[str, type]:
         from .modeling_lowrank_chronos import LowRankChronosBoltModelForForecasting
@@ -50,7 +45,6 @@ class LowRankChronosBoltConfig(LowRankT5Config):
         return {"AutoConfig": LowRankChronosBoltConfig, "AutoModel": LowRankChronosBoltModelForForecasting}
 
 
-@strict
 class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
     r"""Configuration of a Chronos-2 model whose layers have ranks of their own.
 
@@ -78,24 +72,19 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
 
     model_type = "lowrank_chronos2"
 
-    attention_ranks: dict = field(default_factory=dict)
-    feed_forward_ranks: dict = field(default_factory=dict)
-    compression: dict | None = None
-
     def __init__(
         self,
         attention_ranks: dict | None = None,
         feed_forward_ranks: dict | None = None,
         compression: dict | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         super().__init__(**of_this_family(kwargs, LowRankChronos2Pipeline))
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
             setattr(self, name, completed_table({} if given[name] is None else given[name], full, name))
         self.compression = copy.deepcopy(compression)
-        # Here already, for what `@strict` raises after this method is not a ValueError.
         self.validate_ranks()
 
     def auto_classes(self) -> dict[str, type]:
@@ -113,8 +102,8 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
             "feed_forward_ranks": {"encoder": [{"width": self.d_ff, "wi": None, "wo": None} for _ in layers]},
         }
 
-    def validate_ranks(self):
-        """Part of the `@strict` validation: the tables fit the model."""
+    def validate_ranks(self) -> None:
+        """Raise ValueError where the tables do not fit the model."""
         for name, full in self.full_ranks().items():
             validate_table(getattr(self, name), full, name, self._validate_entry)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import field
 from importlib.util import find_spec
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import T5Config
 
 if find_spec("chronos"):  # a T5 on text does without
@@ -174,7 +172,6 @@ class CarriesItsCode:
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
-@strict
 class LowRankT5Config(CarriesItsCode, T5Config):
     r"""Configuration of a T5 model whose layers have ranks of their own.
 
@@ -207,36 +204,38 @@ class LowRankT5Config(CarriesItsCode, T5Config):
 
     model_type = "lowrank_t5"
 
-    attention_ranks: dict = field(default_factory=dict)
-    feed_forward_ranks: dict = field(default_factory=dict)
-    compression: dict | None = None
-
-    def __post_init__(self, **kwargs):
-        base_rank = kwargs.pop("base_rank", None)
-        rank_growth = kwargs.pop("rank_growth", None)
-        rounding = kwargs.pop("rank_rounding", None)
+    def __init__(
+        self,
+        attention_ranks: dict | None = None,
+        feed_forward_ranks: dict | None = None,
+        base_rank: float | None = None,
+        rank_growth: float | None = None,
+        rank_rounding: str | None = None,
+        compression: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         if kwargs.get("chronos_config"):
             kwargs.setdefault("chronos_pipeline_class", "LowRankChronosPipeline")
-        super().__post_init__(**kwargs)
+        super().__init__(**kwargs)
         if base_rank is not None:
-            if self.attention_ranks:
+            if attention_ranks:
                 raise ValueError("Give either attention_ranks or base_rank, not both.")
             schedule = {
                 "base_rank": base_rank,
                 "rank_growth": 0.0 if rank_growth is None else rank_growth,
-                "rounding": rounding or "ceil",
+                "rounding": rank_rounding or "ceil",
             }
-            self.attention_ranks = scheduled_attention_ranks(
+            attention_ranks = scheduled_attention_ranks(
                 **schedule, num_layers=self.num_layers, num_decoder_layers=self.num_decoder_layers, d_kv=self.d_kv
             )
-            self.compression = self.compression or {"policy": "schedule", "arguments": schedule}
-        elif rank_growth is not None or rounding is not None:
+            compression = compression or {"policy": "schedule", "arguments": schedule}
+        elif rank_growth is not None or rank_rounding is not None:
             raise ValueError("rank_growth and rank_rounding need base_rank.")
+        given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
-            setattr(self, name, completed_table(getattr(self, name), full, name))
-        self.compression = copy.deepcopy(self.compression)
-        # Here already, for what `@strict` raises after this method is not a ValueError.
+            setattr(self, name, completed_table({} if given[name] is None else given[name], full, name))
+        self.compression = copy.deepcopy(compression)
         self.validate_ranks()
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
@@ -271,8 +270,8 @@ class LowRankT5Config(CarriesItsCode, T5Config):
             config.num_layers = config.num_decoder_layers
         return config
 
-    def validate_ranks(self):
-        """Part of the `@strict` validation: the tables fit the model."""
+    def validate_ranks(self) -> None:
+        """Raise ValueError where the tables do not fit the model."""
         for name, full in self.full_ranks().items():
             validate_table(getattr(self, name), full, name, self._validate_entry)
 

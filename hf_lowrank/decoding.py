@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from .modeling_lowrank_layers import distances, relative_position_bias
 
 # Tokens that go through the encoder together: on a CPU what its caches hold, elsewhere what keeps a GPU busy.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
@@ -44,10 +47,10 @@ def linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> to
     return ONEDNN(states, module.weight, module.bias, "relu" if relu else "none", [], "")
 
 
-def rms_norm(states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+def rms_norm(states: torch.Tensor, norm: nn.Module, epsilon: float) -> torch.Tensor:
     """T5's norm, w x / sqrt(mean x^2 + eps), in two passes over x."""
     length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = length.square_().div_(states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    scale = length.square_().div_(states.shape[-1]).add_(epsilon).rsqrt_()
     return (states * scale).to(norm.weight.dtype).mul_(norm.weight)
 
 
@@ -60,13 +63,13 @@ def add(states: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
     return states
 
 
-def feed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+def feed_forward(layer: nn.Module, states: torch.Tensor, activation: str) -> torch.Tensor:
     """T5's feed-forward layer of any make, plain or gated; the one large intermediate is worked on in place."""
     first = layer.wi_0 if hasattr(layer, "wi_0") else layer.wi
-    if isinstance(layer.act, nn.ReLU):
+    if activation == "relu":
         hidden = linear(first, states, relu=True)
     else:
-        hidden = layer.act(linear(first, states))
+        hidden = ACT2FN[activation](linear(first, states))
     if hasattr(layer, "wi_0"):
         hidden = hidden.mul_(linear(layer.wi_1, states))
     wo = next(layer.wo.parameters(), hidden).dtype
@@ -85,11 +88,11 @@ class Attention:
     Queries, keys and values are padded with zeros to the head size of the fused kernel, which changes no sum.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.heads = layer, layer.n_heads
+    def __init__(self, layer: nn.Module, num_heads: int) -> None:
+        self.layer, self.heads = layer, num_heads
         self.is_latent = hasattr(layer, "latent")
-        self.rank = layer.o.in_features // layer.n_heads
-        largest = max(layer.q.out_features // layer.n_heads, self.rank)
+        self.rank = layer.o.in_features // num_heads
+        largest = max(layer.q.out_features // num_heads, self.rank)
         self.size = -(-largest // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
     def query(self, states: torch.Tensor) -> torch.Tensor:
@@ -124,6 +127,45 @@ class Attention:
         return mixed[..., : self.rank]
 
 
+def position_bias(stack: nn.Module, length: int, device: torch.device, *, bidirectional: bool) -> torch.Tensor:
+    """The position bias of all tokens to all tokens, (1, n, T, T), which the first layer of a stack holds."""
+    return relative_position_bias(
+        stack.block[0].layer[0].SelfAttention.relative_attention_bias,
+        distances(length, length, device=device),
+        bidirectional=bidirectional,
+        max_distance=stack.config.relative_attention_max_distance,
+    )
+
+
+def check_names(model: PreTrainedModel) -> None:
+    """Raise ValueError where the modules of a T5 do not have the names that this file reads; it reads nothing else but the configuration.
+
+    They are those of its parameters, which every saved checkpoint has.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    stacks = {"encoder": model.config.num_layers, "decoder": model.config.num_decoder_layers}
+    names = ["lm_head"]
+    for stack, depth in stacks.items():
+        names += [f"{stack}.embed_tokens", f"{stack}.final_layer_norm"]
+        names.append(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias")
+        for block in (f"{stack}.block.{index}" for index in range(depth)):
+            attention = (
+                {"0": "SelfAttention"} if stack == "encoder" else {"0": "SelfAttention", "1": "EncDecAttention"}
+            )
+            last = f"{block}.layer.{len(attention)}"
+            inner = ("wi_0", "wi_1") if model.config.is_gated_act else ("wi",)
+            names += [f"{last}.layer_norm", *(f"{last}.DenseReluDense.{name}" for name in (*inner, "wo"))]
+            for index, name in attention.items():
+                layer = f"{block}.layer.{index}"
+                kept = ("latent",) if f"{layer}.{name}.latent" in modules else ("k", "v")
+                names += [f"{layer}.layer_norm", *(f"{layer}.{name}.{part}" for part in ("q", *kept, "o"))]
+    if missing := [name for name in names if name not in modules]:
+        raise ValueError(
+            f"model: this version of {type(model).__name__} has no module {missing[0]}, which hf_lowrank reads "
+            f"({len(missing)} in all); use another version of transformers, or forecast with chronos.ChronosPipeline."
+        )
+
+
 # ---- The encoder -----------------------------------------------------------------------------------------------------
 
 
@@ -136,9 +178,10 @@ def self_attention(attention: Attention, states: torch.Tensor, bias: torch.Tenso
 
 def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The encoder's output, (B, T) -> (B, T, d), a few series at a time. `mask` is True where a token is none of padding."""
-    length = tokens.shape[1]
-    layers = [(block.layer, Attention(block.layer[0].SelfAttention)) for block in encoder.block]
-    bias = layers[0][1].layer.compute_bias(length, length, device=tokens.device).contiguous()
+    config, length = encoder.config, tokens.shape[1]
+    epsilon, activation = config.layer_norm_epsilon, config.dense_act_fn
+    layers = [(block.layer, Attention(block.layer[0].SelfAttention, config.num_heads)) for block in encoder.block]
+    bias = position_bias(encoder, length, tokens.device, bidirectional=True).contiguous()
     is_padded = not mask.all()
     together = max(1, (CPU_TOKENS if tokens.device.type == "cpu" else GPU_TOKENS) // length)
     outputs = []
@@ -148,9 +191,10 @@ def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torc
             bias_here = bias + additive(visible, bias.dtype)[:, None, None]
         states = encoder.embed_tokens(some)
         for (first, last), attention in layers:
-            states = add(states, self_attention(attention, rms_norm(states, first.layer_norm), bias_here))
-            states = add(states, feed_forward(last.DenseReluDense, rms_norm(states, last.layer_norm)))
-        outputs.append(rms_norm(states, encoder.final_layer_norm))
+            states = add(states, self_attention(attention, rms_norm(states, first.layer_norm, epsilon), bias_here))
+            normed = rms_norm(states, last.layer_norm, epsilon)
+            states = add(states, feed_forward(last.DenseReluDense, normed, activation))
+        outputs.append(rms_norm(states, encoder.final_layer_norm, epsilon))
     return torch.cat(outputs)
 
 
@@ -160,8 +204,8 @@ def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torc
 class OwnAttention:
     """Self-attention of a decoder layer, one token at a time; keys and values (N, h, steps, r) are written in place."""
 
-    def __init__(self, layer: nn.Module, steps: int) -> None:
-        self.attention, self.steps = Attention(layer), steps
+    def __init__(self, layer: nn.Module, num_heads: int, steps: int) -> None:
+        self.attention, self.steps = Attention(layer, num_heads), steps
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
@@ -186,8 +230,8 @@ class OwnAttention:
 class CrossAttention:
     """Cross-attention of a decoder layer to the encoder's output; keys and values (B, h, T, size), once a series."""
 
-    def __init__(self, layer: nn.Module, states: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.attention, self.bias = Attention(layer), bias
+    def __init__(self, layer: nn.Module, num_heads: int, states: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.attention, self.bias = Attention(layer, num_heads), bias
         key, value = self.attention.key_value(states)
         self.keys = self.attention.padded(key).contiguous()
         self.values = self.keys if value is key else self.attention.padded(value).contiguous()
@@ -213,29 +257,32 @@ class Decoder:
 
     def __init__(self, model: Any, states: torch.Tensor, mask: torch.Tensor, *, steps: int) -> None:
         self.model, self.decoder = model, model.decoder
-        first = self.decoder.block[0].layer[0].SelfAttention
-        self.bias = first.compute_bias(steps, steps, device=states.device)[0].unbind(1)  # of each step, (n, steps)
+        heads = model.config.num_heads
+        bias = position_bias(self.decoder, steps, states.device, bidirectional=False)
+        self.bias = bias[0].unbind(1)  # of each step, (n, steps)
         padding = None if mask.all() else additive(mask, states.dtype)[:, None, None]  # (B, 1, 1, T)
         self.layers = [
             (
                 block.layer,
-                OwnAttention(block.layer[0].SelfAttention, steps),
-                CrossAttention(block.layer[1].EncDecAttention, states, padding),
+                OwnAttention(block.layer[0].SelfAttention, heads, steps),
+                CrossAttention(block.layer[1].EncDecAttention, heads, states, padding),
             )
             for block in self.decoder.block
         ]
 
     def step(self, tokens: torch.Tensor, step: int) -> torch.Tensor:
         """The logits (N, vocabulary) after token number `step`, `tokens` (N,), of each path. Steps count from 0, in order."""
-        bias = self.bias[step][:, : step + 1]
+        config, bias = self.model.config, self.bias[step][:, : step + 1]
+        epsilon, activation = config.layer_norm_epsilon, config.dense_act_fn
         states = self.decoder.embed_tokens(tokens)
         for (first, second, last), own, cross in self.layers:
-            states = add(states, own(rms_norm(states, first.layer_norm), step, bias))
-            states = add(states, cross(rms_norm(states, second.layer_norm)))
-            states = add(states, feed_forward(last.DenseReluDense, rms_norm(states, last.layer_norm)))
-        states = rms_norm(states, self.decoder.final_layer_norm)
-        if self.model.config.scale_decoder_outputs:
-            states = states * self.model.model_dim**-0.5
+            states = add(states, own(rms_norm(states, first.layer_norm, epsilon), step, bias))
+            states = add(states, cross(rms_norm(states, second.layer_norm, epsilon)))
+            normed = rms_norm(states, last.layer_norm, epsilon)
+            states = add(states, feed_forward(last.DenseReluDense, normed, activation))
+        states = rms_norm(states, self.decoder.final_layer_norm, epsilon)
+        if config.scale_decoder_outputs:
+            states = states * config.d_model**-0.5
         return linear(self.model.lm_head, states)
 
 
@@ -306,7 +353,7 @@ class Sampling:
 
 @torch.inference_mode()
 def sample_paths(
-    model: T5ForConditionalGeneration,
+    model: PreTrainedModel,
     tokens: torch.Tensor,
     mask: torch.Tensor,
     *,

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from chronos import ChronosConfig
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
-from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration, set_seed
-from transformers.models.t5.modeling_t5 import T5Attention
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
+
+from .families import T5, family_of
+from .modeling_lowrank_layers import relative_position_bucket
 
 __all__ = ["fresh_model", "local_position_bias", "smooth_embedding"]
 
@@ -28,7 +29,7 @@ def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *,
     set_seed(seed)
     model = model_class(config)
     stacks = [model.encoder]
-    if isinstance(model, T5ForConditionalGeneration):
+    if family_of(model_class) is T5:
         stacks.append(model.decoder)
         chronos_config = ChronosConfig(**config.chronos_config)
         with torch.no_grad():
@@ -42,8 +43,9 @@ def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *,
         assert isinstance(model, ChronosBoltModelForForecasting)
     with torch.no_grad():
         for stack in stacks:
-            attention = stack.block[0].layer[0].SelfAttention
-            attention.relative_attention_bias.weight.copy_(local_position_bias(attention))
+            bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+            furthest = config.relative_attention_max_distance
+            bias.weight.copy_(local_position_bias(*bias.weight.shape, furthest, is_decoder=stack is not model.encoder))
     return model
 
 
@@ -63,19 +65,19 @@ def smooth_embedding(chronos_config: ChronosConfig, d_model: int, seed: int) -> 
     return embedding
 
 
-def local_position_bias(attention: nn.Module) -> torch.Tensor:
+def local_position_bias(buckets: int, heads: int, furthest: int, *, is_decoder: bool) -> torch.Tensor:
     """An initial relative position bias, float32 of shape (buckets, heads), with which heads begin to look somewhere.
+
+    `furthest` is the distance from which on all have one bucket.
 
     In turns: the step before, the step after (in the decoder, the step itself), the near past and future, everywhere. Left at T5's
     near-zero start, the bias moves by a learning rate a step, and a short run never learns to read the last value of a context.
     """
-    buckets, heads = attention.relative_attention_bias.weight.shape
-    furthest = attention.relative_attention_max_distance
-    distance = torch.arange(-furthest, 1 if attention.is_decoder else furthest + 1)
-    bucket = T5Attention._relative_position_bucket(
-        distance, bidirectional=not attention.is_decoder, num_buckets=buckets, max_distance=furthest
+    distance = torch.arange(-furthest, 1 if is_decoder else furthest + 1)
+    bucket = relative_position_bucket(
+        distance, bidirectional=not is_decoder, num_buckets=buckets, max_distance=furthest
     )
     centre = torch.stack([distance[bucket == i].float().mean().nan_to_num(-999.0) for i in range(buckets)])
-    ahead = 0 if attention.is_decoder else 1
+    ahead = 0 if is_decoder else 1
     shapes = [4.0 * (centre == -1), 4.0 * (centre == ahead), 3.0 - 0.5 * centre.abs().clamp(max=12), 0.0 * centre]
     return torch.stack([shapes[head % len(shapes)] for head in range(heads)], dim=1)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from .checkpoint import REFERENCES
 from .families import FAMILIES, Family, family_of
 from .measurement import Case
+from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 from .summary import summarize
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ def _source(record: Mapping[str, Any]) -> str | None:
 
 
 def _auto_class(model: PreTrainedModel) -> str:
-    if isinstance(model, T5EncoderModel):
+    if isinstance(model, LowRankT5EncoderModel):
         return "AutoModelForTextEncoding"
-    return "AutoModelForSeq2SeqLM" if isinstance(model, T5ForConditionalGeneration) else "AutoModel"
+    return "AutoModelForSeq2SeqLM" if isinstance(model, LowRankT5ForConditionalGeneration) else "AutoModel"
 
 
 # ---- How it was made -------------------------------------------------------------------------------------------------

@@ -1,34 +1,43 @@
 """Chronos-Bolt and Chronos-2 models whose attention and feed-forward layers have ranks of their own.
 
-Patching, scaling, masks, the REG token, the quantile head and the encoder's blocks are chronos-forecasting's; only the layers that
-hold the matrices are replaced. Shapes: B batch, S patches, d d_model, n heads, r rank. Group attention has the batch where time
-attention has the patches.
+Patching, scaling, the REG token, the quantile head and the loss are chronos-forecasting's; the transformers between them are ours.
+Shapes: B batch, S patches, d d_model, n heads, r rank. Group attention has the batch where time attention has the patches.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 try:
     from chronos.chronos2 import Chronos2Model
-    from chronos.chronos2.layers import MHA, AttentionOutput, Chronos2RotaryEmbedding
-    from chronos.chronos_bolt import ChronosBoltModelForForecasting
+    from chronos.chronos_bolt import (
+        ChronosBoltConfig,
+        ChronosBoltModelForForecasting,
+        InstanceNorm,
+        Patch,
+        ResidualBlock,
+    )
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
 from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
-from .configuration_lowrank_t5 import attention_form
-from .modeling_lowrank_t5 import (
+from .modeling_lowrank_layers import (
     LatentAttention,
-    LowRankT5Attention,
-    LowRankT5FeedForward,
-    LowRankT5PreTrainedModel,
+    LowRankAttention,
+    LowRankFeedForward,
     PerHeadAttention,
-    Placed,
-    build_stacks,
+    RMSNorm,
+    attention_class,
+    masked,
 )
+from .modeling_lowrank_t5 import LowRankT5PreTrainedModel, Placed, build_stacks, initialize
 
 
 class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBoltModelForForecasting):
@@ -39,60 +48,65 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
     main_input_name = "context"  # stock says `input_ids`, which it does not have
     _input_embed_layer = "shared"  # stock does not say, and peft asks
 
-    def _init_decoder(self, config: LowRankChronosBoltConfig) -> None:
-        # The stock __init__ calls this right after it has built a dense encoder, which is replaced.
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Custom code is initialised module by module, and chronos' rules for its residual blocks, which own no parameter
+        # directly, would not run. All rules here use `transformers.initialization`, which keeps what was loaded.
+        return False
+
+    def __init__(self, config: LowRankChronosBoltConfig) -> None:
+        # The stock __init__ makes two dense stacks, which not every version of transformers lets have the attention of ours.
+        PreTrainedModel.__init__(self, config)
+        self.model_dim = config.d_model
+        self.chronos_config = settings = ChronosBoltConfig(**config.chronos_config)
+        if settings.use_reg_token:
+            config.reg_token_id = 1
+        config.vocab_size = 2 if settings.use_reg_token else 1  # the decoder's start, and the REG token
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.input_patch_embedding = self._residual_block(2 * settings.input_patch_size, config.d_model)
+        self.patch = Patch(patch_size=settings.input_patch_size, patch_stride=settings.input_patch_stride)
+        self.instance_norm = InstanceNorm()
         build_stacks(self, config)
+        self.decoder.config.use_cache = False  # it has one token
+        self.num_quantiles = len(settings.quantiles)
+        self.register_buffer("quantiles", torch.tensor(settings.quantiles, dtype=self.dtype), persistent=False)
+        self.output_patch_embedding = self._residual_block(
+            config.d_model, self.num_quantiles * settings.prediction_length
+        )
+        self.post_init()
+
+    def _residual_block(self, in_features: int, out_features: int) -> ResidualBlock:
+        config = self.config
+        sizes = {"in_dim": in_features, "h_dim": config.d_ff, "out_dim": out_features}
+        return ResidualBlock(**sizes, act_fn_name=config.dense_act_fn, dropout_p=config.dropout_rate)
 
 
-class LowRankChronos2Attention(LowRankT5Attention):
-    """What the forms share in Chronos-2: no position bias, no cache, and `MHA`'s own contract.
+# --- Chronos-2 -----------------------------------------------------------------------------------------------------
 
-    A form comes before this class among the bases of a layer: its projections, this `forward`.
-    """
 
-    def __init__(self, dense: MHA) -> None:
-        nn.Module.__init__(self)
-        self.config = dense.config
-        self.d_model = dense.d_model
-        self.n_heads = dense.n_heads
-        self.dropout = dense.dropout
+class GroupAttention(LowRankAttention):
+    """Attention without order, between the series of a group: softmax(q . k). A form comes after it among the bases."""
 
-    def rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys turned by their positions; here they have none."""
-        return query, key
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: torch.Tensor,
-        *,
-        mask: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> AttentionOutput:
-        """`hidden_states` (B, S, d), `mask` broadcast to (B, n, S, S) and added to the logits."""
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(S, B, d) and what is added to the logits, (S, 1, B, B) -> the output (S, B, d) and the weights (S, n, B, B)."""
         key, value = self.project_key_value(hidden_states)
         value = self.cached_value(key, value)
-        query, key = self.rotate(self.project_query(hidden_states), key, position_ids)  # (B, n, S, r)
-        # A latent is one for all heads, and not every attention kernel broadcasts.
-        key, value = (states.expand(-1, self.n_heads, -1, -1) for states in (key, value))
-        fused = self.config._attn_implementation == "sdpa" and not output_attentions
-        attend = MHA._sdpa_attention if fused else MHA._eager_attention
-        mixed, weights = attend(self, query, key, value, mask)
-        output = self.project_output(mixed.transpose(1, 2).flatten(2))
-        return AttentionOutput(hidden_states=output, attn_weights=weights)
+        query = self.project_query(hidden_states)
+        mixed, weights = self.attend(query, key, value, mask, output_attentions=output_attentions)
+        return self.project_output(mixed.flatten(2)), weights
 
 
-class PerHeadGroupAttention(PerHeadAttention, LowRankChronos2Attention):
-    """Attention between the series of a group, with smaller heads."""
+class PerHeadGroupAttention(GroupAttention, PerHeadAttention):
+    """Group attention with smaller heads."""
 
 
-class LatentGroupAttention(LatentAttention, LowRankChronos2Attention):
-    """Attention between the series of a group, all heads on one latent a token."""
+class LatentGroupAttention(GroupAttention, LatentAttention):
+    """Group attention, all heads on one latent a token."""
 
 
-class TimeAttention(PerHeadAttention, LowRankChronos2Attention):
+class TimeAttention(PerHeadAttention):
     """Attention between the patches of a series, with smaller heads and rotary embeddings.
 
     Component i and component i + d_kv / 2 of a dense head turn together, at frequency i. Head h keeps the frequencies
@@ -101,9 +115,8 @@ class TimeAttention(PerHeadAttention, LowRankChronos2Attention):
 
     pairs: torch.Tensor
 
-    def __init__(self, dense: MHA, *, qk: int, vo: int) -> None:
-        super().__init__(dense, qk=qk, vo=vo)
-        self.rope_embed = dense.rope_embed
+    def __init__(self, config: LowRankChronos2Config, *, qk: int, vo: int) -> None:
+        super().__init__(config, qk=qk, vo=vo)
         self.register_buffer("pairs", self.default_pairs(qk // 2))
 
     def default_pairs(self, count: int, device: torch.device | None = None) -> torch.Tensor:
@@ -111,56 +124,204 @@ class TimeAttention(PerHeadAttention, LowRankChronos2Attention):
         frequencies = torch.arange(count, device=device) * (self.config.d_kv // 2) // count
         return frequencies.repeat(self.n_heads, 1)
 
-    def rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        kept = torch.cat([self.pairs, self.pairs], dim=-1)  # (n, qk)
-        # (1 or B, S, d_kv) -> (1 or B, n, S, qk)
-        cos, sin = (turn[..., kept].transpose(1, 2) for turn in self.rope_embed(query, position_ids))
-        query, key = (states * cos + Chronos2RotaryEmbedding.rotate_half(states) * sin for states in (query, key))
-        return query, key
+    def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Queries or keys (B, n, S, qk) turned by the angles of their positions, (1 or B, S, d_kv / 2)."""
+        # (1 or B, S, n, qk / 2) -> (1 or B, n, S, qk / 2)
+        cos, sin = (turn[..., self.pairs].transpose(1, 2) for turn in (cos, sin))
+        first, second = states.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
-    def init_weights(self, factor: float) -> None:
-        super().init_weights(factor)
-        init.copy_(self.pairs, self.default_pairs(self.pairs.shape[1], self.pairs.device))
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, S, d), what is added to the logits, (B, 1, 1, S), and `rotary_turns` -> (B, S, d) and the weights (B, n, S, S)."""
+        key, value = self.project_key_value(hidden_states)
+        query, key = (self.rotate(states, *turns) for states in (self.project_query(hidden_states), key))
+        mixed, weights = self.attend(query, key, value, mask, output_attentions=output_attentions)
+        return self.project_output(mixed.flatten(2)), weights
+
+
+def rotary_turns(
+    position_ids: torch.Tensor, config: LowRankChronos2Config, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of position x theta^(-2 i / d_kv), (1 or B, S, d_kv / 2), computed in float32 (arXiv 2104.09864, section 3.2.2)."""
+    exponents = torch.arange(0, config.d_kv, 2, device=position_ids.device).float() / config.d_kv
+    angles = position_ids[..., None].float() * (1.0 / config.rope_theta**exponents)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class TimeSelfAttention(nn.Module):
+    """x + attention(norm(x)) along the patches of a series."""
+
+    def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
+        super().__init__()
+        self.self_attention = TimeAttention(config, **ranks)
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, weights = self.self_attention(
+            self.layer_norm(hidden_states), mask, turns, output_attentions=output_attentions
+        )
+        return hidden_states + self.dropout(output), weights
+
+
+class GroupSelfAttention(nn.Module):
+    """x + attention(norm(x)) across the series of a group, at every patch."""
+
+    def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
+        super().__init__()
+        self.self_attention = attention_class(ranks, PerHeadGroupAttention, LatentGroupAttention)(config, **ranks)
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden_states = hidden_states.transpose(0, 1)
+        output, weights = self.self_attention(
+            self.layer_norm(hidden_states), mask, output_attentions=output_attentions
+        )
+        return (hidden_states + self.dropout(output)).transpose(0, 1), weights
+
+
+class FeedForward(nn.Module):
+    """x + feed_forward(norm(x))"""
+
+    def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
+        super().__init__()
+        self.mlp = LowRankFeedForward(config, **ranks)
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.dropout(self.mlp(self.layer_norm(hidden_states)))
+
+
+class LowRankChronos2Block(nn.Module):
+    """Time attention, group attention, feed-forward."""
+
+    def __init__(self, config: LowRankChronos2Config, index: int) -> None:
+        super().__init__()
+        attention, feed_forward = config.attention_ranks, config.feed_forward_ranks
+        self.layer = nn.ModuleList(
+            [
+                TimeSelfAttention(config, attention["time"][index]),
+                GroupSelfAttention(config, attention["group"][index]),
+                FeedForward(config, feed_forward["encoder"][index]),
+            ]
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        time_mask: torch.Tensor,
+        group_mask: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The hidden states (B, S, d), and the weights of time and of group attention."""
+        hidden_states, time_weights = self.layer[0](hidden_states, time_mask, turns, output_attentions)
+        hidden_states, group_weights = self.layer[1](hidden_states, group_mask, output_attentions)
+        return self.layer[2](hidden_states), time_weights, group_weights
+
+
+@dataclass
+class LowRankChronos2EncoderOutput(ModelOutput):
+    """With the names that chronos reads."""
+
+    last_hidden_state: torch.Tensor | None = None
+    all_time_self_attn_weights: tuple[torch.Tensor, ...] | None = None
+    all_group_self_attn_weights: tuple[torch.Tensor, ...] | None = None
+
+
+class LowRankChronos2Encoder(nn.Module):
+    """The encoder of Chronos-2 with the layers that its `LowRankChronos2Config` describes."""
+
+    def __init__(self, config: LowRankChronos2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.block = nn.ModuleList([LowRankChronos2Block(config, index) for index in range(config.num_layers)])
+        self.final_layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        *,
+        group_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> LowRankChronos2EncoderOutput:
+        """`inputs_embeds` (B, S, d), `group_ids` (B,), `attention_mask` (B, S), not zero where a patch has a value."""
+        shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=device)[None]
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
+        attention_mask = attention_mask.bool()
+        nothing = inputs_embeds.new_zeros(())
+        time_mask = masked(nothing, attention_mask[:, None, None])
+        # A series attends to those of its group that have a value in the patch: (S, 1, B, B).
+        same_group = group_ids[:, None] == group_ids[None, :]
+        group_mask = masked(nothing, same_group & attention_mask.T[:, None, None])
+        turns = rotary_turns(position_ids, self.config, inputs_embeds.dtype)
+
+        hidden_states = self.dropout(inputs_embeds)
+        time_weights, group_weights = [], []
+        for block in self.block:
+            hidden_states, *weights = block(hidden_states, time_mask, group_mask, turns, output_attentions)
+            time_weights.append(weights[0])
+            group_weights.append(weights[1])
+        hidden_states = self.dropout(self.final_layer_norm(hidden_states))
+        return LowRankChronos2EncoderOutput(
+            last_hidden_state=hidden_states,
+            all_time_self_attn_weights=tuple(time_weights) if output_attentions else (),
+            all_group_self_attn_weights=tuple(group_weights) if output_attentions else (),
+        )
 
 
 class LowRankChronos2Model(Placed, Chronos2Model):
-    """Chronos-2 with the layers that its `LowRankChronos2Config` describes; see `chronos.Chronos2Model`."""
+    """Chronos-2 on a low-rank encoder; see `chronos.Chronos2Model`."""
 
     config_class = LowRankChronos2Config
     config: LowRankChronos2Config
     main_input_name = "context"  # stock says `input_ids`, which it does not have
-    _no_split_modules = ["Chronos2EncoderBlock"]  # noqa: RUF012
+    _no_split_modules = ["LowRankChronos2Block"]  # noqa: RUF012
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # As for the T5 models: `_init_weights` has rules for modules that own no parameter directly. Stock Chronos-2 loses
-        # them this way, and its fresh matrices all have the standard deviation `initializer_factor`.
+        # As for Chronos-Bolt. Stock Chronos-2 loses its rules this way, and all its fresh matrices have the standard deviation
+        # `initializer_factor`.
         return False
 
     def post_init(self) -> None:
-        # The stock __init__ ends here, its dense layers built (without memory when loading: on the meta device).
-        attention, feed_forward = self.config.attention_ranks, self.config.feed_forward_ranks["encoder"]
-        not_in_dense = []
-        for i, block in enumerate(self.encoder.block):
-            time, group, outer = block.layer
-            time.self_attention = TimeAttention(time.self_attention, **attention["time"][i])
-            ranks = attention["group"][i]
-            form = LatentGroupAttention if attention_form(ranks) == "latent" else PerHeadGroupAttention
-            group.self_attention = form(group.self_attention, **ranks)
-            outer.mlp = LowRankT5FeedForward(self.config, **feed_forward[i])
-            if attention["time"][i]["qk"] == self.config.d_kv:
-                not_in_dense.append(rf"^encoder\.block\.{i}\.layer\.0\.self_attention\.pairs$")
+        # The stock __init__ ends here, its dense encoder built (without memory when loading: on the meta device).
+        self.encoder = LowRankChronos2Encoder(self.config)
         # A dense checkpoint is a full-rank one: that it names no frequencies, when all are kept, is nothing to warn of.
-        self._keys_to_ignore_on_load_missing = not_in_dense
+        self._keys_to_ignore_on_load_missing = [
+            rf"^encoder\.block\.{index}\.layer\.0\.self_attention\.pairs$"
+            for index, ranks in enumerate(self.config.attention_ranks["time"])
+            if ranks["qk"] == self.config.d_kv
+        ]
         super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (LowRankChronos2Attention, LowRankT5FeedForward)):
-            module.init_weights(self.config.initializer_factor)
-        else:
+        if isinstance(module, TimeAttention):
+            init.copy_(module.pairs, module.default_pairs(module.pairs.shape[1], module.pairs.device))
+        elif not initialize(self, module):
             super()._init_weights(module)
 
 

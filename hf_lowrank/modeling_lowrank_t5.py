@@ -1,284 +1,349 @@
 """T5 models whose attention and feed-forward layers have ranks of their own.
 
-The stacks, blocks, caching, generation and output recording are transformers' T5; only the two layers that hold the
-matrices are replaced. Shapes: B batch, S queries, T keys, d d_model, n heads, r rank.
+The whole forward pass is here and in `modeling_lowrank_layers`, over the public surface of transformers alone, so that a saved
+checkpoint runs with whatever version the loading machine has. Names of parameters are T5's. Shapes: B batch, S queries,
+T keys, d d_model, n heads, r rank.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import T5EncoderModel, T5ForConditionalGeneration, T5Model, T5PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.t5.modeling_t5 import T5Attention, T5Stack, eager_attention_forward
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.utils import ModelOutput, logging
 
-from .configuration_lowrank_t5 import LowRankT5Config, attention_form
+from .configuration_lowrank_t5 import LowRankT5Config
+from .modeling_lowrank_layers import (
+    LatentAttention,
+    LowRankAttention,
+    LowRankFeedForward,
+    PerHeadAttention,
+    RMSNorm,
+    attention_class,
+    distances,
+    masked,
+    matrix,
+    relative_position_bias,
+)
+
+logger = logging.get_logger(__name__)
+
+# transformers 5.24 renamed `past_key_values`, of arguments and of outputs, to `cache`.
+CACHE_FIELD = "cache" if "cache" in inspect.signature(Seq2SeqLMOutput).parameters else "past_key_values"
+# Up to transformers 5.3 a static cache has to be told where new tokens go; later ones count by themselves.
+CACHE_TAKES_POSITIONS = "cache_kwargs" in inspect.signature(Cache.update).parameters
 
 
-class LowRankT5Attention(T5Attention):
-    """What the two forms share: the position bias, the cache, the choice of the attention implementation.
+def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache, by whichever of its two names it was given."""
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        logger.warning_once(
+            "Both `past_key_values` and `cache` are given. `cache` is used, `past_key_values` ignored."
+        )
+    return past_key_values if cache is None else cache
 
-    A form says how the input becomes queries (`project_query`), what a token keeps for later (`project_key_value`) and how the
-    mixed values become the output (`project_output`).
+
+def update(cache: Cache, key: torch.Tensor, value: torch.Tensor, layer_idx: int, past_length: Any) -> tuple:
+    """Keys and values of all tokens so far, these among them."""
+    if not CACHE_TAKES_POSITIONS:
+        return cache.update(key, value, layer_idx)
+    positions = torch.arange(key.shape[2], device=key.device) + past_length
+    return cache.update(key, value, layer_idx, {"cache_position": positions})
+
+
+def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask (B, T) of whatever type as a boolean one, None where it hides nothing; one with four dimensions as it is."""
+    if mask is None or mask.ndim == 4:
+        return mask
+    mask = mask.bool()
+    # A graph that is compiled or exported must not depend on the data.
+    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
+
+
+# --- attention ---------------------------------------------------------------------------------------------------
+
+
+class SelfAttention(LowRankAttention):
+    """Attention within a stack: softmax(q_s . k_t + bias(t - s)), in a decoder over t <= s. A form comes after it among the bases.
+
+    The first layer of a stack holds the position bias of all.
     """
 
-    num_key_value_groups = 1
+    def __init__(self, config: LowRankT5Config, layer_idx: int, **ranks: int | None) -> None:
+        super().__init__(config, **ranks)
+        self.layer_idx = layer_idx
+        self.is_decoder = config.is_decoder
+        self.max_distance = config.relative_attention_max_distance
+        if layer_idx == 0:
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, self.n_heads)
+            self.relative_attention_bias.initial_std = self.d_model**-0.5
 
-    def __init__(self, dense: T5Attention) -> None:
-        # T5Attention.__init__ would build four dense matrices to throw them away.
-        nn.Module.__init__(self)
-        self.config = dense.config
-        self.layer_idx = dense.layer_idx
-        self.is_decoder = dense.is_decoder
-        self.is_causal = dense.is_causal
-        self.d_model = dense.d_model
-        self.n_heads = dense.n_heads
-        self.dropout = dense.dropout
-        self.scaling = dense.scaling
-        self.gradient_checkpointing = dense.gradient_checkpointing
-        self.relative_attention_num_buckets = dense.relative_attention_num_buckets
-        self.relative_attention_max_distance = dense.relative_attention_max_distance
-        self.has_relative_attention_bias = dense.has_relative_attention_bias
-        if self.has_relative_attention_bias:
-            self.relative_attention_bias = dense.relative_attention_bias
+    def compute_bias(self, distance: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The position bias, and the lowest number where a query must not look: (1 or B, n, S, T) from distances (S, T).
 
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, S, n r) -> (B, n, S, r)"""
-        return states.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-    def project_query(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def project_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
-
-    def cached_value(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The values to attend to, from what the cache holds."""
-        return values
-
-    def project_output(self, mixed: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def cached_key_value(
-        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None, past_key_values: Cache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all tokens so far: projected, taken from the cache, or both."""
-        if past_key_values is None:
-            return self.project_key_value(hidden_states if key_value_states is None else key_value_states)
-        if key_value_states is None:
-            if isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = past_key_values.self_attention_cache
-            return past_key_values.update(*self.project_key_value(hidden_states), self.layer_idx)
-        if not isinstance(past_key_values, EncoderDecoderCache):
-            return past_key_values.update(*self.project_key_value(key_value_states), self.layer_idx)
-        cache = past_key_values.cross_attention_cache
-        if past_key_values.is_updated.get(self.layer_idx):
-            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
-        past_key_values.is_updated[self.layer_idx] = True
-        return cache.update(*self.project_key_value(key_value_states), self.layer_idx)
+        `mask` is True where a token is none of padding, (B, T); with four dimensions it is broadcast to (B, n, S, T), boolean or
+        added to the logits, and says all, which keys come too early included.
+        """
+        bias = relative_position_bias(
+            self.relative_attention_bias,
+            distance,
+            bidirectional=not self.is_decoder,
+            max_distance=self.max_distance,
+        )
+        if mask is not None and mask.ndim == 4:
+            return masked(bias, mask)
+        if self.is_decoder:
+            bias = masked(bias, distance <= 0)
+        if mask is not None:  # a static cache has room for tokens that are still to come
+            mask = nn.functional.pad(mask, (0, distance.shape[1] - mask.shape[1]))[:, None, None]
+        return masked(bias, mask)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None = None,
-        key_value_states: torch.Tensor | None = None,
-        position_bias: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` (B, S, d), `key_value_states` (B, T, d) in cross-attention; T5Attention's own contract.
+        """(B, S, d) -> the output (B, S, d), the bias for the layers that follow, and the weights (B, n, S, T).
 
-        Cross-attention may have fewer rows of `key_value_states`, B / P: P consecutive rows of `hidden_states`, paths of one
-        series, then attend to each.
+        `mask` is that of `compute_bias`, and is not read where the bias of an earlier layer is given.
         """
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
-        if isinstance(past_length, torch.Tensor):
-            past_length = past_length.clone()  # a static cache counts in place
-
-        query = self.project_query(hidden_states)  # (B, n, S, r)
-        key, value = self.cached_key_value(hidden_states, key_value_states, past_key_values)
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
+        query = self.project_query(hidden_states)
+        key, value = self.project_key_value(hidden_states)
+        past_length: Any = 0
+        if cache is not None:
+            past_length = cache.get_seq_length(self.layer_idx)
+            if isinstance(past_length, torch.Tensor):
+                past_length = past_length.clone()  # a static cache counts in place
+            key, value = update(cache, key, value, self.layer_idx, past_length)
+        if bias is None:
+            distance = distances(query.shape[2], key.shape[2], past_length, device=query.device)
+            bias = self.compute_bias(distance, mask).to(query.dtype)
         value = self.cached_value(key, value)
-
-        if position_bias is None:
-            if self.has_relative_attention_bias:
-                position_bias = self.compute_bias(
-                    query.shape[2], key.shape[2], device=query.device, past_seen_tokens=past_length
-                )
-            else:
-                position_bias = query.new_zeros(1, self.n_heads, query.shape[2], key.shape[2])
-                position_bias.requires_grad_(self.gradient_checkpointing and self.training)
-
-        paths = len(query) // len(key)
-        bias = position_bias
-        if paths > 1:
-            query = query.unflatten(0, (-1, paths)).transpose(1, 2).flatten(2, 3)  # (B / P, n, P S, r)
-            bias = for_each_path(bias, paths, len(key))
-            mask = None if mask is None else for_each_path(mask, paths, len(key))
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        mixed, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            position_bias=bias,
-            **kwargs,
-        )
-        if paths > 1:
-            mixed = mixed.unflatten(1, (paths, -1)).flatten(0, 1)  # (B, S, n, r)
-            if weights is not None:
-                weights = weights.unflatten(2, (paths, -1)).transpose(1, 2).flatten(0, 1)
-        return self.project_output(mixed.flatten(2)), position_bias, weights
+        mixed, weights = self.attend(query, key, value, bias, output_attentions=output_attentions)
+        return self.project_output(mixed.flatten(2)), bias, weights
 
 
-def for_each_path(bias: torch.Tensor, paths: int, series: int) -> torch.Tensor:
+class CrossAttention(LowRankAttention):
+    """Attention of a decoder to the encoder's output. A form comes after it among the bases.
+
+    The output may have fewer rows than the decoder, B / P: P consecutive rows of the decoder, paths of one series, then attend to
+    each, and its keys and values are made and kept once.
+    """
+
+    def __init__(self, config: LowRankT5Config, layer_idx: int, **ranks: int | None) -> None:
+        super().__init__(config, **ranks)
+        self.layer_idx = layer_idx
+
+    def key_value(self, encoder_hidden_states: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if not isinstance(cache, EncoderDecoderCache):
+            return self.project_key_value(encoder_hidden_states)
+        kept = cache.cross_attention_cache
+        if cache.is_updated.get(self.layer_idx):
+            return kept.layers[self.layer_idx].keys, kept.layers[self.layer_idx].values
+        cache.is_updated[self.layer_idx] = True
+        return update(kept, *self.project_key_value(encoder_hidden_states), self.layer_idx, 0)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, S, d) and (B or B / P, T, d) -> the output (B, S, d) and the weights (B, n, S, T).
+
+        `bias`, (B or B / P, 1, 1, T) or None, is added to the logits.
+        """
+        query = self.project_query(hidden_states)
+        key, value = self.key_value(encoder_hidden_states, cache)
+        value = self.cached_value(key, value)
+        paths = query.shape[0] // key.shape[0]
+        if paths == 1:
+            mixed, weights = self.attend(query, key, value, bias, output_attentions=output_attentions)
+            return self.project_output(mixed.flatten(2)), weights
+        if bias is not None:
+            bias = for_each_path(bias, paths, series=key.shape[0], queries=query.shape[2])
+        query = query.unflatten(0, (-1, paths)).transpose(1, 2).flatten(2, 3)  # (B / P, n, P S, r)
+        mixed, weights = self.attend(query, key, value, bias, output_attentions=output_attentions)
+        mixed = mixed.unflatten(1, (paths, -1)).flatten(0, 1)  # (B, S, n, r)
+        if weights is not None:
+            weights = weights.unflatten(2, (paths, -1)).transpose(1, 2).flatten(0, 1)
+        return self.project_output(mixed.flatten(2)), weights
+
+
+def for_each_path(bias: torch.Tensor, paths: int, *, series: int, queries: int) -> torch.Tensor:
     """What is added to the logits of S queries, laid out for those of all P paths of B series.
 
-    (1, 1 or n, S, T) and (B, ...), the same for all paths, or (B P, ...), with rows of its own for each -> (..., P S, T)
+    (B, ..., 1 or S, T), the same for all paths, or (B P, ..., 1 or S, T), with rows of its own for each -> (B, ..., 1 or P S, T)
     """
-    if (
-        len(bias) == paths * series
-    ):  # of a caller who repeated the mask, but continues from a cache that holds a series once
+    if bias.shape[0] == paths * series:
+        # of a caller who repeated the mask, but continues from a cache that holds a series once
+        bias = bias.expand(-1, -1, queries, -1)
         return bias.unflatten(0, (series, paths)).transpose(1, 2).flatten(2, 3)
+    if bias.shape[2] == 1:
+        return bias
     return bias.unsqueeze(2).expand(-1, -1, paths, -1, -1).flatten(2, 3)
 
 
-class PerHeadAttention(LowRankT5Attention):
-    """Attention with smaller heads (eq. 21 of arXiv 2510.03358): q, k of size `qk`, v, o of size `vo` a head."""
-
-    def __init__(self, dense: T5Attention, *, qk: int, vo: int) -> None:
-        super().__init__(dense)
-        self.q = nn.Linear(self.d_model, self.n_heads * qk, bias=False)
-        self.k = nn.Linear(self.d_model, self.n_heads * qk, bias=False)
-        self.v = nn.Linear(self.d_model, self.n_heads * vo, bias=False)
-        self.o = nn.Linear(self.n_heads * vo, self.d_model, bias=False)
-
-    def project_query(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.split_heads(self.q(hidden_states))
-
-    def project_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.split_heads(self.k(hidden_states)), self.split_heads(self.v(hidden_states))
-
-    def project_output(self, mixed: torch.Tensor) -> torch.Tensor:
-        return self.o(mixed)
-
-    def init_weights(self, factor: float) -> None:
-        """T5's own standard deviations, at this layer's head dimensions."""
-        qk = self.q.out_features // self.n_heads
-        init.normal_(self.q.weight, std=factor * (self.d_model * qk) ** -0.5)
-        init.normal_(self.k.weight, std=factor * self.d_model**-0.5)
-        init.normal_(self.v.weight, std=factor * self.d_model**-0.5)
-        init.normal_(self.o.weight, std=factor * self.o.in_features**-0.5)
+class PerHeadSelfAttention(SelfAttention, PerHeadAttention):
+    """Self-attention with smaller heads."""
 
 
-class LatentAttention(LowRankT5Attention):
-    """All heads read keys and values from one latent of rank r a token (eq. 20 of arXiv 2510.03358, absorbed).
-
-    With c_t = P y_t the latent of a token, head h has
-
-        logit(s, t) = (C_h P_q x_s)^T c_t + bias        output = W_O sum_h D_h (mixed c)_h
-
-    `latent` is P, `query_sketch` P_q, `q` the stacked cores C_h, `o` the row of the cores D_h, `output_sketch` W_O. Without a
-    query sketch `q` maps from d_model, without an output sketch `o` maps to d_model. Multi-query attention:
-    the cache holds r numbers a token.
-    """
-
-    def __init__(self, dense: T5Attention, *, latent: int, query: int | None, output: int | None) -> None:
-        super().__init__(dense)
-        self.num_key_value_groups = self.n_heads
-        self.latent = nn.Linear(self.d_model, latent, bias=False)
-        self.query_sketch = nn.Identity() if query is None else nn.Linear(self.d_model, query, bias=False)
-        self.q = nn.Linear(self.d_model if query is None else query, self.n_heads * latent, bias=False)
-        self.o = nn.Linear(self.n_heads * latent, self.d_model if output is None else output, bias=False)
-        self.output_sketch = nn.Identity() if output is None else nn.Linear(output, self.d_model, bias=False)
-
-    def project_query(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.split_heads(self.q(self.query_sketch(hidden_states)))
-
-    def project_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        latent = self.latent(hidden_states).unsqueeze(1)  # (B, 1, T, r)
-        return latent, latent[..., :0]  # the cache needs a value; this one takes no memory
-
-    def cached_value(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return keys
-
-    def project_output(self, mixed: torch.Tensor) -> torch.Tensor:
-        return self.output_sketch(self.o(mixed))
-
-    def init_weights(self, factor: float) -> None:
-        """Standard deviations that give queries, keys and output the size they have in a fresh dense T5."""
-        rank = self.latent.out_features
-        init.normal_(self.latent.weight, std=factor * self.d_model**-0.5)
-        init.normal_(self.q.weight, std=factor * (self.q.in_features * rank) ** -0.5)
-        init.normal_(self.o.weight, std=factor * self.o.in_features**-0.5)
-        if isinstance(self.query_sketch, nn.Linear):
-            init.normal_(self.query_sketch.weight, std=factor * self.d_model**-0.5)
-        if isinstance(self.output_sketch, nn.Linear):
-            init.normal_(self.output_sketch.weight, std=factor * self.output_sketch.in_features**-0.5)
+class LatentSelfAttention(SelfAttention, LatentAttention):
+    """Self-attention, all heads on one latent a token."""
 
 
-class ThinFactors(nn.Sequential):
-    """A matrix of rank r as two thin ones: x -> up(down(x)), `down` (r, in) and `up` (out, r)."""
+class PerHeadCrossAttention(CrossAttention, PerHeadAttention):
+    """Cross-attention with smaller heads."""
 
-    def __init__(self, in_features: int, rank: int, out_features: int) -> None:
+
+class LatentCrossAttention(CrossAttention, LatentAttention):
+    """Cross-attention, all heads on one latent a token."""
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+
+class SelfAttentionLayer(nn.Module):
+    """x + attention(norm(x))"""
+
+    def __init__(self, config: LowRankT5Config, layer_idx: int, ranks: dict[str, Any]) -> None:
         super().__init__()
-        self.down = nn.Linear(in_features, rank, bias=False)
-        self.up = nn.Linear(rank, out_features, bias=False)
-
-    def init_weights(self, factor: float) -> None:
-        """The product has the standard deviation factor / sqrt(in_features), as T5's feed-forward matrices have."""
-        init.normal_(self.down.weight, std=factor * self.down.in_features**-0.5)
-        init.normal_(self.up.weight, std=factor * self.up.in_features**-0.5)
-
-
-def linear(in_features: int, rank: int | None, out_features: int) -> nn.Module:
-    """A whole matrix where `rank` is None, thin factors otherwise."""
-    if rank is None:
-        return nn.Linear(in_features, out_features, bias=False)
-    return ThinFactors(in_features, rank, out_features)
-
-
-class LowRankT5FeedForward(nn.Module):
-    """T5's feed-forward layer, plain or gated, with a width of its own and optional thin factors."""
-
-    def __init__(self, config: LowRankT5Config, *, width: int, wi: int | None, wo: int | None) -> None:
-        super().__init__()
-        self.is_gated = config.is_gated_act
-        for name in ("wi_0", "wi_1") if self.is_gated else ("wi",):
-            self.add_module(name, linear(config.d_model, wi, width))
-        self.wo = linear(width, wo, config.d_model)
+        form = attention_class(ranks, PerHeadSelfAttention, LatentSelfAttention)
+        self.SelfAttention = form(config, layer_idx, **ranks)
+        self.layer_norm = RMSNorm(config)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.act = ACT2FN[config.dense_act_fn]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        output, bias, weights = self.SelfAttention(
+            self.layer_norm(hidden_states), mask=mask, bias=bias, cache=cache, output_attentions=output_attentions
+        )
+        return hidden_states + self.dropout(output), bias, weights
+
+
+class CrossAttentionLayer(nn.Module):
+    """x + attention(norm(x), encoder's output)"""
+
+    def __init__(self, config: LowRankT5Config, layer_idx: int, ranks: dict[str, Any]) -> None:
+        super().__init__()
+        form = attention_class(ranks, PerHeadCrossAttention, LatentCrossAttention)
+        self.EncDecAttention = form(config, layer_idx, **ranks)
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, weights = self.EncDecAttention(
+            self.layer_norm(hidden_states),
+            encoder_hidden_states,
+            bias=bias,
+            cache=cache,
+            output_attentions=output_attentions,
+        )
+        return hidden_states + self.dropout(output), weights
+
+
+class FeedForwardLayer(nn.Module):
+    """x + feed_forward(norm(x))"""
+
+    def __init__(self, config: LowRankT5Config, ranks: dict[str, Any]) -> None:
+        super().__init__()
+        self.DenseReluDense = LowRankFeedForward(config, **ranks)
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.is_gated:
-            hidden_states = self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states)
-        else:
-            hidden_states = self.act(self.wi(hidden_states))
-        hidden_states = self.dropout(hidden_states)
-        # `wo` stays in float32 when the rest is float16, as in T5.
-        dtype = next(self.wo.parameters()).dtype
-        if dtype.is_floating_point:
-            hidden_states = hidden_states.to(dtype)
-        return self.wo(hidden_states)
+        return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
 
-    def init_weights(self, factor: float) -> None:
-        for matrix in self.children():
-            if isinstance(matrix, nn.Linear):
-                init.normal_(matrix.weight, std=factor * matrix.in_features**-0.5)
-            elif isinstance(matrix, ThinFactors):
-                matrix.init_weights(factor)
+
+def finite(hidden_states: torch.Tensor) -> torch.Tensor:
+    """The residual stream, kept finite in float16 as T5 does."""
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    limit = torch.finfo(torch.float16).max
+    limit = torch.where(hidden_states.isinf().any(), limit - 1000, limit)
+    return hidden_states.clamp(min=-limit, max=limit)
+
+
+class LowRankT5Block(nn.Module):
+    """Self-attention, in a decoder cross-attention, feed-forward."""
+
+    def __init__(self, config: LowRankT5Config, layer_idx: int) -> None:
+        super().__init__()
+        attention, feed_forward = config.attention_ranks, config.feed_forward_ranks
+        if config.is_decoder:
+            sublayers = [
+                SelfAttentionLayer(config, layer_idx, attention["decoder_self"][layer_idx]),
+                CrossAttentionLayer(config, layer_idx, attention["cross"][layer_idx]),
+                FeedForwardLayer(config, feed_forward["decoder"][layer_idx]),
+            ]
+        else:
+            sublayers = [
+                SelfAttentionLayer(config, layer_idx, attention["encoder_self"][layer_idx]),
+                FeedForwardLayer(config, feed_forward["encoder"][layer_idx]),
+            ]
+        self.layer = nn.ModuleList(sublayers)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The hidden states (B, S, d), the bias for the blocks that follow, and the weights of self- and of cross-attention."""
+        cross_weights = None
+        hidden_states, bias, weights = self.layer[0](
+            hidden_states, mask=mask, bias=bias, cache=cache, output_attentions=output_attentions
+        )
+        hidden_states = finite(hidden_states)
+        if encoder_hidden_states is not None:
+            hidden_states, cross_weights = self.layer[1](
+                hidden_states,
+                encoder_hidden_states,
+                bias=encoder_bias,
+                cache=cache,
+                output_attentions=output_attentions,
+            )
+            hidden_states = finite(hidden_states)
+        hidden_states = finite(self.layer[-1](hidden_states))
+        return hidden_states, bias, weights, cross_weights
+
+
+# --- models --------------------------------------------------------------------------------------------------------
 
 
 class Placed:
@@ -298,61 +363,159 @@ class Placed:
         return found
 
 
-class LowRankT5PreTrainedModel(Placed, T5PreTrainedModel):
+def initialize(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Draw a module's fresh weights where it is one of this package's layers, and say whether it is."""
+    factor = model.config.initializer_factor
+    std = getattr(module, "initial_std", None)
+    if std is not None:
+        init.normal_(module.weight, std=factor * std)
+    elif isinstance(module, RMSNorm):
+        init.constant_(module.weight, factor)
+    else:
+        return False
+    return True
+
+
+class LowRankT5PreTrainedModel(Placed, PreTrainedModel):
     """Initialisation and loading, shared by the stacks and the models."""
 
     config_class = LowRankT5Config
     config: LowRankT5Config
-    # One score function with different query/key and value sizes is not what flex attention compiles.
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LowRankT5Block"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["wo"]  # noqa: RUF012
+    _supports_sdpa = True
+    # One score function with different query/key and value sizes is not what these compile.
+    _supports_flash_attn = False
     _supports_flex_attn = False
+    _can_compile_fullgraph = True
+    _can_record_outputs = {}  # noqa: RUF012 states and weights are collected by the stack itself
 
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # Custom code is initialised module by module without T5's own rules; these classes follow the
-        # library's initialisation protocol (`transformers.initialization`).
-        return False
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not initialize(self, module):
+            super()._init_weights(module)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
         for stack in self.children():
-            if isinstance(stack, T5Stack):  # transformers 5.15 leaves them as they were
+            if isinstance(stack, LowRankT5Stack):  # transformers 5.15 leaves them as they were
                 stack.config._attn_implementation = self.config._attn_implementation
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        factor = self.config.initializer_factor
-        if isinstance(module, (PerHeadAttention, LatentAttention)):
-            module.init_weights(factor)
-            if module.has_relative_attention_bias:
-                init.normal_(module.relative_attention_bias.weight, std=factor * self.config.d_model**-0.5)
-        elif isinstance(module, LowRankT5FeedForward):
-            module.init_weights(factor)
-        else:
-            super()._init_weights(module)
 
-
-class LowRankT5Stack(LowRankT5PreTrainedModel, T5Stack):
+class LowRankT5Stack(LowRankT5PreTrainedModel):
     """A T5 encoder or decoder with the layers that its `LowRankT5Config` describes."""
 
-    def post_init(self) -> None:
-        # T5Stack.__init__ ends here, its dense layers built (without memory when loading: on the meta device).
-        attention, feed_forward = self.config.attention_ranks, self.config.feed_forward_ranks
-        if self.is_decoder:
-            kinds = {"SelfAttention": attention["decoder_self"], "EncDecAttention": attention["cross"]}
-        else:
-            kinds = {"SelfAttention": attention["encoder_self"]}
-        widths = feed_forward["decoder" if self.is_decoder else "encoder"]
-        for i, block in enumerate(self.block):
-            for sublayer, (name, ranks) in zip(block.layer, kinds.items()):
-                form = LatentAttention if attention_form(ranks[i]) == "latent" else PerHeadAttention
-                setattr(sublayer, name, form(getattr(sublayer, name), **ranks[i]))
-            block.layer[-1].DenseReluDense = LowRankT5FeedForward(self.config, **widths[i])
-        super().post_init()
+    def __init__(self, config: LowRankT5Config) -> None:
+        super().__init__(config)
+        self.is_decoder = config.is_decoder
+        self.embed_tokens = embedding(config)
+        self.block = nn.ModuleList([LowRankT5Block(config, layer_idx) for layer_idx in range(config.num_layers)])
+        self.final_layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.embed_tokens = new_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple:
+        """`input_ids` (B, S) or `inputs_embeds` (B, S, d) -> `last_hidden_state` (B, S, d) and what else is asked for.
+
+        Args:
+            attention_mask: (B, T), not zero where a token, cached ones included, is none of padding; or (B, 1 or n, S, T), boolean
+                or added to the logits.
+            encoder_hidden_states, encoder_attention_mask: (B or B / P, T, d) and (B or B / P, T); see `CrossAttention`.
+            cache, past_key_values: Two names of the same; in a decoder one is made where `use_cache` is true.
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs_embeds`; a cache in an encoder.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        settings = self.config
+        output_attentions = settings.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = settings.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = settings.return_dict if return_dict is None else return_dict
+        cache = self._cache(either_cache(cache, past_key_values), use_cache)
+
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        mask, bias, encoder_bias = visible(attention_mask), None, None
+        encoder_mask = visible(encoder_attention_mask)
+        if encoder_hidden_states is not None and encoder_mask is not None:
+            if encoder_mask.ndim == 2:
+                encoder_mask = encoder_mask[:, None, None]
+            encoder_bias = masked(hidden_states.new_zeros(()), encoder_mask)
+
+        states: list[torch.Tensor] = []
+        self_weights: list[torch.Tensor] = []
+        cross_weights: list[torch.Tensor] = []
+        hidden_states = self.dropout(hidden_states)
+        for block in self.block:
+            states.append(hidden_states)
+            arguments = (hidden_states, mask, bias, encoder_hidden_states, encoder_bias, cache, output_attentions)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                outputs = self._gradient_checkpointing_func(block.__call__, *arguments)
+            else:
+                outputs = block(*arguments)
+            hidden_states, bias, *weights = outputs
+            for found, kept in zip(weights, (self_weights, cross_weights)):
+                if found is not None:
+                    kept.append(found)
+        hidden_states = self.dropout(self.final_layer_norm(hidden_states))
+        states.append(hidden_states)
+
+        output = BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(self_weights) if output_attentions else None,
+            cross_attentions=tuple(cross_weights) if output_attentions and self.is_decoder else None,
+            **{CACHE_FIELD: cache},
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to use: none in an encoder, or where blocks run a second time for their gradients."""
+        if not self.is_decoder:
+            if use_cache:
+                raise ValueError("use_cache must be false in an encoder, which has no cache; found True.")
+            return None
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if cache is not None:
+                logger.warning_once("Gradient checkpointing runs blocks twice: the cache is not used.")
+            return None
+        if cache is None and use_cache:
+            return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return cache
 
 
-def build_stacks(model: T5PreTrainedModel, config: LowRankT5Config) -> None:
-    """Give an encoder-decoder its embedding and its two stacks, as T5Model.__init__ does with dense ones."""
-    model.shared = nn.Embedding(config.vocab_size, config.d_model)
+def embedding(config: LowRankT5Config) -> nn.Embedding:
+    """The token embeddings, drawn with standard deviation 1."""
+    tokens = nn.Embedding(config.vocab_size, config.d_model)
+    tokens.initial_std = 1.0
+    return tokens
+
+
+def build_stacks(model: PreTrainedModel, config: LowRankT5Config) -> None:
+    """Give an encoder-decoder its two stacks."""
     encoder_config, decoder_config = copy.deepcopy(config), copy.deepcopy(config)
     encoder_config.is_decoder, encoder_config.use_cache = False, False
     decoder_config.is_decoder, decoder_config.num_layers = True, config.num_decoder_layers
@@ -360,40 +523,153 @@ def build_stacks(model: T5PreTrainedModel, config: LowRankT5Config) -> None:
     model.decoder = LowRankT5Stack(decoder_config)
 
 
-class LowRankT5Model(LowRankT5PreTrainedModel, T5Model):
-    """The bare encoder-decoder; see [`~transformers.T5Model`]."""
+class LowRankT5Model(LowRankT5PreTrainedModel):
+    """The bare encoder-decoder, with the arguments and outputs of [`~transformers.T5Model`]."""
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: LowRankT5Config) -> None:
-        T5PreTrainedModel.__init__(self, config)
+        super().__init__(config)
+        self.shared = embedding(config)
         build_stacks(self, config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.shared
 
-class LowRankT5EncoderModel(LowRankT5PreTrainedModel, T5EncoderModel):
-    """The encoder alone; see [`~transformers.T5EncoderModel`]."""
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.shared = new_embeddings
+        self.encoder.set_input_embeddings(new_embeddings)
+        self.decoder.set_input_embeddings(new_embeddings)
 
-    def __init__(self, config: LowRankT5Config) -> None:
-        T5PreTrainedModel.__init__(self, config)
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        config.use_cache = False
-        config.is_encoder_decoder = False
-        self.encoder = LowRankT5Stack(config)
-        self.post_init()
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+    ) -> Seq2SeqModelOutput | tuple:
+        """Tokens (B, T) and decoder tokens (B, S) -> `last_hidden_state` (B, S, d); see [`LowRankT5Stack`] for the arguments."""
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, inputs_embeds=inputs_embeds, return_dict=True, **recorded
+            )
+        elif isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=attention_mask,
+            cache=either_cache(cache, past_key_values),
+            use_cache=use_cache,
+            return_dict=True,
+            **recorded,
+        )
+        output = Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            **{CACHE_FIELD: decoder_outputs.get(CACHE_FIELD)},
+        )
+        return output if return_dict else output.to_tuple()
 
 
-class LowRankT5ForConditionalGeneration(LowRankT5PreTrainedModel, T5ForConditionalGeneration):
-    """The encoder-decoder with a language-model head; see [`~transformers.T5ForConditionalGeneration`]."""
+class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
+    """The encoder-decoder with a language-model head, as [`~transformers.T5ForConditionalGeneration`]."""
 
-    # T5's loss is a mean over the labels of its own batch. `Trainer` takes it for one over those of all processes and accumulated
-    # batches, because `forward` has keyword arguments, and would multiply it by their number.
+    _tied_weights_keys = LowRankT5Model._tied_weights_keys | {"lm_head.weight": "shared.weight"}
+    _keys_to_ignore_on_load_unexpected = []  # noqa: RUF012
+    # T5's loss is a mean over the labels of its own batch; `Trainer` is not to take it for one over all processes' batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: LowRankT5Config) -> None:
-        T5PreTrainedModel.__init__(self, config)
+        LowRankT5PreTrainedModel.__init__(self, config)
         self.model_dim = config.d_model
+        self.shared = embedding(config)
         build_stacks(self, config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = matrix(config.d_model, config.vocab_size, std=1.0)
         self.post_init()
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+    ) -> Seq2SeqLMOutput | tuple:
+        """Tokens (B, T) and decoder tokens (B, S), or labels in their place, -> `logits` (B, S, vocabulary), and the `loss`: the mean
+        cross-entropy of the labels (B, S) other than -100. See [`LowRankT5Stack`] for the other arguments."""
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = super().forward(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            cache=either_cache(cache, past_key_values),
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        if self.config.scale_decoder_outputs:
+            hidden_states = hidden_states * self.model_dim**-0.5
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        output = Seq2SeqLMOutput(loss=loss, logits=logits, **rest)
+        return output if return_dict else output.to_tuple()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads while it is taught the labels (B, S): the start token, and every label but the last."""
+        if self.config.decoder_start_token_id is None:
+            raise ValueError("config.decoder_start_token_id must be set where labels are given, found None.")
+        shifted = labels.roll(1, dims=-1)
+        shifted[..., 0] = self.config.decoder_start_token_id
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs.pop("cache_position", None)  # transformers 5.3 counts for its models; ours ask the cache
+        return inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
@@ -405,10 +681,51 @@ class LowRankT5ForConditionalGeneration(LowRankT5PreTrainedModel, T5ForCondition
         )
         return input_ids, model_kwargs | once
 
-    def _reorder_cache(self, past_key_values: Cache, beam_idx: torch.Tensor) -> Cache:
+    def _reorder_cache(self, cache: Cache, beam_idx: torch.Tensor) -> Cache:
         # Beams of one series share its keys and values, and no beam moves to another series.
-        past_key_values.self_attention_cache.reorder_cache(beam_idx)
-        return past_key_values
+        cache.self_attention_cache.reorder_cache(beam_idx)
+        return cache
+
+
+class LowRankT5EncoderModel(LowRankT5PreTrainedModel):
+    """The encoder alone, with the arguments and outputs of [`~transformers.T5EncoderModel`]."""
+
+    _tied_weights_keys = {"encoder.embed_tokens.weight": "shared.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: LowRankT5Config) -> None:
+        config.use_cache = False
+        config.is_encoder_decoder = False
+        super().__init__(config)
+        self.shared = embedding(config)
+        self.encoder = LowRankT5Stack(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.shared
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.shared = new_embeddings
+        self.encoder.set_input_embeddings(new_embeddings)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple:
+        """Tokens (B, S) or embeddings (B, S, d) -> `last_hidden_state` (B, S, d); see [`LowRankT5Stack`] for the arguments."""
+        return self.encoder(
+            input_ids,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
 
 
 __all__ = ["LowRankT5EncoderModel", "LowRankT5ForConditionalGeneration", "LowRankT5Model"]

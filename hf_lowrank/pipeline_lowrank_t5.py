@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, T5ForConditionalGeneration
-from transformers.utils import output_capturing
+from transformers import GenerationConfig, PreTrainedModel, T5ForConditionalGeneration
 
 try:
     from chronos import ChronosPipeline
@@ -15,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
-from .decoding import Sampling, sample_paths
+from .decoding import Sampling, check_names, sample_paths
 
 # What a generation config may hold and the loop still do the same as `generate`.
 UNDERSTOOD = {"decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"}
@@ -28,8 +27,9 @@ class LowRankChronosModel(ChronosModel):
     """chronos' model, drawing its sample paths with `sample_paths` in place of `generate`."""
 
     def __init__(self, config: Any, model: Any) -> None:
-        if not isinstance(model, T5ForConditionalGeneration):
+        if not isinstance(model, T5ForConditionalGeneration) and model.config.model_type != "lowrank_t5":
             raise TypeError(f"model must be a Chronos-T5, dense or low-rank, found {type(model).__name__}.")
+        check_names(model)
         super().__init__(config=config, model=model)
         self.generators: list[torch.Generator] | None = None  # of the series of the forecast under way
 
@@ -74,7 +74,7 @@ class LowRankChronosModel(ChronosModel):
         )
 
 
-def is_whole(model: T5ForConditionalGeneration) -> bool:
+def is_whole(model: PreTrainedModel) -> bool:
     """All weights are on one device, and no hook stands before or after a module that could change what it does: the loop reads
     weights past `forward`, where accelerate would fetch what it offloaded and a user's hook would look on."""
     devices = {parameter.device for parameter in model.parameters()}
@@ -85,14 +85,14 @@ def is_whole(model: T5ForConditionalGeneration) -> bool:
         hook = getattr(module, "_hf_hook", None)
         if any(type(part).__name__ not in ("AlignDevicesHook", "NoneType") for part in getattr(hook, "hooks", [hook])):
             return False
-        # transformers leaves its own behind when states or attentions are asked for; they do nothing else.
+        # transformers leaves its own behind when states or attentions of a dense model are asked for; they do nothing else.
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        if any(hook.__module__ != output_capturing.__name__ for hook in hooks):
+        if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):
             return False
     return True
 
 
-def start_token(model: T5ForConditionalGeneration) -> int:
+def start_token(model: PreTrainedModel) -> int:
     """The token that paths start from; a ValueError where `generate` would do more than draw with temperature, top-k, top-p."""
     generation: GenerationConfig = model.generation_config
     given = {name for name, value in generation.to_diff_dict().items() if value is not None and value is not False}

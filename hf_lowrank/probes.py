@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from chronos.chronos2.layers import MHA
 from numpy.typing import NDArray
 from torch import nn
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from .analysis_data import Feed
+from .modeling_lowrank_layers import LowRankAttention
 from .projections import Attention
 from .rank_bounds import attention_norms
 from .rank_structure import StateSum
@@ -195,8 +194,8 @@ class Probe:
                 self.norms[layer.name] = found if known is None else np.maximum(known, found)
 
             def call_hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
-                if "past_key_values" in options:  # a second call must not find what the first has put there
-                    options = options | {"past_key_values": None}
+                # A second call must not find what the first has put into the cache, by whichever name.
+                options = options | {name: None for name in ("cache", "past_key_values") if name in options}
                 self.calls.setdefault(layer.name, (arguments, options))
 
             yield layer.module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True)
@@ -234,9 +233,9 @@ def forward(model: nn.Module, feed: Feed) -> Any:
 
 
 def is_bounded(layer: Attention) -> bool:
-    """Whether the bounds hold of it: an attention of T5's or Chronos-2's house, which has no biases, returns its weights, and adds to the
-    stream whose normalised states it reads."""
-    return isinstance(layer.module, (T5Attention, MHA))
+    """Whether the bounds hold of it: an attention of this package's models, as which dense T5 and Chronos models are looked at too. It
+    has no biases, returns its weights, and adds to the stream whose normalised states it reads."""
+    return isinstance(layer.module, LowRankAttention)
 
 
 def _ask_for_weights(module: nn.Module, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

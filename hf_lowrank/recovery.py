@@ -22,14 +22,13 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
-    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoint import check_output, checkpoint_path, save_compressed
-from .families import FAMILIES, T5
+from .families import FAMILIES, T5, family_of
 from .training import (
     IGNORED_LABEL,
     SeriesBatches,
@@ -231,7 +230,7 @@ def _check_family(source: str, argument: str) -> None:
         )
 
 
-def _load(model: Any, argument: str) -> T5ForConditionalGeneration:
+def _load(model: Any, argument: str) -> PreTrainedModel:
     """A Chronos-T5 of our own, dense or low-rank, in its own dtype; `argument` names it in errors."""
     if isinstance(model, PreTrainedModel):
         loaded, missing = copy.deepcopy(model), set()
@@ -250,7 +249,7 @@ def _load(model: Any, argument: str) -> T5ForConditionalGeneration:
         raise ValueError(f"{argument} must be a folder, a Hub id or a loaded model, found a {type(model).__name__}.")
     name = public_name(model)
     chronos_config = getattr(loaded.config, "chronos_config", None) or {}
-    if not isinstance(loaded, T5ForConditionalGeneration) or "tokenizer_class" not in chronos_config:
+    if not loaded.can_generate() or family_of(type(loaded)) is not T5 or "tokenizer_class" not in chronos_config:
         raise ValueError(
             f"{argument}: {name} is a {type(loaded).__name__} without the tokenizer of a Chronos-T5; "
             "it must be a Chronos-T5, dense or compressed."
@@ -325,8 +324,8 @@ def _own_data(
 
 
 def _train(
-    learner: T5ForConditionalGeneration,
-    expert: T5ForConditionalGeneration,
+    learner: PreTrainedModel,
+    expert: PreTrainedModel,
     data: _Data,
     settings: _Settings,
     folder: Path,
@@ -353,8 +352,8 @@ def _train(
 class _DistillationTrainer(Trainer):
     def __init__(
         self,
-        student: T5ForConditionalGeneration,
-        teacher: T5ForConditionalGeneration,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
         batches: Dataset,
         settings: _Settings,
         folder: Path,
@@ -403,7 +402,7 @@ class _DistillationTrainer(Trainer):
 
 
 def _logits(
-    student: Any, teacher: T5ForConditionalGeneration, batch: dict[str, torch.Tensor]
+    student: Any, teacher: PreTrainedModel, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both models' logits where there is a label, float of shape (tokens, vocabulary), and the labels, (tokens,)."""
     inputs = {
@@ -419,9 +418,7 @@ def _logits(
 
 
 @torch.no_grad()
-def _score(
-    student: Any, teacher: T5ForConditionalGeneration, batches: Iterable[dict[str, torch.Tensor]]
-) -> RecoveryScore:
+def _score(student: Any, teacher: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> RecoveryScore:
     totals, tokens = np.zeros(3), 0
     for batch in batches:
         ours, theirs, labels = _logits(student, teacher, {name: x.to(teacher.device) for name, x in batch.items()})

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from chronos.chronos2.layers import TimeSelfAttention
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -28,7 +27,15 @@ from transformers import PreTrainedModel
 from .calibration import Calibration
 from .checkpoint import DenseCheckpoint
 from .factorization import balanced_basis
-from .modeling_lowrank_t5 import LatentAttention, LowRankT5FeedForward, PerHeadAttention, ThinFactors
+from .modeling_lowrank_chronos import GroupSelfAttention, TimeSelfAttention
+from .modeling_lowrank_layers import (
+    LatentAttention,
+    LowRankFeedForward,
+    PerHeadAttention,
+    ThinFactors,
+    distances,
+)
+from .modeling_lowrank_t5 import CrossAttentionLayer
 from .objective import Batch
 from .sensitivity import skipped
 
@@ -126,7 +133,7 @@ def _enter(
         stack.callback(first.register_forward_pre_hook(catch, with_kwargs=True).remove)
         if encoded is not None:  # the encoder is not run again
             blocks = dense.encoder.block
-            stack.enter_context(skipped(blocks, [(encoded[0], None, None)] * len(blocks)))
+            stack.enter_context(skipped(blocks, [(encoded[0], None, None, None)] * len(blocks)))
         with suppress(_Caught):
             checkpoint.objective.predict(dense, batch)
     hidden = caught.pop("hidden_states")
@@ -148,26 +155,27 @@ def _inner_name(sublayer: nn.Module) -> str:
 
 
 def _run(sublayer: nn.Module, stack: nn.Module, stream: _Stream, *, is_dense: bool) -> torch.Tensor:
+    """The hidden states behind a sublayer, of the dense or of the compressed model."""
     hidden, given = (stream.dense if is_dense else stream.lowrank), stream.arguments
     kind = _inner_name(sublayer)
     if kind in ("DenseReluDense", "mlp"):
         return sublayer(hidden)
-    if kind == "self_attention":  # of Chronos-2
-        if isinstance(sublayer, TimeSelfAttention):
-            return sublayer(hidden, attention_mask=given["attention_mask"], position_ids=given["position_ids"])[0]
-        return sublayer(hidden, attention_mask=given["group_time_mask"])[0]
-    if kind == "EncDecAttention":
+    if isinstance(sublayer, TimeSelfAttention):
+        return sublayer(hidden, given["time_mask"], given["turns"])[0]
+    if isinstance(sublayer, GroupSelfAttention):
+        return sublayer(hidden, given["group_mask"])[0]
+    if isinstance(sublayer, CrossAttentionLayer):
         assert stream.encoded is not None
-        keys = stream.encoded[0 if is_dense else 1]
-        return sublayer(hidden, key_value_states=keys, attention_mask=given["encoder_attention_mask"])[0]
+        return sublayer(hidden, stream.encoded[0 if is_dense else 1], given["encoder_bias"])[0]
     # The first layer holds the position bias of all.
-    bias = stack.block[0].layer[0].SelfAttention.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
-    return sublayer(hidden, attention_mask=given["attention_mask"], position_bias=bias)[0]
+    distance = distances(hidden.shape[1], hidden.shape[1], device=hidden.device)
+    bias = stack.block[0].layer[0].SelfAttention.compute_bias(distance, given["mask"])
+    return sublayer(hidden, bias=bias)[0]
 
 
 def _last_matrices(layer: nn.Module) -> tuple[nn.Linear, nn.Linear | None]:
     """The matrix that is refitted, and the sketch behind it."""
-    if isinstance(layer, LowRankT5FeedForward):
+    if isinstance(layer, LowRankFeedForward):
         return (layer.wo.down, layer.wo.up) if isinstance(layer.wo, ThinFactors) else (layer.wo, None)
     assert isinstance(layer, (PerHeadAttention, LatentAttention))
     sketch = getattr(layer, "output_sketch", None)

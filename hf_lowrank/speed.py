@@ -22,12 +22,12 @@ from .configuration_lowrank_t5 import (
 )
 from .decoding import Attention, CrossAttention, OwnAttention, Sampling, feed_forward, sample_paths, self_attention
 from .measurement import Case
+from .modeling_lowrank_layers import LowRankFeedForward
 from .modeling_lowrank_t5 import (
-    LatentAttention,
+    CrossAttentionLayer,
     LowRankT5EncoderModel,
-    LowRankT5FeedForward,
     LowRankT5ForConditionalGeneration,
-    PerHeadAttention,
+    SelfAttentionLayer,
 )
 
 __all__ = ["Speed", "default_workload", "measure_speed"]
@@ -302,18 +302,21 @@ class Bench:
         times = forecasts * rows / sequences / len(layers)
 
         if kind in FEED_FORWARD_KINDS:
-            run = nn.Module.__call__ if self.encoder_only else feed_forward
-            yield lambda: [run(layer, states) for layer in layers], times
+            if self.encoder_only:
+                yield lambda: [layer(states) for layer in layers], times
+            else:
+                activation = self.config.dense_act_fn
+                yield lambda: [feed_forward(layer, states, activation) for layer in layers], times
         elif kind == "decoder_self":
-            own = [OwnAttention(layer, length + 1) for layer in layers]
+            own = [OwnAttention(layer, self.config.num_heads, length + 1) for layer in layers]
             bias, token = self.random(self.config.num_heads, length + 1), states[:, 0]
             # The last token that the cache has room for, again and again.
             yield lambda: [layer(token, length, bias) for layer in own], times
         else:
             bias = self.random(1, self.config.num_heads, each, each)
-            lean = [Attention(layer) for layer in layers]
+            lean = [Attention(layer, self.config.num_heads) for layer in layers]
             if self.encoder_only:
-                yield lambda: [layer(states, position_bias=bias) for layer in layers], times
+                yield lambda: [layer(states, bias=bias) for layer in layers], times
             else:
                 yield lambda: [self_attention(layer, states, bias) for layer in lean], times
 
@@ -323,11 +326,12 @@ class Bench:
         series = self.capped(batch, paths, self.tokens)
         layers = self.layers("cross", entry, series * self.tokens)
         context = self.random(series, self.tokens, self.config.d_model)
-        cross = [CrossAttention(layer, context, None) for layer in layers]
+        heads = self.config.num_heads
+        cross = [CrossAttention(layer, heads, context, None) for layer in layers]
         tokens = self.random(series * paths, self.config.d_model)
         steps = self.workload.prediction_length
         yield lambda: [layer(tokens) for layer in cross], steps * batch / series / len(layers)
-        yield lambda: CrossAttention(layers[0], context, None), batch / series
+        yield lambda: CrossAttention(layers[0], heads, context, None), batch / series
 
     def capped(self, rows: int, tokens: int, cached: int = 0) -> int:
         """How many of these sequences are timed."""
@@ -341,15 +345,16 @@ class Bench:
         if kind in FEED_FORWARD_KINDS:
 
             def build() -> nn.Module:
-                return LowRankT5FeedForward(self.config, **entry)
-        else:
-            stack = self.model.encoder if kind == "encoder_self" else self.model.decoder
-            block = stack.block[0].layer
-            like = block[1].EncDecAttention if kind == "cross" else block[0].SelfAttention
-            form = LatentAttention if attention_form(entry) == "latent" else PerHeadAttention
+                return LowRankFeedForward(self.config, **entry)
+        elif kind == "cross":
 
             def build() -> nn.Module:
-                return form(like, **entry)
+                return CrossAttentionLayer(self.model.decoder.config, 1, entry).EncDecAttention
+        else:
+            stack = self.model.encoder if kind == "encoder_self" else self.model.decoder
+
+            def build() -> nn.Module:
+                return SelfAttentionLayer(stack.config, 1, entry).SelfAttention  # the first holds the bias of all
 
         layers = [build().to(self.device, self.dtype).eval()]
         numbers = sum(weight.numel() for weight in layers[0].parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,50 @@ SHAPE = {
 }
 
 
+# Tables for this shape with every form: per head, latent with and without each sketch, thin factors.
+MIXED_RANKS: dict[str, dict[str, list[dict[str, int | None]]]] = {
+    "attention_ranks": {
+        "encoder_self": [{"qk": 3, "vo": 5}, {"latent": 4, "query": None, "output": 3}],
+        "decoder_self": [
+            {"latent": 5, "query": 4, "output": None},
+            {"qk": 2, "vo": 8},
+            {"latent": 3, "query": 4, "output": 4},
+        ],
+        "cross": [
+            {"latent": 6, "query": 3, "output": 4},
+            {"latent": 7, "query": None, "output": None},
+            {"qk": 4, "vo": 2},
+        ],
+    },
+    "feed_forward_ranks": {
+        "encoder": [{"width": 24, "wi": None, "wo": 3}, {"width": 9, "wi": 4, "wo": None}],
+        "decoder": [
+            {"width": 20, "wi": 5, "wo": 4},
+            {"width": 24, "wi": None, "wo": None},
+            {"width": 11, "wi": None, "wo": None},
+        ],
+    },
+}
+
+# A Chronos-T5 tokenizer of 64 tokens, context 40, horizon 8.
+TINY_CHRONOS = {
+    "tokenizer_class": "MeanScaleUniformBins",
+    "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
+    "context_length": 40,
+    "prediction_length": 8,
+    "n_tokens": 64,
+    "n_special_tokens": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "use_eos_token": True,
+    "model_type": "seq2seq",
+    "num_samples": 4,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test starts from the same random state and leaves the global one as it was."""
@@ -66,51 +111,14 @@ def tiny_config() -> Callable[..., LowRankT5Config]:
 
 @pytest.fixture(scope="session")
 def mixed_ranks() -> dict[str, dict[str, list[dict[str, int | None]]]]:
-    """Tables for `tiny_shape` with every form: per head, latent with and without each sketch, thin factors."""
-    return {
-        "attention_ranks": {
-            "encoder_self": [{"qk": 3, "vo": 5}, {"latent": 4, "query": None, "output": 3}],
-            "decoder_self": [
-                {"latent": 5, "query": 4, "output": None},
-                {"qk": 2, "vo": 8},
-                {"latent": 3, "query": 4, "output": 4},
-            ],
-            "cross": [
-                {"latent": 6, "query": 3, "output": 4},
-                {"latent": 7, "query": None, "output": None},
-                {"qk": 4, "vo": 2},
-            ],
-        },
-        "feed_forward_ranks": {
-            "encoder": [{"width": 24, "wi": None, "wo": 3}, {"width": 9, "wi": 4, "wo": None}],
-            "decoder": [
-                {"width": 20, "wi": 5, "wo": 4},
-                {"width": 24, "wi": None, "wo": None},
-                {"width": 11, "wi": None, "wo": None},
-            ],
-        },
-    }
+    """`MIXED_RANKS`."""
+    return copy.deepcopy(MIXED_RANKS)
 
 
 @pytest.fixture(scope="session")
 def tiny_chronos_config() -> ChronosConfig:
-    """A Chronos-T5 tokenizer of 64 tokens, context 40, horizon 8."""
-    return ChronosConfig(
-        tokenizer_class="MeanScaleUniformBins",
-        tokenizer_kwargs={"low_limit": -15.0, "high_limit": 15.0},
-        context_length=40,
-        prediction_length=8,
-        n_tokens=64,
-        n_special_tokens=2,
-        pad_token_id=0,
-        eos_token_id=1,
-        use_eos_token=True,
-        model_type="seq2seq",
-        num_samples=4,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-    )
+    """A tokenizer of 64 tokens, context 40, horizon 8."""
+    return ChronosConfig(**copy.deepcopy(TINY_CHRONOS))
 
 
 def randomise(model: PreTrainedModel) -> PreTrainedModel:

@@ -37,7 +37,7 @@ from hf_lowrank import (
 )
 from hf_lowrank.calibration import Calibration, calibrate
 from hf_lowrank.checkpoint import as_pipeline
-from hf_lowrank.modeling_lowrank_t5 import LatentAttention, PerHeadAttention
+from hf_lowrank.modeling_lowrank_layers import LatentAttention, PerHeadAttention
 from hf_lowrank.pipeline_lowrank_t5 import LowRankChronosPipeline
 
 # Random weights have flat spectra, and the user is told so; the tests of the warnings turn them on again.

@@ -42,7 +42,12 @@ from hf_lowrank import (
     LowRankChronosBoltModelForForecasting,
 )
 from hf_lowrank.configuration_lowrank_t5 import attention_parameters, feed_forward_parameters
-from hf_lowrank.modeling_lowrank_chronos import LatentGroupAttention, PerHeadGroupAttention, TimeAttention
+from hf_lowrank.modeling_lowrank_chronos import (
+    LatentGroupAttention,
+    PerHeadGroupAttention,
+    TimeAttention,
+    rotary_turns,
+)
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 MIXED = pytest.mark.parametrize(
@@ -234,6 +239,10 @@ def test_the_order_of_the_frequencies_does_not_matter():
     assert_close(predict(model), expected, rtol=1e-4, atol=1e-4)
 
 
+def turns(layer: TimeAttention, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotary_turns(position_ids, layer.config, torch.float32)
+
+
 def test_time_attention_knows_distances_only():
     """Logits are a function of position differences: a shift of all positions changes nothing."""
     layer = layers(chronos2(**CHRONOS2_RANKS), 0)[0]
@@ -241,7 +250,7 @@ def test_time_attention_knows_distances_only():
     positions = torch.arange(7)[None]
     with torch.no_grad():
         one, shifted, stretched = (
-            layer(hidden, mask=mask, position_ids=ids)[0] for ids in (positions, positions + 11, positions * 2)
+            layer(hidden, mask, turns(layer, ids))[0] for ids in (positions, positions + 11, positions * 2)
         )
     assert_close(one, shifted, rtol=1e-4, atol=1e-4)
     assert (one - stretched).abs().max() > 1e-3
@@ -252,10 +261,8 @@ def test_positions_may_differ_from_series_to_series():
     hidden, mask = torch.randn(3, 7, D_MODEL), torch.zeros(1, 1, 1, 7)
     positions = torch.randint(20, (3, 7))
     with torch.no_grad():
-        together = layer(hidden, mask=mask, position_ids=positions)[0]
-        alone = torch.cat(
-            [layer(hidden[i : i + 1], mask=mask, position_ids=positions[i : i + 1])[0] for i in range(3)]
-        )
+        together = layer(hidden, mask, turns(layer, positions))[0]
+        alone = torch.cat([layer(hidden[i : i + 1], mask, turns(layer, positions[i : i + 1]))[0] for i in range(3)])
     assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -23,10 +23,11 @@ from transformers import (
     T5ForConditionalGeneration,
     T5Model,
 )
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_lowrank import LowRankT5Config, LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from hf_lowrank.configuration_lowrank_t5 import attention_parameters, cached_numbers, feed_forward_parameters
-from hf_lowrank.modeling_lowrank_t5 import LatentAttention, LowRankT5FeedForward, PerHeadAttention, ThinFactors
+from hf_lowrank.modeling_lowrank_layers import LatentAttention, LowRankFeedForward, PerHeadAttention, ThinFactors
 
 VOCAB, D_MODEL, D_KV, D_FF, HEADS = 64, 16, 8, 24, 2
 IMPLEMENTATIONS = ["eager", "sdpa"]
@@ -107,7 +108,7 @@ def test_parameter_formulas_count_the_modules(attention, feed_forward, heads, ga
         bias = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("relative_attention_bias"))
         assert sum(p.numel() for p in layer.parameters()) - bias == one_attention
     for module in model.modules():
-        if isinstance(module, LowRankT5FeedForward):
+        if isinstance(module, LowRankFeedForward):
             assert sum(p.numel() for p in module.parameters()) == one_feed_forward
     norms = (2 * 2 + 3 * 3 + 2) * D_MODEL
     biases = 2 * config.relative_attention_num_buckets * heads
@@ -253,22 +254,35 @@ def test_attention_is_its_equation(tiny_config, entry, kind, implementation):
     if kind != "cross":
         y = x
     length = y.shape[1]
-    mask = torch.zeros(3, 1, x.shape[1], length)
-    mask[1, ..., -1] = -torch.inf  # one token is padding for one series
-    if kind == "decoder_self":
-        mask += torch.full((length, length), -torch.inf).triu(1)
-    output, bias, weights = layer(x, mask=mask, key_value_states=y if kind == "cross" else None)
-
+    mask = torch.ones(3, length, dtype=torch.bool)
+    mask[1, -1] = False  # one token is padding for one series
+    lowest = torch.finfo(torch.float32).min
+    padding = torch.zeros(3, 1, 1, length).masked_fill(~mask[:, None, None], lowest)
     if kind == "cross":
-        assert_close(bias, torch.zeros(1, HEADS, 4, length))
+        bias = padding
+        output, weights = layer(x, y, bias=bias)
     else:
-        assert_close(bias, layer.compute_bias(4, length))
-        assert bias.std() > 0.1
+        stack = model.encoder if kind == "encoder_self" else model.decoder
+        embedding = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        bucket = T5Attention._relative_position_bucket(
+            torch.arange(length) - torch.arange(length)[:, None], kind == "encoder_self", len(embedding), 20
+        )
+        position = embedding[bucket].permute(2, 0, 1)
+        assert position.std() > 0.1
+        if kind == "decoder_self":
+            position = position.masked_fill(torch.ones(length, length).triu(1).bool(), lowest)
+        output, bias, weights = layer(x, mask=mask)
+        assert_close(bias, torch.maximum(position + padding, torch.tensor(lowest)))
+        again, passed_on, _ = layer(x, bias=bias)  # as the layers behind the first do
+        assert passed_on is bias
+        assert torch.equal(again, output)
     reference = latent_reference if "latent" in entry else per_head_reference
-    expected, expected_weights = reference(layer, x, y, bias + mask)
+    expected, expected_weights = reference(layer, x, y, bias)
     assert_close(output, expected)
-    if implementation == "eager":
-        assert_close(weights, expected_weights)
+    assert (weights is None) == (implementation == "sdpa")
+    arguments = {"bias": bias, "output_attentions": True}
+    *_, weights = layer(x, y, **arguments) if kind == "cross" else layer(x, **arguments)
+    assert_close(weights, expected_weights)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -277,7 +291,7 @@ def test_attention_is_its_equation(tiny_config, entry, kind, implementation):
 def test_feed_forward_is_its_equation(tiny_config, ranks, gated):
     wi, wo = ranks
     config = tiny_config(feed_forward_proj="gated-relu" if gated else "relu")
-    layer = LowRankT5FeedForward(config, width=11, wi=wi, wo=wo)
+    layer = LowRankFeedForward(config, width=11, wi=wi, wo=wo)
 
     def matrix(module: torch.nn.Module) -> torch.Tensor:
         return module.up.weight @ module.down.weight if isinstance(module, ThinFactors) else module.weight

@@ -19,7 +19,13 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedMode
 
 from hf_lowrank import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, push_to_hub
 
-T5_CODE = {"configuration_lowrank_t5.py", "modeling_lowrank_t5.py", "pipeline_lowrank_t5.py", "decoding.py"}
+T5_CODE = {
+    "configuration_lowrank_t5.py",
+    "modeling_lowrank_layers.py",
+    "modeling_lowrank_t5.py",
+    "pipeline_lowrank_t5.py",
+    "decoding.py",
+}
 CHRONOS_CODE = T5_CODE | {
     "configuration_lowrank_chronos.py",
     "modeling_lowrank_chronos.py",
