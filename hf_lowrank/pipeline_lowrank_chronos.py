@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from types import FunctionType
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 try:
+    import chronos
     from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
@@ -23,6 +28,60 @@ def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrai
             "BaseChronosPipeline.from_pretrained chooses the pipeline by itself."
         )
     return AutoModel.from_pretrained(name, *args, **kwargs)
+
+
+def is_adapter(name: Any) -> bool:
+    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not."""
+    if os.path.isdir(name):
+        return os.path.isfile(os.path.join(name, "adapter_config.json"))
+    try:
+        hf_hub_download(str(name), "adapter_config.json")
+    except (OSError, ValueError):
+        return False  # if something is wrong with the name or the connection, the look for a model says what
+    return True
+
+
+COPYING = threading.Lock()  # held while a name of chronos' module is not what it was
+
+
+@contextmanager
+def chronos_copies_as(model_class: type[PreTrainedModel]) -> Iterator[None]:
+    """Let the copy that `chronos.Chronos2Pipeline.fit` makes of its model, to train it, be one of `model_class`.
+
+    It makes it as `Chronos2Model(config)`, whatever the class of its model, by a global name of its module. For the moment until that call
+    the name stands for `model_class`. It is put back when the copy is made, so while that trains, chronos is as it was, and when `fit`
+    raises before. Threads wait for each other's copy.
+
+    Raises:
+        RuntimeError: `fit` raised one without that call: it makes its copy in another way.
+    """
+    names = vars(sys.modules[Chronos2Pipeline.fit.__module__])
+    copied = False
+    with ExitStack() as changes:
+
+        def copy(config: Any) -> PreTrainedModel:
+            nonlocal copied
+            copied = True
+            changes.close()
+            return model_class(config)
+
+        changes.enter_context(COPYING)
+        if "Chronos2Model" in names:
+            changes.callback(names.__setitem__, "Chronos2Model", names["Chronos2Model"])
+            names["Chronos2Model"] = copy
+        try:
+            yield
+        except RuntimeError as error:  # such as the weights' that do not fit
+            if copied:
+                raise
+            raise unknown_fit(model_class) from error
+
+
+def unknown_fit(model_class: type[PreTrainedModel]) -> RuntimeError:
+    return RuntimeError(
+        f"Chronos2Pipeline.fit of chronos-forecasting {chronos.__version__} does not make its copy of the model as "
+        f"Chronos2Model(config), so it cannot fine-tune a {model_class.__name__}; use chronos-forecasting 2.3 or a newer hf_lowrank."
+    )
 
 
 class LowRankChronosBoltPipeline(ChronosBoltPipeline):
@@ -54,7 +113,7 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         name = pretrained_model_name_or_path
         if str(name).startswith("s3://"):
             return super().from_pretrained(name, *args, **kwargs)
-        if find_adapter_config_file(name) is None:
+        if not is_adapter(name):
             return cls(load_model(name, *args, model_type="lowrank_chronos2", **kwargs))
         try:
             from peft import PeftConfig, PeftModel
@@ -68,16 +127,17 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         """Fine-tune a copy of the model; see [`chronos.Chronos2Pipeline.fit`] for the arguments.
 
         A `chronos.Chronos2Pipeline` that holds a low-rank model forecasts with it but cannot fine-tune it.
+
+        Raises:
+            RuntimeError: The installed chronos-forecasting makes its copy of the model in a way that is not known here.
         """
-        # The stock method makes its copy with the Chronos2Model, and its result with the Chronos2Pipeline, that it finds
-        # among the globals of its module. This is the same code with globals of its own; the module stays as it is.
-        stock = Chronos2Pipeline.fit
-        names = {**stock.__globals__, "Chronos2Model": type(self.model), "Chronos2Pipeline": type(self)}
-        fit = FunctionType(stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__)
-        fit.__kwdefaults__ = stock.__kwdefaults__
-        tuned = fit(self, *args, **kwargs)
-        tuned.model.eval()  # the trainer leaves dropout on, and `predict` does not turn it off
-        return tuned
+        model_class = type(self.model)
+        with chronos_copies_as(model_class):
+            tuned = super().fit(*args, **kwargs).model
+        if not any(type(module) is model_class for module in tuned.modules()):  # the copy, or what adapters hold
+            raise unknown_fit(model_class)
+        tuned.eval()  # the trainer leaves dropout on, and `predict` does not turn it off
+        return type(self)(tuned)
 
 
 __all__ = ["LowRankChronos2Pipeline", "LowRankChronosBoltPipeline"]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import chronos.chronos2.pipeline
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
+from chronos import BaseChronosPipeline, Chronos2Model, Chronos2Pipeline, ChronosBoltPipeline
 from chronos_models import (
     BOLT_RANKS,
     CHRONOS2_RANKS,
@@ -25,11 +33,13 @@ from chronos_models import (
     full_rank,
     series,
 )
+from hub_server import Commit, Repository, serve
 from torch.testing import assert_close
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.dynamic_module_utils import custom_object_save
 
 from hf_lowrank import LowRankChronos2Model, LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+from hf_lowrank.pipeline_lowrank_chronos import chronos_copies_as, is_adapter
 
 STOCK = {"bolt": ChronosBoltPipeline, "chronos2": Chronos2Pipeline}
 LOW_RANK = {"bolt": LowRankChronosBoltPipeline, "chronos2": LowRankChronos2Pipeline}
@@ -225,16 +235,92 @@ def fit(pipeline: Chronos2Pipeline, folder: Path, **arguments: Any) -> Chronos2P
     return pipeline.fit(waves, output_dir=folder, **{**settings, **arguments})
 
 
-def test_fit_is_the_stock_one_at_full_rank(tmp_path):
+class SameAdapters(TrainerCallback):
+    """Before training, adapters with the same weights in every model: peft draws them at random."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                if "lora" in name:
+                    parameter.normal_(std=0.1, generator=generator)
+                    self.weights[name] = parameter.clone()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_fit_is_the_stock_one_at_full_rank(tmp_path, mode):
+    if mode == "lora":
+        pytest.importorskip("peft")
     stock, ours = both("chronos2")
-    expected, found = fit(stock, tmp_path / "stock"), fit(ours, tmp_path / "ours")
+    adapters = SameAdapters()
+    expected, found = (
+        fit(pipeline, tmp_path / name, finetune_mode=mode, callbacks=[adapters])
+        for name, pipeline in (("stock", stock), ("ours", ours))
+    )
     assert type(found) is LowRankChronos2Pipeline
+    assert found.inner_model is found.model
     state = found.model.state_dict()
     for name, tensor in expected.model.state_dict().items():
         assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)  # gradients are summed in another order
-    assert not torch.equal(
-        state["encoder.block.0.layer.0.self_attention.q.weight"],
-        stock.model.encoder.block[0].layer[0].self_attention.q.weight,
+    query = "encoder.block.0.layer.0.self_attention.q.weight"
+    before = adapters.weights if mode == "lora" else {query: stock.model.state_dict()[query]}
+    assert before
+    for name, tensor in before.items():
+        assert not torch.equal(state[name], tensor)
+    expected.model.eval()  # stock leaves dropout on
+    inputs = list(series())
+    assert_same(found.predict(inputs), expected.predict(inputs), tolerance=1e-3)
+
+
+def test_fit_takes_every_argument_of_the_stock_one(tmp_path):
+    peft = pytest.importorskip("peft")
+    waves = [torch.sin(torch.arange(60) / (3.0 + i)) for i in range(3)]
+    arguments = {
+        "inputs": waves,
+        "prediction_length": 7,
+        "validation_inputs": waves[:1],
+        "finetune_mode": "lora",
+        "lora_config": peft.LoraConfig(r=2, target_modules=["self_attention.q"]),
+        "context_length": 20,
+        "learning_rate": 1e-3,
+        "num_steps": 2,
+        "batch_size": 4,
+        "output_dir": tmp_path,
+        "min_past": 9,
+        "finetuned_ckpt_name": "tuned",
+        "callbacks": [SameAdapters()],
+        "remove_printer_callback": True,
+        "disable_data_parallel": False,
+    }
+    upstream = inspect.signature(Chronos2Pipeline.fit).parameters
+    named = {name for name, one in upstream.items() if one.kind is not inspect.Parameter.VAR_KEYWORD} - {"self"}
+    assert set(arguments) == named, (
+        f"Chronos2Pipeline.fit of chronos-forecasting {chronos.__version__} has other arguments: {set(arguments) ^ named}. "
+        "They are passed on; see whether our `fit` still makes of them what the stock one does, and add them here."
+    )
+    tuned = LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS)).fit(**arguments, disable_tqdm=True, seed=3)
+    assert tuned.model.peft_config["default"].r == 2
+    assert (tmp_path / "tuned" / "adapter_config.json").exists()
+
+
+# What stands in the body of `Chronos2Pipeline.fit`, by the versions of chronos-forecasting that have it.
+STOCK_FITS = {"2057348a57a7e660": "2.3.0 to 2.3.2"}
+
+
+def test_the_stock_fit_is_one_that_is_known():
+    """Our `fit` runs the stock one, so a change of it is one of ours."""
+    source = textwrap.dedent(inspect.getsource(Chronos2Pipeline.fit))
+    body = ast.parse(source).body[0].body
+    code = "\n".join(source.splitlines()[body[1].lineno - 1 :])  # after the docstring
+    digest = hashlib.sha256(code.encode()).hexdigest()[:16]
+    assert digest in STOCK_FITS, (
+        f"Chronos2Pipeline.fit of chronos-forecasting {chronos.__version__} is not that of {' or '.join(STOCK_FITS.values())}. "
+        "LowRankChronos2Pipeline.fit runs it with two expectations: it makes the copy that it trains as Chronos2Model(config), by that global "
+        "name of its module and before anything else that builds a model; and it answers with a pipeline whose `model` is the copy, in `train()` "
+        f"or not. Read it, run the other tests of fine-tuning, and if both hold, add {digest!r} to STOCK_FITS."
     )
 
 
@@ -264,11 +350,83 @@ def test_fit_with_validation(tmp_path):
     assert type(tuned.model) is LowRankChronos2Model
 
 
-def test_fit_leaves_the_stock_module_alone(tmp_path):
-    names = dict(Chronos2Pipeline.fit.__globals__)
-    fit(LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS)), tmp_path, num_steps=1)
-    now = Chronos2Pipeline.fit.__globals__
-    assert all(now[name] is names[name] for name in ("Chronos2Model", "Chronos2Pipeline"))
+class Watch(TrainerCallback):
+    """Looks at chronos' module while a model trains, and may stop that with an error."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.seen = error, None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.seen = dict(vars(chronos.chronos2.pipeline))
+        if self.error is not None:
+            raise self.error
+
+
+def test_chronos_is_as_it_was_while_and_after_it_trains(tmp_path):
+    before, watch = dict(vars(chronos.chronos2.pipeline)), Watch()
+    fit(LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS)), tmp_path, num_steps=1, callbacks=[watch])
+    for names in (watch.seen, vars(chronos.chronos2.pipeline)):
+        assert names.keys() == before.keys()
+        assert all(names[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (ValueError, {"lora_config": {}}),  # before the copy is made
+        (ValueError, {"min_past": 100}),  # before it is trained
+        (KeyboardInterrupt, {"callbacks": [Watch(KeyboardInterrupt())]}),
+        (RuntimeError, {"callbacks": [Watch(RuntimeError("from the callback"))]}),
+    ],
+    ids=["arguments", "data", "interrupted", "training"],
+)
+def test_chronos_is_as_it_was_after_an_error(tmp_path, error, arguments):
+    before = dict(vars(chronos.chronos2.pipeline))
+    pipeline = LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS))
+    with pytest.raises(error) as raised:
+        fit(pipeline, tmp_path, **arguments)
+    assert "chronos-forecasting" not in str(raised.value)
+    now = vars(chronos.chronos2.pipeline)
+    assert all(now[name] is value for name, value in before.items())
+    assert isinstance(fit(pipeline, tmp_path, num_steps=1), LowRankChronos2Pipeline)  # nor is anything locked
+
+
+def test_threads_get_copies_of_their_own_class():
+    def copy(number: int) -> int:
+        with chronos_copies_as(lambda config: (number, config)):
+            time.sleep(0.005)
+            return chronos.chronos2.pipeline.Chronos2Model(None)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(copy, range(32))) == list(range(32))
+    assert chronos.chronos2.pipeline.Chronos2Model is Chronos2Model
+
+
+def loads_dense(self: Chronos2Pipeline) -> Chronos2Pipeline:
+    model = chronos.chronos2.Chronos2Model(self.model.config)
+    model.load_state_dict(self.model.state_dict())
+    return Chronos2Pipeline(model)
+
+
+def answers_dense(self: Chronos2Pipeline) -> Chronos2Pipeline:
+    return Chronos2Pipeline(dense_chronos2())
+
+
+@pytest.mark.parametrize("changed", [loads_dense, answers_dense])
+@pytest.mark.parametrize("module", [chronos.chronos2.pipeline, chronos.utils], ids=["with the name", "without it"])
+def test_a_stock_fit_that_copies_in_another_way_is_found_out(monkeypatch, changed, module):
+    monkeypatch.setattr(changed, "__module__", module.__name__)
+    monkeypatch.setattr(Chronos2Pipeline, "fit", changed)
+    pipeline = LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS))
+    with pytest.raises(RuntimeError, match=r"chronos-forecasting \d.* cannot fine-tune a LowRankChronos2Model"):
+        pipeline.fit()
+    assert chronos.chronos2.pipeline.Chronos2Model is Chronos2Model
+
+
+def test_a_fit_that_copies_any_class_is_fine(monkeypatch):
+    monkeypatch.setattr(Chronos2Pipeline, "fit", lambda self: Chronos2Pipeline(type(self.model)(self.model.config)))
+    tuned = LowRankChronos2Pipeline(chronos2(**CHRONOS2_RANKS)).fit()
+    assert (type(tuned), type(tuned.model)) == (LowRankChronos2Pipeline, LowRankChronos2Model)
 
 
 def test_lora(tmp_path):
@@ -298,6 +456,35 @@ def test_an_adapter_without_peft_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match="pip install peft"):
         LowRankChronos2Pipeline.from_pretrained(tmp_path)
+
+
+def test_adapters_are_told_from_models(tmp_path, monkeypatch):
+    """In a folder, on a Hub, and offline from what was cached."""
+    for name, file in (("base", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    assert is_adapter(tmp_path / "adapter")
+    assert not is_adapter(str(tmp_path / "base"))
+    assert not is_adapter(tmp_path / "nothing")
+
+    constants = huggingface_hub.constants
+    with serve({"hf_ann": "ann"}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("base", "adapter"):
+            files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            hub.repositories[f"ann/{name}"] = Repository(private=False)
+            hub.repositories[f"ann/{name}"].add("main", Commit(None, "all", files))
+        for name, wanted in (("ann/adapter", True), ("ann/base", False), ("ann/nothing", False), ("no name", False)):
+            assert is_adapter(name) is wanted
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name, wanted in (("ann/adapter", True), ("ann/base", False), ("ann/nothing", False)):
+        assert is_adapter(name) is wanted
 
 
 # From files that travel with the weights
