@@ -34,6 +34,7 @@ from .modeling_lowrank_layers import (
     LowRankFeedForward,
     PerHeadAttention,
     RMSNorm,
+    Sublayer,
     attention_class,
     masked,
 )
@@ -126,10 +127,10 @@ class TimeAttention(PerHeadAttention):
 
     def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Queries or keys (B, n, S, qk) turned by the angles of their positions, (1 or B, S, d_kv / 2)."""
-        # (1 or B, S, n, qk / 2) -> (1 or B, n, S, qk / 2)
-        cos, sin = (turn[..., self.pairs].transpose(1, 2) for turn in (cos, sin))
+        kept = torch.cat([self.pairs, self.pairs], dim=-1)  # (n, qk)
+        cos, sin = (turn[..., kept].transpose(1, 2) for turn in (cos, sin))  # (1 or B, n, S, qk)
         first, second = states.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return states * cos + torch.cat([-second, first], dim=-1) * sin
 
     def forward(
         self,
@@ -154,14 +155,12 @@ def rotary_turns(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-class TimeSelfAttention(nn.Module):
+class TimeSelfAttention(Sublayer):
     """x + attention(norm(x)) along the patches of a series."""
 
     def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         self.self_attention = TimeAttention(config, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
         self,
@@ -176,14 +175,12 @@ class TimeSelfAttention(nn.Module):
         return hidden_states + self.dropout(output), weights
 
 
-class GroupSelfAttention(nn.Module):
+class GroupSelfAttention(Sublayer):
     """x + attention(norm(x)) across the series of a group, at every patch."""
 
     def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         self.self_attention = attention_class(ranks, PerHeadGroupAttention, LatentGroupAttention)(config, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor, output_attentions: bool = False
@@ -195,14 +192,12 @@ class GroupSelfAttention(nn.Module):
         return (hidden_states + self.dropout(output)).transpose(0, 1), weights
 
 
-class FeedForward(nn.Module):
+class FeedForward(Sublayer):
     """x + feed_forward(norm(x))"""
 
     def __init__(self, config: LowRankChronos2Config, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         self.mlp = LowRankFeedForward(config, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.dropout(self.mlp(self.layer_norm(hidden_states)))

@@ -30,6 +30,15 @@ class RMSNorm(nn.Module):
         return self.weight * hidden_states.to(self.weight.dtype)
 
 
+class Sublayer(nn.Module):
+    """x + inner(norm(x)): the norm and the dropout around an inner layer, of whatever name."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer_norm = RMSNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+
 def matrix(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     """A matrix whose fresh weights have this standard deviation, times the model's `initializer_factor`."""
     linear = nn.Linear(in_features, out_features, bias=False)

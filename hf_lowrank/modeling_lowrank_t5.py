@@ -30,6 +30,7 @@ from .modeling_lowrank_layers import (
     LowRankFeedForward,
     PerHeadAttention,
     RMSNorm,
+    Sublayer,
     attention_class,
     distances,
     masked,
@@ -221,15 +222,13 @@ class LatentCrossAttention(CrossAttention, LatentAttention):
 # --- blocks --------------------------------------------------------------------------------------------------------
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(Sublayer):
     """x + attention(norm(x))"""
 
     def __init__(self, config: LowRankT5Config, layer_idx: int, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         form = attention_class(ranks, PerHeadSelfAttention, LatentSelfAttention)
         self.SelfAttention = form(config, layer_idx, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
         self,
@@ -245,15 +244,13 @@ class SelfAttentionLayer(nn.Module):
         return hidden_states + self.dropout(output), bias, weights
 
 
-class CrossAttentionLayer(nn.Module):
+class CrossAttentionLayer(Sublayer):
     """x + attention(norm(x), encoder's output)"""
 
     def __init__(self, config: LowRankT5Config, layer_idx: int, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         form = attention_class(ranks, PerHeadCrossAttention, LatentCrossAttention)
         self.EncDecAttention = form(config, layer_idx, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
         self,
@@ -273,14 +270,12 @@ class CrossAttentionLayer(nn.Module):
         return hidden_states + self.dropout(output), weights
 
 
-class FeedForwardLayer(nn.Module):
+class FeedForwardLayer(Sublayer):
     """x + feed_forward(norm(x))"""
 
     def __init__(self, config: LowRankT5Config, ranks: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(config)
         self.DenseReluDense = LowRankFeedForward(config, **ranks)
-        self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))

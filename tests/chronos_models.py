@@ -171,7 +171,8 @@ def alive(model: PreTrainedModel) -> PreTrainedModel:
                 parameter.normal_(std=0.3)
         for name, pairs in model.named_buffers():
             if name.endswith("pairs") and pairs.shape[1] < D_KV // 2:
-                pairs.copy_(torch.rand(len(pairs), D_KV // 2).argsort(dim=-1)[:, : pairs.shape[1]])
+                order = torch.randperm(D_KV // 2)
+                pairs.copy_(torch.stack([order.roll(head) for head in range(len(pairs))])[:, : pairs.shape[1]])
     return model.eval()
 
 

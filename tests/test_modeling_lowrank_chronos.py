@@ -444,7 +444,7 @@ def test_layers_on_disk_give_the_same_forecast(tmp_path, make):
 
 
 def test_no_block_is_split():
-    assert set(chronos2(**CHRONOS2_RANKS)._no_split_modules) == {"Chronos2EncoderBlock"}
+    assert set(chronos2(**CHRONOS2_RANKS)._no_split_modules) == {"LowRankChronos2Block"}
     assert set(bolt(**BOLT_RANKS)._no_split_modules) >= {"T5Block"}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import SHAPE, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -17,7 +19,11 @@ from transformers import (
     AutoModel,
     AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
+    DynamicCache,
+    EncoderDecoderCache,
     GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -25,9 +31,19 @@ from transformers import (
 )
 from transformers.models.t5.modeling_t5 import T5Attention
 
+import hf_lowrank
 from hf_lowrank import LowRankT5Config, LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from hf_lowrank.configuration_lowrank_t5 import attention_parameters, cached_numbers, feed_forward_parameters
-from hf_lowrank.modeling_lowrank_layers import LatentAttention, LowRankFeedForward, PerHeadAttention, ThinFactors
+from hf_lowrank.modeling_lowrank_layers import (
+    LatentAttention,
+    LowRankAttention,
+    LowRankFeedForward,
+    PerHeadAttention,
+    ThinFactors,
+    distances,
+    relative_position_bias,
+)
+from hf_lowrank.modeling_lowrank_t5 import LowRankT5Block, LowRankT5Stack
 
 VOCAB, D_MODEL, D_KV, D_FF, HEADS = 64, 16, 8, 24, 2
 IMPLEMENTATIONS = ["eager", "sdpa"]
@@ -610,10 +626,10 @@ def test_a_fresh_layer_of_any_rank_answers_as_loudly_as_a_dense_one(tiny_config,
         d_model=32, num_heads=8, num_layers=60, num_decoder_layers=1, attention_ranks={"encoder_self": [entry] * 60}
     )
     model = LowRankT5EncoderModel(config)
-    x, y = torch.randn(1, 50, 32), torch.randn(1, 50, 32)
     logits, outputs = [], []
     for block in model.encoder.block:
         layer = block.layer[0].SelfAttention
+        x, y = torch.randn(1, 50, 32), torch.randn(1, 50, 32)  # of its own: the error is that of independent draws
         key, value = layer.project_key_value(y)
         logits.append((layer.project_query(x) @ key.mT).pow(2).mean())
         mixed = layer.cached_value(key, value).expand(-1, layer.n_heads, -1, -1)
@@ -769,5 +785,129 @@ def test_device_maps_and_disk_offload_change_nothing(tmp_path, mixed_model, devi
 
 
 def test_blocks_are_not_split_across_devices(mixed_model):
-    assert set(mixed_model._no_split_modules) == {"T5Block"}
-    assert type(mixed_model.encoder.block[0]).__name__ == "T5Block"
+    assert set(mixed_model._no_split_modules) == {"LowRankT5Block"}
+    assert type(mixed_model.encoder.block[0]).__name__ == "LowRankT5Block"
+
+
+# Arguments
+
+
+def inputs_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    inputs = {"input_ids": tokens(2, 9)}
+    return inputs if isinstance(model, LowRankT5EncoderModel) else inputs | {"decoder_input_ids": tokens(2, 5)}
+
+
+@pytest.mark.parametrize(
+    "model_class", [LowRankT5ForConditionalGeneration, LowRankT5Model, LowRankT5EncoderModel], ids=lambda c: c.__name__
+)
+@pytest.mark.parametrize("name", ["head_mask", "past_key_value", "positions", "output_attention"])
+def test_a_keyword_that_is_not_used_is_refused(mixed_config, model_class, name):
+    model = model_class(mixed_config)
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        model(**inputs_of(model), **{name: None})
+    for module in model.modules():  # as deep as the layers, whatever upstream may come to pass down
+        if isinstance(module, (LowRankT5Stack, LowRankT5Block, LowRankAttention, LowRankFeedForward)):
+            assert not any(
+                parameter.kind is parameter.VAR_KEYWORD
+                for parameter in inspect.signature(module.forward).parameters.values()
+            )
+
+
+def test_generate_refuses_a_keyword_that_the_model_does_not_use(mixed_model):
+    with pytest.raises(ValueError, match="head_mask"):
+        mixed_model.generate(tokens(2, 9), head_mask=torch.ones(2), **GENERATION)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@torch.no_grad()
+def test_a_cache_is_understood_by_both_of_its_names(mixed_model, name):
+    """One token at a time gives what all at once do, in every version."""
+    context, target = tokens(2, 9), tokens(2, 4)
+    expected = mixed_model(input_ids=context, decoder_input_ids=target, use_cache=False)
+    cache, logits = EncoderDecoderCache(DynamicCache(), DynamicCache()), []
+    for step in range(4):
+        output = mixed_model(input_ids=context, decoder_input_ids=target[:, step : step + 1], **{name: cache})
+        assert output.past_key_values is cache
+        logits.append(output.logits)
+    assert_close(torch.cat(logits, dim=1), expected.logits)
+    assert cache.get_seq_length() == 4
+
+
+@torch.no_grad()
+def test_an_own_mask_of_four_dimensions_says_all(mixed_model):
+    """(B, 1, S, T), boolean or added to the logits: here one that hides nothing, from a decoder that would else hide what comes."""
+    inputs = {"input_ids": tokens(2, 9), "decoder_input_ids": tokens(2, 5)}
+    causal = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5)
+    expected = mixed_model(**inputs).logits
+    for mask in (causal, torch.zeros(causal.shape).masked_fill(~causal, torch.finfo(torch.float32).min)):
+        assert_close(mixed_model(**inputs, decoder_attention_mask=mask).logits, expected)
+    open_mask = torch.ones_like(causal)
+    found = mixed_model(**inputs, decoder_attention_mask=open_mask).logits
+    assert_close(mixed_model(**inputs, decoder_attention_mask=open_mask.float() - 1).logits, found)
+    assert (found - expected)[:, 0].abs().max() > 1e-3
+
+
+def test_the_stack_says_what_is_wrong(mixed_model):
+    embedded = torch.randn(2, 9, D_MODEL)
+    for arguments in ({}, {"input_ids": tokens(2, 9), "inputs_embeds": embedded}):
+        with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+            mixed_model.encoder(**arguments)
+    with pytest.raises(ValueError, match="use_cache must be false in an encoder"):
+        mixed_model.encoder(input_ids=tokens(2, 9), use_cache=True)
+    mixed_model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="decoder_start_token_id must be set"):
+        mixed_model(input_ids=tokens(2, 9), labels=tokens(2, 5))
+
+
+@torch.no_grad()
+def test_embeddings_may_be_given_in_place_of_tokens(mixed_model):
+    context, target = tokens(2, 9), tokens(2, 5)
+    expected = mixed_model(input_ids=context, decoder_input_ids=target).logits
+    embed = mixed_model.get_input_embeddings()
+    found = mixed_model(inputs_embeds=embed(context), decoder_inputs_embeds=embed(target))
+    assert torch.equal(found.logits, expected)
+    as_tuple = mixed_model(inputs_embeds=embed(context), decoder_inputs_embeds=embed(target), return_dict=False)
+    assert torch.equal(as_tuple[0], expected)
+    encoded = mixed_model.encoder(context, return_dict=False)
+    assert torch.equal(mixed_model(encoder_outputs=encoded, decoder_input_ids=target).logits, expected)
+
+
+def test_the_relations_that_libraries_ask_for(mixed_config):
+    """peft, accelerate, Trainer and Chronos ask for these, and for no class of transformers' T5 but its configuration."""
+    model = LowRankT5ForConditionalGeneration(mixed_config)
+    assert isinstance(mixed_config, T5Config)
+    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model, GenerationMixin)
+    assert model.can_generate()
+    assert model.get_encoder() is model.encoder
+    assert model.get_decoder() is model.decoder
+    assert model.get_output_embeddings() is model.lm_head
+    assert not any(cls.__module__.startswith("transformers.models") for cls in type(model).__mro__)
+    private = {
+        found.group(1)
+        for path in Path(hf_lowrank.__file__).parent.rglob("*.py")
+        for found in re.finditer(r"^\s*(?:from|import) (transformers\.models\.[\w.]+)", path.read_text(), re.M)
+    }
+    assert private == set()
+
+
+@given(
+    buckets=st.sampled_from([4, 8, 32, 64]),
+    furthest=st.integers(33, 400),
+    bidirectional=st.booleans(),
+    past=st.integers(0, 50),
+)
+def test_the_position_bias_is_t5s_at_every_distance(buckets, furthest, bidirectional, past):
+    config = T5Config(
+        **{**SHAPE, "relative_attention_num_buckets": buckets, "relative_attention_max_distance": furthest}
+    )
+    stock = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
+    stock.is_decoder = not bidirectional
+    found = relative_position_bias(
+        stock.relative_attention_bias,
+        distances(1, 600, past),
+        bidirectional=bidirectional,
+        max_distance=furthest,
+    )
+    expected = stock.compute_bias(600, 600)[:, :, past : past + 1]
+    assert torch.equal(found, expected)
