@@ -68,8 +68,9 @@ def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
     if mask is None or mask.ndim == 4:
         return mask
     mask = mask.bool()
-    # A graph that is compiled or exported must not depend on the data.
-    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph must not depend on the data
+        return mask
+    return None if bool(mask.all()) else mask
 
 
 # --- attention ---------------------------------------------------------------------------------------------------
@@ -464,22 +465,22 @@ class LowRankT5Stack(LowRankT5PreTrainedModel):
         cross_weights: list[torch.Tensor] = []
         hidden_states = self.dropout(hidden_states)
         for block in self.block:
-            states.append(hidden_states)
+            if output_hidden_states:
+                states.append(hidden_states)
             arguments = (hidden_states, mask, bias, encoder_hidden_states, encoder_bias, cache, output_attentions)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 outputs = self._gradient_checkpointing_func(block.__call__, *arguments)
             else:
                 outputs = block(*arguments)
-            hidden_states, bias, *weights = outputs
-            for found, kept in zip(weights, (self_weights, cross_weights)):
-                if found is not None:
-                    kept.append(found)
+            hidden_states, bias, weights, weights_of_encoder = outputs
+            if output_attentions:
+                self_weights.append(weights)
+                cross_weights.append(weights_of_encoder)
         hidden_states = self.dropout(self.final_layer_norm(hidden_states))
-        states.append(hidden_states)
 
         output = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=(*states, hidden_states) if output_hidden_states else None,
             attentions=tuple(self_weights) if output_attentions else None,
             cross_attentions=tuple(cross_weights) if output_attentions and self.is_decoder else None,
             **{CACHE_FIELD: cache},
@@ -489,8 +490,8 @@ class LowRankT5Stack(LowRankT5PreTrainedModel):
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to use: none in an encoder, or where blocks run a second time for their gradients."""
         if not self.is_decoder:
-            if use_cache:
-                raise ValueError("use_cache must be false in an encoder, which has no cache; found True.")
+            if use_cache or cache is not None:
+                raise ValueError("An encoder has no cache: use_cache must be false and cache None.")
             return None
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -27,7 +27,8 @@ class LowRankChronosModel(ChronosModel):
     """chronos' model, drawing its sample paths with `sample_paths` in place of `generate`."""
 
     def __init__(self, config: Any, model: Any) -> None:
-        if not isinstance(model, T5ForConditionalGeneration) and model.config.model_type != "lowrank_t5":
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if not isinstance(model, T5ForConditionalGeneration) and model_type != "lowrank_t5":
             raise TypeError(f"model must be a Chronos-T5, dense or low-rank, found {type(model).__name__}.")
         check_names(model)
         super().__init__(config=config, model=model)

@@ -261,11 +261,11 @@ def test_no_block_is_split(make, name):
 
 def test_all_classes_know_their_blocks():
     blocks = {
-        LowRankT5Model: "T5Block",
-        LowRankT5EncoderModel: "T5Block",
-        LowRankT5ForConditionalGeneration: "T5Block",
-        LowRankChronosBoltModelForForecasting: "T5Block",
-        LowRankChronos2Model: "Chronos2EncoderBlock",
+        LowRankT5Model: "LowRankT5Block",
+        LowRankT5EncoderModel: "LowRankT5Block",
+        LowRankT5ForConditionalGeneration: "LowRankT5Block",
+        LowRankChronosBoltModelForForecasting: "LowRankT5Block",
+        LowRankChronos2Model: "LowRankChronos2Block",
     }
     for model_class, block in blocks.items():
         assert list(model_class._no_split_modules) == [block]

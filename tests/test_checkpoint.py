@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from hf_lowrank import compress_pretrained, export_stock_t5, save_compressed
-from hf_lowrank.checkpoint import check_output, checkpoint_path, load_dense, new_folder
+from hf_lowrank.checkpoint import as_full_rank, check_output, checkpoint_path, load_dense, new_folder
 
 # Random weights have flat spectra, and the user is told so; tests/test_compression.py tests that.
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -196,6 +197,39 @@ def test_a_model_that_is_not_a_t5_or_not_a_model():
         load_dense(gpt2)
     with pytest.raises(ValueError, match="model must be a Hub id, a folder or a loaded model, found a dict"):
         load_dense({"not": "a model"})
+
+
+@pytest.mark.parametrize("family", ["t5", "bolt", "chronos2"])
+def test_a_dense_model_with_other_names_is_refused(request, family):
+    """As a later version of transformers or chronos-forecasting may have."""
+    model = request.getfixturevalue({"t5": "chronos_t5"}.get(family, family))
+    sublayer = model.encoder.block[1].layer[0]
+    name = "self_attention" if family == "chronos2" else "SelfAttention"
+    attention = getattr(sublayer, name)
+    attention.key_proj = attention.k
+    del attention.k
+    missing = re.escape(f"encoder.block.1.layer.0.{name}.k.weight of shape [16, 16], found none")
+    with pytest.raises(ValueError, match=missing):
+        load_dense(model)
+
+
+@torch.no_grad()
+def test_a_dense_model_at_full_rank_is_the_same_without_a_copy(dense_t5, bolt, chronos2):
+    context = torch.randn(3, 48).cumsum(dim=-1)
+    tokens = torch.randint(2, 64, (3, 9))
+    cases = [
+        (dense_t5(), {"input_ids": tokens, "decoder_input_ids": tokens}, "logits"),
+        (dense_t5(T5EncoderModel), {"input_ids": tokens}, "last_hidden_state"),
+        (bolt, {"context": context}, "quantile_preds"),
+        (chronos2, {"context": context}, "quantile_preds"),
+    ]
+    for dense, inputs, output in cases:
+        model = as_full_rank(dense)
+        assert type(model).__name__.startswith("LowRank")
+        assert_close(model(**inputs)[output], dense(**inputs)[output])
+        places = {tensor.data_ptr() for tensor in dense.state_dict().values()}
+        assert all(parameter.data_ptr() in places for parameter in model.parameters())
+        assert as_full_rank(model) is model
 
 
 def test_a_low_rank_model_is_not_compressed_again(dense_t5):

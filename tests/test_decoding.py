@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -422,6 +423,19 @@ def test_a_partly_offloaded_model_forecasts_through_generate(tmp_path, mixed):
         torch.manual_seed(2)
         forecasts.append(pipeline.predict(SERIES))
     assert torch.equal(*forecasts)
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.block.1.layer.1.EncDecAttention.k", "encoder.block.0.layer.1.DenseReluDense.wo"]
+)
+def test_a_t5_with_other_names_is_refused(chronos_t5, tiny_chronos_config, name):
+    """As a later version of transformers may have."""
+    parent, _, last = name.rpartition(".")
+    parent = chronos_t5.get_submodule(parent)
+    setattr(parent, f"{last}_proj", getattr(parent, last))
+    delattr(parent, last)
+    with pytest.raises(ValueError, match=f"has no module {re.escape(name)}, which hf_lowrank reads"):
+        LowRankChronosPipeline(None, ChronosModel(tiny_chronos_config, chronos_t5))
 
 
 def test_other_models_are_refused(tiny_chronos_config):

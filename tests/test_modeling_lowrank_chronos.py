@@ -445,7 +445,7 @@ def test_layers_on_disk_give_the_same_forecast(tmp_path, make):
 
 def test_no_block_is_split():
     assert set(chronos2(**CHRONOS2_RANKS)._no_split_modules) == {"LowRankChronos2Block"}
-    assert set(bolt(**BOLT_RANKS)._no_split_modules) >= {"T5Block"}
+    assert set(bolt(**BOLT_RANKS)._no_split_modules) == {"LowRankT5Block"}
 
 
 @MIXED
@@ -538,3 +538,14 @@ def test_the_layers_are_those_of_the_table():
     model = chronos2(**CHRONOS2_RANKS)
     assert [type(layer) for layer in layers(model, 0)] == [TimeAttention] * 2
     assert [type(layer) for layer in layers(model, 1)] == [PerHeadGroupAttention, LatentGroupAttention]
+
+
+def test_bolt_has_all_that_the_stock_model_has():
+    """Its `__init__` is our own, around chronos' parts: what a later stock one adds has to be added there."""
+    dense, model = dense_bolt(), full_rank(dense_bolt())
+    gone = set(vars(dense)) - set(vars(model)) - {"model_parallel", "device_map"}
+    assert gone == set(), f"ChronosBoltModelForForecasting.__init__ now sets {sorted(gone)} too"
+    parts = {name: type(part) for name, part in dense.named_children() if name not in ("encoder", "decoder")}
+    assert {name: type(getattr(model, name)) for name in parts} == parts
+    assert [name for name, _ in model.named_children()] == [name for name, _ in dense.named_children()]
+    assert model.num_parameters() == dense.num_parameters()

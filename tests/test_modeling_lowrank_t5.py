@@ -852,8 +852,9 @@ def test_the_stack_says_what_is_wrong(mixed_model):
     for arguments in ({}, {"input_ids": tokens(2, 9), "inputs_embeds": embedded}):
         with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
             mixed_model.encoder(**arguments)
-    with pytest.raises(ValueError, match="use_cache must be false in an encoder"):
-        mixed_model.encoder(input_ids=tokens(2, 9), use_cache=True)
+    for arguments in ({"use_cache": True}, {"cache": DynamicCache()}, {"past_key_values": DynamicCache()}):
+        with pytest.raises(ValueError, match="An encoder has no cache"):
+            mixed_model.encoder(input_ids=tokens(2, 9), **arguments)
     mixed_model.config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="decoder_start_token_id must be set"):
         mixed_model(input_ids=tokens(2, 9), labels=tokens(2, 5))
