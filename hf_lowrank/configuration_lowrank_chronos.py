@@ -11,7 +11,14 @@ try:
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
-from .configuration_lowrank_t5 import CarriesItsCode, LowRankT5Config, completed_table, validate_entry, validate_table
+from .configuration_lowrank_t5 import (
+    FULL_RANK,
+    CarriesItsCode,
+    LowRankT5Config,
+    completed_table,
+    validate_entry,
+    validate_table,
+)
 
 # The classes join the registry of pipelines. With `trust_remote_code` this file is the first that is loaded, and
 # `BaseChronosPipeline.from_pretrained` looks for the pipeline right after the configuration.
@@ -40,7 +47,12 @@ class LowRankChronosBoltConfig(LowRankT5Config):
         super().__init__(**of_this_family(kwargs, LowRankChronosBoltPipeline))
 
     def auto_classes(self) -> dict[str, type]:
+        # Up to transformers 5.7 no other code comes with a checkpoint than what this very file imports.
+        from .decoding import sample_paths  # noqa: F401
         from .modeling_lowrank_chronos import LowRankChronosBoltModelForForecasting
+        from .modeling_lowrank_layers import LowRankAttention  # noqa: F401
+        from .modeling_lowrank_t5 import LowRankT5Model  # noqa: F401
+        from .pipeline_lowrank_t5 import LowRankChronosPipeline  # noqa: F401
 
         return {"AutoConfig": LowRankChronosBoltConfig, "AutoModel": LowRankChronosBoltModelForForecasting}
 
@@ -74,8 +86,8 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
 
     def __init__(
         self,
-        attention_ranks: dict | None = None,
-        feed_forward_ranks: dict | None = None,
+        attention_ranks: dict = FULL_RANK,
+        feed_forward_ranks: dict = FULL_RANK,
         compression: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -83,7 +95,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
-            setattr(self, name, completed_table({} if given[name] is None else given[name], full, name))
+            setattr(self, name, completed_table(given[name], full, name))
         self.compression = copy.deepcopy(compression)
         self.validate_ranks()
 

@@ -17,6 +17,7 @@ if find_spec("chronos"):  # a T5 on text does without
 ATTENTION_KINDS = ("encoder_self", "decoder_self", "cross")
 PER_HEAD_KEYS = {"qk", "vo"}
 LATENT_KEYS = {"latent", "query", "output"}
+FULL_RANK: dict = {}  # the table that leaves out every kind of layer
 FEED_FORWARD_KEYS = {"width", "wi", "wo"}
 
 
@@ -206,8 +207,8 @@ class LowRankT5Config(CarriesItsCode, T5Config):
 
     def __init__(
         self,
-        attention_ranks: dict | None = None,
-        feed_forward_ranks: dict | None = None,
+        attention_ranks: dict = FULL_RANK,
+        feed_forward_ranks: dict = FULL_RANK,
         base_rank: float | None = None,
         rank_growth: float | None = None,
         rank_rounding: str | None = None,
@@ -234,7 +235,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
-            setattr(self, name, completed_table({} if given[name] is None else given[name], full, name))
+            setattr(self, name, completed_table(given[name], full, name))
         self.compression = copy.deepcopy(compression)
         self.validate_ranks()
 
@@ -253,6 +254,9 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         }
 
     def auto_classes(self) -> dict[str, type]:
+        # Up to transformers 5.7 no other code comes with a checkpoint than what this very file imports.
+        from .decoding import sample_paths  # noqa: F401
+        from .modeling_lowrank_layers import LowRankAttention  # noqa: F401
         from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 
         is_encoder = self.architectures == [LowRankT5EncoderModel.__name__]

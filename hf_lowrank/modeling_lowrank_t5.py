@@ -662,6 +662,12 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         shifted[..., 0] = self.config.decoder_start_token_id
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with keys and values of cross-attention once a series; see [`~transformers.GenerationMixin.generate`]."""
+        # Up to transformers 5.14 a static cache is kept for the next call, whatever its number of series.
+        self.__dict__.pop("_cache", None)
+        return super().generate(*args, **kwargs)
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         inputs.pop("cache_position", None)  # transformers 5.3 counts for its models; ours ask the cache

@@ -192,10 +192,10 @@ def chronos2(**changes: Any) -> LowRankChronos2Model:
     return alive(LowRankChronos2Model(LowRankChronos2Config(**shape(CHRONOS2, **changes))))
 
 
-def full_rank(dense: PreTrainedModel) -> PreTrainedModel:
-    """The low-rank model with the dense one's weights at full rank."""
+def full_rank(dense: PreTrainedModel, implementation: str | None = None) -> PreTrainedModel:
+    """The low-rank model with the dense one's weights at full rank, and its attention implementation or another."""
     arguments = copy.deepcopy(dense.config.to_dict())
-    arguments["attn_implementation"] = dense.config._attn_implementation
+    arguments["attn_implementation"] = implementation or dense.config._attn_implementation
     if isinstance(dense, Chronos2Model):
         model = LowRankChronos2Model(LowRankChronos2Config(**arguments))
         missing, unexpected = model.load_state_dict(dense.state_dict(), strict=False)

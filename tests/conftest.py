@@ -121,6 +121,17 @@ def tiny_chronos_config() -> ChronosConfig:
     return ChronosConfig(**copy.deepcopy(TINY_CHRONOS))
 
 
+def stock_implementation(implementation: str) -> str:
+    """The attention implementation of a stock T5: before transformers 5.15 it had but one."""
+    return implementation if T5ForConditionalGeneration._supports_sdpa else "eager"
+
+
+def exactness(implementation: str) -> dict[str, float]:
+    """How close a model at full rank comes to stock: to the last bit, or to rounding where stock attends in another way."""
+    tolerance = 0.0 if stock_implementation(implementation) == implementation else 1e-4
+    return {"rtol": tolerance, "atol": tolerance}
+
+
 def randomise(model: PreTrainedModel) -> PreTrainedModel:
     """Weights like a trained model's: attention and position bias that matter, no norm left at one."""
     with torch.no_grad():

@@ -29,6 +29,7 @@ from chronos_models import (
     series,
     shape,
 )
+from conftest import exactness, stock_implementation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -99,9 +100,9 @@ def predict(model: PreTrainedModel, **arguments: Any) -> torch.Tensor:
     ids=["REG token", "no REG token", "inner size above d_model", "gated"],
 )
 def test_full_rank_is_bolt(changes, implementation):
-    dense = dense_bolt(attn_implementation=implementation, **changes)
-    model = full_rank(dense)
-    assert_close(predict(model), predict(dense), rtol=0, atol=0)
+    dense = dense_bolt(attn_implementation=stock_implementation(implementation), **changes)
+    model = full_rank(dense, implementation)
+    assert_close(predict(model), predict(dense), **exactness(implementation))
     target = torch.randn(6, 4)
     target[1, 2] = torch.nan
     for arguments in ({"target": target}, {"target": target, "mask": (torch.rand(6, 43) < 0.8).float()}):
@@ -109,8 +110,8 @@ def test_full_rank_is_bolt(changes, implementation):
             context = series().nan_to_num()
             expected, found = (one(context, **copy.deepcopy(arguments)) for one in (dense, model))
         assert torch.isfinite(expected.loss)
-        assert_close(found.loss, expected.loss, rtol=0, atol=0)
-        assert_close(found.quantile_preds, expected.quantile_preds, rtol=0, atol=0)
+        assert_close(found.loss, expected.loss, **exactness(implementation))
+        assert_close(found.quantile_preds, expected.quantile_preds, **exactness(implementation))
 
 
 @IMPLEMENTATIONS
@@ -163,7 +164,8 @@ def test_a_dense_checkpoint_loads_with_nothing_missing(tmp_path, make):
     dense = make()
     dense.save_pretrained(tmp_path)
     model_class = type(full_rank(dense))
-    model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    implementation = dense.config._attn_implementation
+    model, info = model_class.from_pretrained(tmp_path, attn_implementation=implementation, output_loading_info=True)
     assert not any(info.values())
     assert_close(predict(model), predict(dense), rtol=0, atol=0)
 
