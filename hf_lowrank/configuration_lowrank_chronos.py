@@ -47,12 +47,7 @@ class LowRankChronosBoltConfig(LowRankT5Config):
         super().__init__(**of_this_family(kwargs, LowRankChronosBoltPipeline))
 
     def auto_classes(self) -> dict[str, type]:
-        # Up to transformers 5.7 no other code comes with a checkpoint than what this very file imports.
-        from .decoding import sample_paths  # noqa: F401
         from .modeling_lowrank_chronos import LowRankChronosBoltModelForForecasting
-        from .modeling_lowrank_layers import LowRankAttention  # noqa: F401
-        from .modeling_lowrank_t5 import LowRankT5Model  # noqa: F401
-        from .pipeline_lowrank_t5 import LowRankChronosPipeline  # noqa: F401
 
         return {"AutoConfig": LowRankChronosBoltConfig, "AutoModel": LowRankChronosBoltModelForForecasting}
 

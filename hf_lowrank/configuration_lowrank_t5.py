@@ -254,9 +254,6 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         }
 
     def auto_classes(self) -> dict[str, type]:
-        # Up to transformers 5.7 no other code comes with a checkpoint than what this very file imports.
-        from .decoding import sample_paths  # noqa: F401
-        from .modeling_lowrank_layers import LowRankAttention  # noqa: F401
         from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 
         is_encoder = self.architectures == [LowRankT5EncoderModel.__name__]

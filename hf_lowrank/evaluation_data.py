@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ __all__ = [
     "SeriesFile",
     "YearlyTsf",
     "check_columns",
+    "inferred_frequency",
     "read_frame",
     "regular",
     "seasonality_of",
@@ -46,7 +48,7 @@ SEASONALITY = {"s": 3600, "min": 1440, "h": 24, "D": 1, "B": 5, "W": 1, "MS": 12
 def seasonality_of(freq: str) -> int:
     """Steps in a season of a pandas frequency: 48 of "30min", 24 of "h", 12 of "MS", 1 of "D", "W-MON" and "YS"."""
     offset = pd.tseries.frequencies.to_offset(freq)
-    season, rest = divmod(SEASONALITY.get(offset.name.split("-")[0], 1), offset.n)
+    season, rest = divmod(SEASONALITY.get(offset.rule_code.split("-")[0], 1), offset.n)
     return season if rest == 0 and season > 0 else 1
 
 
@@ -80,7 +82,8 @@ class PackagedSeries:
             groups = frame.groupby(list(self.ids)).indices if self.ids else {(): np.arange(len(frame))}
             target = frame[column].to_numpy(dtype=np.float64)
             for key, rows in groups.items():
-                name = "/".join([*map(str, key), column])
+                # pandas 2 and 3 give the value itself where there is one column of ids, and announce a tuple for later.
+                name = "/".join([*map(str, key if isinstance(key, tuple) else (key,)), column])
                 what = f"series {name!r} of {self.file}"
                 values = regular(_in_order(stamps[rows], target[rows], what), self.freq, what)
                 values = values.loc[values.first_valid_index() : values.last_valid_index()]
@@ -229,11 +232,21 @@ def _in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) -
     return values
 
 
+def inferred_frequency(index: pd.DatetimeIndex) -> str | None:
+    """The pandas frequency of three or more times, such as "h"; None where they are not regular, or fewer."""
+    if len(index) < 3:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pandas 3.1 announces an offset in place of its name
+        found = pd.infer_freq(index)
+    return getattr(found, "freqstr", found)
+
+
 def regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
     """A series on the grid of `freq`, or as it is where `freq` is None; then it must be regular already."""
     index = values.index
     if freq is None:
-        if len(index) > 2 and pd.infer_freq(index) is None:
+        if len(index) > 2 and inferred_frequency(index) is None:
             gaps = index.to_series().diff()
             odd = gaps.index[gaps.notna() & (gaps != gaps.mode()[0])][0]
             raise ValueError(

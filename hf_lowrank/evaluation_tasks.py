@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from .evaluation_data import HubDataset, PackagedSeries, SeriesByName, SeriesFile, YearlyTsf, seasonality_of, store
+from .evaluation_data import (
+    HubDataset,
+    PackagedSeries,
+    SeriesByName,
+    SeriesFile,
+    YearlyTsf,
+    inferred_frequency,
+    seasonality_of,
+    store,
+)
 
 __all__ = ["QUANTILE_LEVELS", "EvaluationTask", "file_task", "find_tasks", "list_tasks"]
 
@@ -153,7 +160,7 @@ def file_task(
             raise ValueError(f"{name} must be at least 1, found {value}.")
     source = SeriesFile(path, freq)
     series = source.read(0).values()
-    found = {freq or pd.infer_freq(values.index) for values in series if freq or len(values) > 2}
+    found = {shown for values in series if (shown := freq or inferred_frequency(values.index))}
     kinds = {kind.split("-")[0] for kind in found}
     if len(kinds) > 1:
         raise ValueError(f"file {path.name!r} must have one frequency, found {', '.join(sorted(kinds))}: split it.")

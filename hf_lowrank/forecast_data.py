@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .evaluation_data import LONG_FORMAT, check_columns, regular, series_of_frame
+from .evaluation_data import LONG_FORMAT, check_columns, inferred_frequency, regular, series_of_frame
 
 __all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "series_by_item", "whole_series"]
 
@@ -68,7 +68,7 @@ def frequency_of(series: Mapping[Any, pd.Series], what: str, columns: tuple[str,
     for item, values in series.items():
         if len(values) > 2:
             regular(values, None, f"{columns[0]} {str(item)!r} of {what}")
-            return pd.infer_freq(values.index)
+            return inferred_frequency(values.index)
     return None
 
 
@@ -83,13 +83,15 @@ def aligned(
     found = {}
     for item, values in series.items():
         name = f"{columns[0]} {str(item)!r} of {what}"
-        inferred = pd.infer_freq(values.index) if len(values) > 2 else None
+        inferred = inferred_frequency(values.index)
         if inferred != freq:
             if fill:
                 values = regular(values, freq, name)
             else:
                 regular(values, None, name)
-                if not pd.date_range(values.index[0], values.index[-1], freq=freq).equals(values.index):
+                # pandas 2 makes every range in nanoseconds.
+                grid = pd.date_range(values.index[0], values.index[-1], freq=freq).as_unit(values.index.unit)
+                if not grid.equals(values.index):
                     raise ValueError(
                         f"{name} must have the frequency {freq!r} of the first series, found {inferred or 'other steps'!r} from "
                         f"{values.index[0]} to {values.index[-1]}: forecast it apart, or give freq to put all on one grid."
@@ -284,7 +286,7 @@ class Seen:
         is_old = pd.Series(new).duplicated().to_numpy()
         for old in self.hashes:
             places = np.minimum(np.searchsorted(old, new), len(old) - 1)
-            is_old |= old[places] == new
+            is_old = is_old | (old[places] == new)  # not in place: pandas 3 answers with read-only arrays
         if is_old.any():
             return int(is_old.argmax())
         self.hashes.append(np.sort(new))

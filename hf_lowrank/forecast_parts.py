@@ -18,7 +18,7 @@ from .forecast_data import Contents, import_pyarrow
 __all__ = ["Parts"]
 
 MANIFEST = "manifest.json"
-NANOSECONDS_OF_A_DAY = 86_400 * 10**9
+MICROSECONDS_OF_A_DAY = 86_400 * 10**6
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,11 @@ class Parts:
         timestamp = self.schema.names[1]
         finest = "%Y-%m-%d"
         for table in self._tables(count, [timestamp]):
-            stamps = table[timestamp].to_pandas().astype("datetime64[ns]").astype("int64")
-            if (stamps % 10**9).any():
+            # Not nanoseconds: pandas 3 has times after 2262, which they cannot hold.
+            stamps = table[timestamp].to_pandas().astype("datetime64[us]").astype("int64")
+            if (stamps % 10**6).any():
                 finest = "%Y-%m-%d %H:%M:%S.%f"
-            elif (stamps % NANOSECONDS_OF_A_DAY).any() and finest == "%Y-%m-%d":
+            elif (stamps % MICROSECONDS_OF_A_DAY).any() and finest == "%Y-%m-%d":
                 finest = "%Y-%m-%d %H:%M:%S"
         with path.open("w", encoding="utf-8", newline="") as file:
             for number, table in enumerate(self._tables(count)):

@@ -42,8 +42,6 @@ logger = logging.get_logger(__name__)
 
 # transformers 5.24 renamed `past_key_values`, of arguments and of outputs, to `cache`.
 CACHE_FIELD = "cache" if "cache" in inspect.signature(Seq2SeqLMOutput).parameters else "past_key_values"
-# Up to transformers 5.3 a static cache has to be told where new tokens go; later ones count by themselves.
-CACHE_TAKES_POSITIONS = "cache_kwargs" in inspect.signature(Cache.update).parameters
 
 
 def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
@@ -53,14 +51,6 @@ def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | 
             "Both `past_key_values` and `cache` are given. `cache` is used, `past_key_values` ignored."
         )
     return past_key_values if cache is None else cache
-
-
-def update(cache: Cache, key: torch.Tensor, value: torch.Tensor, layer_idx: int, past_length: Any) -> tuple:
-    """Keys and values of all tokens so far, these among them."""
-    if not CACHE_TAKES_POSITIONS:
-        return cache.update(key, value, layer_idx)
-    positions = torch.arange(key.shape[2], device=key.device) + past_length
-    return cache.update(key, value, layer_idx, {"cache_position": positions})
 
 
 def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -132,7 +122,7 @@ class SelfAttention(LowRankAttention):
             past_length = cache.get_seq_length(self.layer_idx)
             if isinstance(past_length, torch.Tensor):
                 past_length = past_length.clone()  # a static cache counts in place
-            key, value = update(cache, key, value, self.layer_idx, past_length)
+            key, value = cache.update(key, value, self.layer_idx)
         if bias is None:
             distance = distances(query.shape[2], key.shape[2], past_length, device=query.device)
             bias = self.compute_bias(distance, mask).to(query.dtype)
@@ -159,7 +149,7 @@ class CrossAttention(LowRankAttention):
         if cache.is_updated.get(self.layer_idx):
             return kept.layers[self.layer_idx].keys, kept.layers[self.layer_idx].values
         cache.is_updated[self.layer_idx] = True
-        return update(kept, *self.project_key_value(encoder_hidden_states), self.layer_idx, 0)
+        return kept.update(*self.project_key_value(encoder_hidden_states), self.layer_idx)
 
     def forward(
         self,
@@ -667,11 +657,6 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         # Up to transformers 5.14 a static cache is kept for the next call, whatever its number of series.
         self.__dict__.pop("_cache", None)
         return super().generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        inputs.pop("cache_position", None)  # transformers 5.3 counts for its models; ours ask the cache
-        return inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any

@@ -4,7 +4,8 @@
     python tests/run_versions.py --only oldest --folder ~/environments -- -n 1 tests/test_hub.py
 
 Each side gets a virtual environment of its own: the oldest with exactly the lower bounds of `PINNED` that pyproject.toml declares, the
-newest with the newest versions that its ranges allow. What follows `--` goes to pytest. A bare Python 3.11 or later is enough.
+newest with the newest versions that its ranges allow. What follows `--` goes to pytest. A bare Python 3.11 or later is enough; for the
+oldest 3.11 or 3.12, which numpy 1.26 and pandas 2.2 are built for.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 PINNED = ("transformers", "chronos-forecasting", "accelerate", "huggingface-hub", "safetensors", "peft")
+PINNED += ("numpy", "pandas", "pyarrow")
 SHOW = "import sys, importlib.metadata as m; print(*(f'{name}=={m.version(name)}' for name in sys.argv[1:]))"
 
 
 def lower_bounds() -> list[str]:
-    """The requirement `name==bound` of each of `PINNED`, from the dependencies and the extra `test` of pyproject.toml."""
+    """The requirement `name==bound` of each of `PINNED`, from the dependencies and the extras of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + project["optional-dependencies"]["test"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = [requirement for group in groups for requirement in group]
     bounds = dict(match.groups() for text in declared if (match := re.match(r"([\w-]+)>=([\d.]+)", text)))
     return [f"{name}=={bounds[name]}" for name in PINNED]
 

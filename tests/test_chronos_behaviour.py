@@ -265,7 +265,7 @@ def test_data_frames_hold_the_forecasts_of_their_series(load, family, frequency)
     torch.manual_seed(4)
     frame = pipeline.predict_df(pd.concat(parts), prediction_length=3, quantile_levels=levels, **columns)
     torch.manual_seed(4)
-    inputs = [torch.from_numpy(part["sales"].to_numpy()) for part in parts]
+    inputs = [torch.tensor(part["sales"].to_numpy()) for part in parts]
     quantiles, mean = pipeline.predict_quantiles(inputs, prediction_length=3, quantile_levels=levels)
     for i, part in enumerate(parts):
         item = part["series"].iloc[0]

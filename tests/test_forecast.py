@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from typer.testing import CliRunner
 from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
 from hf_lowrank.checkpoint import as_pipeline, checkpoint_path
 from hf_lowrank.cli import app
+from hf_lowrank.evaluation_data import inferred_frequency, seasonality_of
 from hf_lowrank.forecast_data import LongFile, Seen, whole_series
 from hf_lowrank.forecast_series import SHORT, batches_by_length
 
 pa = pytest.importorskip("pyarrow")
 
+PANDAS = tuple(map(int, pd.__version__.split(".")[:2]))
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 in batches of other sizes
 
 
@@ -111,6 +115,54 @@ def test_a_file_is_forecast_as_predict_df_does(tmp_path: Path, reference_bolt, s
     assert_same(found, wanted)
     assert (summary.num_series, summary.num_rows, summary.num_forecast_rows, summary.freq) == (5, len(frame), 30, "h")
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, f"out{result}"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_of_many_chunks_is_forecast_at_the_defaults_as_its_table(
+    tmp_path: Path, reference_bolt, suffix: str
+) -> None:
+    frame = long_frame([7_000] * 30)
+    frame["target"] = np.random.default_rng(0).normal(10, 1, len(frame))
+    assert len(frame) > 2 * inspect.signature(forecast_file).parameters["chunk_rows"].default  # three chunks
+    path = write(frame, tmp_path / f"in{suffix}")
+    result = CliRunner().invoke(app, ["forecast", "reference-bolt", str(path), str(tmp_path / "out.parquet")])
+    assert result.exit_code == 0, result.stderr
+    assert_same(pd.read_parquet(tmp_path / "out.parquet"), forecast_frame(reference_bolt, frame))
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_a_file_may_have_times_of_any_precision(tmp_path: Path, tiny, unit: str) -> None:
+    """Also where a series is too short to tell its frequency."""
+    frame = long_frame([20, 2, 1])
+    path = write(frame.astype({"timestamp": f"datetime64[{unit}]"}), tmp_path / "in.parquet")
+    assert pd.read_parquet(path)["timestamp"].dtype == f"datetime64[{unit}]"
+    for freq in (None, "h"):
+        forecast_file(tiny, path, tmp_path / "out.parquet", horizon=3, freq=freq, overwrite=True)
+        found = pd.read_parquet(tmp_path / "out.parquet")
+        assert found["timestamp"].dtype == f"datetime64[{unit}]"
+        assert_same(found, forecast_frame(tiny, frame, horizon=3))
+
+
+@pytest.mark.skipif(PANDAS < (3,), reason="pandas 2 has no times that nanoseconds cannot hold, the last is in 2262")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_times_may_go_on_after_2262(tmp_path: Path, tiny, suffix: str) -> None:
+    path = write(
+        long_frame([300], "YS").assign(timestamp=pd.date_range("1959", periods=300, freq="YS")), tmp_path / "in.csv"
+    )
+    forecast_file(tiny, path, tmp_path / f"out{suffix}", horizon=10)
+    read = pd.read_csv if suffix == ".csv" else pd.read_parquet
+    assert list(pd.to_datetime(read(tmp_path / f"out{suffix}")["timestamp"]).dt.year) == list(range(2259, 2269))
+
+
+def test_nothing_asks_pandas_in_a_way_that_will_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = pd.date_range("2024-01-01", periods=5, freq="30min")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inferred_frequency(times) == "30min"
+        assert seasonality_of("30min") == 48
+    # What pandas 3.1 announces in place of the name.
+    monkeypatch.setattr(pd, "infer_freq", lambda index: pd.tseries.frequencies.to_offset("30min"))
+    assert inferred_frequency(times) == "30min"
 
 
 @pytest.mark.parametrize(("start", "written"), [("0h", "2024-01-31"), ("6h", "2024-01-31 06:00:00")])
