@@ -221,7 +221,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         if base_rank is not None:
             if attention_ranks:
                 raise ValueError("Give either attention_ranks or base_rank, not both.")
-            schedule = {
+            schedule: dict[str, Any] = {
                 "base_rank": base_rank,
                 "rank_growth": 0.0 if rank_growth is None else rank_growth,
                 "rounding": rank_rounding or "ceil",

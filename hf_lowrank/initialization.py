@@ -45,7 +45,9 @@ def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *,
         for stack in stacks:
             bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
             furthest = config.relative_attention_max_distance
-            bias.weight.copy_(local_position_bias(*bias.weight.shape, furthest, is_decoder=stack is not model.encoder))
+            buckets, heads = bias.weight.shape
+            is_decoder = stack is not model.encoder
+            bias.weight.copy_(local_position_bias(buckets, heads, furthest, is_decoder=is_decoder))
     return model
 
 

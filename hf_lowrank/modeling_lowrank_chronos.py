@@ -44,7 +44,7 @@ from .modeling_lowrank_t5 import LowRankT5PreTrainedModel, Placed, build_stacks,
 class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBoltModelForForecasting):
     """Chronos-Bolt on low-rank T5 stacks; see `chronos.chronos_bolt.ChronosBoltModelForForecasting`."""
 
-    config_class = LowRankChronosBoltConfig
+    config_class = LowRankChronosBoltConfig  # type: ignore[assignment]
     config: LowRankChronosBoltConfig
     main_input_name = "context"  # stock says `input_ids`, which it does not have
     _input_embed_layer = "shared"  # stock does not say, and peft asks

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from .configuration_lowrank_t5 import LowRankT5Config
 from .modeling_lowrank_layers import (
@@ -376,7 +376,7 @@ class LowRankT5PreTrainedModel(Placed, PreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_compile_fullgraph = True
-    _can_record_outputs = {}  # noqa: RUF012 states and weights are collected by the stack itself
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012 states and weights are collected by the stack itself
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -422,7 +422,7 @@ class LowRankT5Stack(LowRankT5PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
-    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple:
+    ) -> Any:
         """`input_ids` (B, S) or `inputs_embeds` (B, S, d) -> `last_hidden_state` (B, S, d) and what else is asked for.
 
         Args:
@@ -538,7 +538,7 @@ class LowRankT5Model(LowRankT5PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: ModelOutput | tuple | None = None,
+        encoder_outputs: Any = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
@@ -547,7 +547,7 @@ class LowRankT5Model(LowRankT5PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
-    ) -> Seq2SeqModelOutput | tuple:
+    ) -> Any:
         """Tokens (B, T) and decoder tokens (B, S) -> `last_hidden_state` (B, S, d); see [`LowRankT5Stack`] for the arguments."""
         return_dict = self.config.return_dict if return_dict is None else return_dict
         recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
@@ -590,7 +590,7 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
     accepts_loss_kwargs = False
 
     def __init__(self, config: LowRankT5Config) -> None:
-        LowRankT5PreTrainedModel.__init__(self, config)
+        PreTrainedModel.__init__(self, config)
         self.model_dim = config.d_model
         self.shared = embedding(config)
         build_stacks(self, config)
@@ -603,7 +603,7 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: ModelOutput | tuple | None = None,
+        encoder_outputs: Any = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
@@ -613,7 +613,7 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
-    ) -> Seq2SeqLMOutput | tuple:
+    ) -> Any:
         """Tokens (B, T) and decoder tokens (B, S), or labels in their place, -> `logits` (B, S, vocabulary), and the `loss`: the mean
         cross-entropy of the labels (B, S) other than -100. See [`LowRankT5Stack`] for the other arguments."""
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -703,7 +703,7 @@ class LowRankT5EncoderModel(LowRankT5PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> BaseModelOutput | tuple:
+    ) -> Any:
         """Tokens (B, S) or embeddings (B, S, d) -> `last_hidden_state` (B, S, d); see [`LowRankT5Stack`] for the arguments."""
         return self.encoder(
             input_ids,
