@@ -580,6 +580,14 @@ class LowRankT5Model(LowRankT5PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads while it is taught the labels (B, S): the start token, and every label but the last."""
+        if self.config.decoder_start_token_id is None:
+            raise ValueError("config.decoder_start_token_id must be set where labels are given, found None.")
+        shifted = labels.roll(1, dims=-1)
+        shifted[..., 0] = self.config.decoder_start_token_id
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
 
 class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
     """The encoder-decoder with a language-model head, as [`~transformers.T5ForConditionalGeneration`]."""
@@ -643,14 +651,6 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         output = Seq2SeqLMOutput(loss=loss, logits=logits, **rest)
         return output if return_dict else output.to_tuple()
-
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """What the decoder reads while it is taught the labels (B, S): the start token, and every label but the last."""
-        if self.config.decoder_start_token_id is None:
-            raise ValueError("config.decoder_start_token_id must be set where labels are given, found None.")
-        shifted = labels.roll(1, dims=-1)
-        shifted[..., 0] = self.config.decoder_start_token_id
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', with keys and values of cross-attention once a series; see [`~transformers.GenerationMixin.generate`]."""

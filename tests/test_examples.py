@@ -38,6 +38,7 @@ def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:
 
 
 def test_studies_compare_models_of_equal_size(tmp_path: Path) -> None:
+    pytest.importorskip("fev")
     script = ROOT / "examples" / "studies.py"
     run_script(script, "schedule", "--steps", 1, "--seeds", 1, folder=tmp_path)
     runs = tmp_path / "runs" / "studies"

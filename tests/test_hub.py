@@ -20,7 +20,13 @@ from hf_lowrank import compress_pretrained, push_to_hub
 from hf_lowrank.cli import app
 from hf_lowrank.hub import is_generated, signed
 
-CODE = {"configuration_lowrank_t5.py", "modeling_lowrank_t5.py", "pipeline_lowrank_t5.py", "decoding.py"}
+CODE = {
+    "configuration_lowrank_t5.py",
+    "modeling_lowrank_layers.py",
+    "modeling_lowrank_t5.py",
+    "pipeline_lowrank_t5.py",
+    "decoding.py",
+}
 WEIGHTS = "model.safetensors"
 REPO = "ann/small"
 

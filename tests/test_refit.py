@@ -54,7 +54,7 @@ def run(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     if "labels" not in batch:
         return counted, None
     decoded = model.decoder(
-        input_ids=model._shift_right(batch["labels"]),
+        input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
         encoder_hidden_states=encoded,
         encoder_attention_mask=batch["attention_mask"],
     ).last_hidden_state

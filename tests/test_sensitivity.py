@@ -48,7 +48,7 @@ def states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     mask = batch["attention_mask"].bool()
     if "labels" in batch:
-        inputs["decoder_input_ids"] = model._shift_right(batch["labels"])
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
         mask = batch["labels"] != -100
     return model(**inputs)[0][mask]
 
