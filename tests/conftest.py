@@ -132,6 +132,11 @@ def exactness(implementation: str) -> dict[str, float]:
     return {"rtol": tolerance, "atol": tolerance}
 
 
+def decoder_input(labels: torch.Tensor) -> torch.Tensor:
+    """What a decoder of `SHAPE` reads while it is taught the labels: they start with token 0, which also stands for what is unknown."""
+    return labels.roll(1, dims=-1).index_fill(-1, torch.tensor([0]), 0).masked_fill(labels.roll(1, dims=-1) == -100, 0)
+
+
 def randomise(model: PreTrainedModel) -> PreTrainedModel:
     """Weights like a trained model's: attention and position bias that matter, no norm left at one."""
     with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import decoder_input
 from torch.testing import assert_close
 from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
 
@@ -54,7 +55,7 @@ def run(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     if "labels" not in batch:
         return counted, None
     decoded = model.decoder(
-        input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        input_ids=decoder_input(batch["labels"]),
         encoder_hidden_states=encoded,
         encoder_attention_mask=batch["attention_mask"],
     ).last_hidden_state

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import decoder_input
 from layer_tools import FORMS, entry_of, layers_of, predictions, truncated
 from torch.testing import assert_close
 from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
@@ -48,7 +49,7 @@ def states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     mask = batch["attention_mask"].bool()
     if "labels" in batch:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+        inputs["decoder_input_ids"] = decoder_input(batch["labels"])
         mask = batch["labels"] != -100
     return model(**inputs)[0][mask]
 
