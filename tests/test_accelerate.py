@@ -18,7 +18,7 @@ from chronos.chronos import ChronosModel
 from chronos_models import BOLT_RANKS, CHRONOS2_RANKS, bolt, chronos2, series
 from conftest import SHAPE, randomise
 from torch.testing import assert_close
-from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hf_lowrank import (
     LowRankChronos2Model,
@@ -209,9 +209,22 @@ def test_shards_are_put_together_again(tmp_path, make, in_one_piece, name):
         assert_equal(outputs(again), in_one_piece(name, "outputs"))
 
 
+def stock_saves_what_is_offloaded(folder: Path) -> bool:
+    """Whether this version of transformers saves a dense T5 that lies on disk; before 5.15 none does."""
+    T5ForConditionalGeneration(T5Config(**SHAPE)).save_pretrained(folder)
+    stock = T5ForConditionalGeneration.from_pretrained(folder, device_map={"": "disk"}, offload_folder=folder / "disk")
+    try:
+        stock.save_pretrained(folder / "again")
+    except NotImplementedError:
+        return False
+    return True
+
+
 @FAMILIES
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
 def test_an_offloaded_model_is_saved_whole(tmp_path, make, in_one_piece, name):
+    if not stock_saves_what_is_offloaded(tmp_path / "stock"):
+        pytest.skip("this transformers cannot save an offloaded model, a dense T5 either")
     offloaded = OFFLOADED["map to disk"](make(name), tmp_path)
     offloaded.save_pretrained(tmp_path / "again", max_shard_size="2KB")
     assert_equal(outputs(auto_class(offloaded).from_pretrained(tmp_path / "again")), in_one_piece(name, "outputs"))

@@ -226,7 +226,7 @@ def test_a_dense_model_at_full_rank_is_the_same_without_a_copy(dense_t5, bolt, c
     for dense, inputs, output in cases:
         model = as_full_rank(dense)
         assert type(model).__name__.startswith("LowRank")
-        assert_close(model(**inputs)[output], dense(**inputs)[output])
+        assert_close(model(**inputs)[output], dense(**inputs)[output], rtol=1e-4, atol=1e-4)
         places = {tensor.data_ptr() for tensor in dense.state_dict().values()}
         assert all(parameter.data_ptr() in places for parameter in model.parameters())
         assert as_full_rank(model) is model
