@@ -33,7 +33,7 @@ from hf_lowrank import (
 from hf_lowrank.analysis import analyze
 from hf_lowrank.analysis_data import feeds, mix, windows
 from hf_lowrank.analysis_report import tables
-from hf_lowrank.checkpoint import checkpoint_path
+from hf_lowrank.checkpoint import as_full_rank, checkpoint_path
 from hf_lowrank.cli import app
 from hf_lowrank.probes import Probe
 from hf_lowrank.projections import find_attention
@@ -334,12 +334,13 @@ def test_every_family_is_measured_and_left_as_it_was(name: str) -> None:
     model, data = build(name)
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    implementations = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
     analysis = analyze(model, data, num_series=16)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    implementations = {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
-    assert "eager" not in implementations or name in ("patchtst", "timesfm", "informer", "autoformer")
+    after = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
+    assert after == implementations
     assert len(analysis.verdict) == 5
     assert analysis.states[-1].name.endswith("_output")
     for layer in analysis.attention:
@@ -519,10 +520,12 @@ def test_what_cannot_be_measured_is_said(dense_t5: Callable[..., PreTrainedModel
 def test_a_model_that_fails_keeps_no_hooks(chronos_t5: PreTrainedModel) -> None:
     batches = feeds(chronos_t5, "synthetic", num_series=1, context_length=16, seed=0)
     batches[0].arguments["input_ids"] = batches[0].arguments["input_ids"] + 10_000
+    model = as_full_rank(chronos_t5)
+    assert model.config._attn_implementation == "sdpa"
     with pytest.raises(IndexError):
-        Probe(chronos_t5, find_attention(chronos_t5)).run(batches)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in chronos_t5.modules())
-    assert chronos_t5.config._attn_implementation != "eager"
+        Probe(model, find_attention(model)).run(batches)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")} == {"sdpa"}
 
 
 # --- the command line --------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ def inputs_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def assert_same_output(found: torch.nn.Module, wanted: torch.nn.Module, tolerance: float = 1e-4) -> None:
     inputs = inputs_of(wanted)
     output, expected = found(**inputs)[0], wanted(**inputs)[0]
+    if found.config._attn_implementation != wanted.config._attn_implementation:  # stock before transformers 5.15
+        tolerance = max(tolerance, 1e-4)
     # Of the largest logit: rounding in float32 grows with it, and T5 v1.1, which does not scale its output, has them at 15.
     assert_close(output, expected, rtol=0, atol=tolerance * max(1.0, float(expected.abs().max())))
     assert expected.std() > 0.01  # not a comparison of zeros
