@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -45,12 +47,15 @@ CACHE_FIELD = "cache" if "cache" in inspect.signature(Seq2SeqLMOutput).parameter
 
 
 def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache, by whichever of its two names it was given."""
-    if cache is not None and past_key_values is not None and cache is not past_key_values:
-        logger.warning_once(
-            "Both `past_key_values` and `cache` are given. `cache` is used, `past_key_values` ignored."
-        )
-    return past_key_values if cache is None else cache
+    """The cache, by whichever of its two names it was given; the old one with transformers' own warning, where that has the new one."""
+    if past_key_values is None:
+        return cache
+    if cache is not None and cache is not past_key_values:
+        warnings.warn("Both `past_key_values` and `cache` are set: `past_key_values` is ignored.", stacklevel=3)
+        return cache
+    if CACHE_FIELD == "cache":
+        warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=3)
+    return past_key_values
 
 
 def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -281,7 +286,7 @@ def finite(hidden_states: torch.Tensor) -> torch.Tensor:
     return hidden_states.clamp(min=-limit, max=limit)
 
 
-class LowRankT5Block(nn.Module):
+class LowRankT5Block(GradientCheckpointingLayer):
     """Self-attention, in a decoder cross-attention, feed-forward."""
 
     def __init__(self, config: LowRankT5Config, layer_idx: int) -> None:
@@ -457,12 +462,10 @@ class LowRankT5Stack(LowRankT5PreTrainedModel):
         for block in self.block:
             if output_hidden_states:
                 states.append(hidden_states)
-            arguments = (hidden_states, mask, bias, encoder_hidden_states, encoder_bias, cache, output_attentions)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                outputs = self._gradient_checkpointing_func(block.__call__, *arguments)
-            else:
-                outputs = block(*arguments)
-            hidden_states, bias, weights, weights_of_encoder = outputs
+            # In positions, for gradients to be found where blocks run a second time.
+            hidden_states, bias, weights, weights_of_encoder = block(
+                hidden_states, mask, bias, encoder_hidden_states, encoder_bias, cache, output_attentions
+            )
             if output_attentions:
                 self_weights.append(weights)
                 cross_weights.append(weights_of_encoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from hf_lowrank.modeling_lowrank_layers import (
     distances,
     relative_position_bias,
 )
-from hf_lowrank.modeling_lowrank_t5 import LowRankT5Block, LowRankT5Stack
+from hf_lowrank.modeling_lowrank_t5 import CACHE_FIELD, LowRankT5Block, LowRankT5Stack
 
 VOCAB, D_MODEL, D_KV, D_FF, HEADS = 64, 16, 8, 24, 2
 IMPLEMENTATIONS = ["eager", "sdpa"]
@@ -826,11 +827,18 @@ def test_a_cache_is_understood_by_both_of_its_names(mixed_model, name):
     expected = mixed_model(input_ids=context, decoder_input_ids=target, use_cache=False)
     cache, logits = EncoderDecoderCache(DynamicCache(), DynamicCache()), []
     for step in range(4):
-        output = mixed_model(input_ids=context, decoder_input_ids=target[:, step : step + 1], **{name: cache})
-        assert output.past_key_values is cache
+        old = name == "past_key_values" and CACHE_FIELD == "cache"
+        with pytest.warns(FutureWarning, match="`past_key_values` is deprecated") if old else nullcontext():
+            output = mixed_model(input_ids=context, decoder_input_ids=target[:, step : step + 1], **{name: cache})
+        assert output[CACHE_FIELD] is cache
         logits.append(output.logits)
     assert_close(torch.cat(logits, dim=1), expected.logits)
     assert cache.get_seq_length() == 4
+    with pytest.warns(UserWarning, match="`past_key_values` is ignored"):
+        output = mixed_model(
+            input_ids=context, decoder_input_ids=target, cache=cache, past_key_values=copy.deepcopy(cache)
+        )
+    assert output[CACHE_FIELD] is cache
 
 
 @torch.no_grad()
