@@ -71,6 +71,7 @@ def test_transformers(tmp_path):
 @pytest.fixture(scope="module")
 def chronos_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with chronos' own suite, and each of its three checkpoints compressed in its place."""
+    pytest.importorskip("datasets")  # its tests import it, of the extra `eval`
     folder = tmp_path_factory.mktemp("upstream") / "chronos"
     shutil.copytree(source("chronos-forecasting"), folder)
     shutil.rmtree(folder / "src")  # the installed one is tested
