@@ -24,12 +24,12 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from hf_lowrank import Calibration, calibrate, compress_pretrained
-from hf_lowrank.calibration import GramSum, _Collector, unpacked
-from hf_lowrank.checkpoint import DenseCheckpoint, build_model, load_chronos, load_dense
-from hf_lowrank.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
-from hf_lowrank.families import T5
-from hf_lowrank.objective import Objective
-from hf_lowrank.training import SyntheticBatches
+from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model, load_chronos, load_dense
+from hf_lowrank.checkpoints.families import T5
+from hf_lowrank.compression.calibration import GramSum, _Collector, unpacked
+from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
+from hf_lowrank.compression.objectives import Objective
+from hf_lowrank.data.windows import SyntheticBatches
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
 

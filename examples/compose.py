@@ -26,9 +26,9 @@ from torch import nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
 from hf_lowrank import compress_pretrained
-from hf_lowrank.evaluation import evaluate
-from hf_lowrank.pipelines import load_pipeline
-from hf_lowrank.shapes import build_checkpoint
+from hf_lowrank.checkpoints.pipelines import load_pipeline
+from hf_lowrank.checkpoints.published import build_checkpoint
+from hf_lowrank.evaluation.evaluate import evaluate
 
 
 def int8(pipeline: BaseChronosPipeline) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from hf_lowrank.evaluation import evaluate
-from hf_lowrank.evaluation_tasks import file_task
+from hf_lowrank.evaluation.evaluate import evaluate
+from hf_lowrank.evaluation.tasks import file_task
 
 
 def main(

@@ -22,11 +22,11 @@ import typer
 from chronos import ChronosConfig
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from hf_lowrank.checkpoint import load_chronos
-from hf_lowrank.objective import objective_of
-from hf_lowrank.pretraining import PretrainingSettings, pretrain
-from hf_lowrank.training import SyntheticBatches
-from hf_lowrank.training_runs import HELD_OUT_SEED
+from hf_lowrank.checkpoints.dense import load_chronos
+from hf_lowrank.compression.objectives import objective_of
+from hf_lowrank.data.windows import SyntheticBatches
+from hf_lowrank.training.pretraining import PretrainingSettings, pretrain
+from hf_lowrank.training.runs import HELD_OUT_SEED
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -76,7 +76,7 @@ def cross_entropy(model: PreTrainedModel, num_batches: int) -> float:
 def excess_loss(model: PreTrainedModel, num_batches: int) -> Callable[[], float]:
     """A function that says how much more quantile loss a changed Chronos-Bolt has now, by the forecasts it has here.
 
-    The expected loss on each series' normalised scale, mean over levels and steps (see `hf_lowrank.objective`).
+    The expected loss on each series' normalised scale, mean over levels and steps (see `hf_lowrank.compression.objectives`).
     """
     objective = objective_of(model.config, type(model))
     batches, _ = objective.batches("synthetic", num_batches, HELD_OUT_SEED)

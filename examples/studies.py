@@ -29,14 +29,14 @@ from rich.table import Table
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, set_seed
 
 from hf_lowrank import calibrate, compress_pretrained, summarize
-from hf_lowrank.checkpoint import load_chronos
-from hf_lowrank.configuration_lowrank_t5 import attention_parameters
-from hf_lowrank.evaluation import evaluate
-from hf_lowrank.objective import Objective, objective_of
-from hf_lowrank.pretraining import PretrainingSettings, pretrain
-from hf_lowrank.rank_structure import StateSum
-from hf_lowrank.training import single_batch, tokenize_windows
-from hf_lowrank.training_runs import HELD_OUT_SEED
+from hf_lowrank.analysis.spectra import StateSum
+from hf_lowrank.checkpoints.dense import load_chronos
+from hf_lowrank.compression.objectives import Objective, objective_of
+from hf_lowrank.data.windows import single_batch, tokenize_windows
+from hf_lowrank.evaluation.evaluate import evaluate
+from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
+from hf_lowrank.training.pretraining import PretrainingSettings, pretrain
+from hf_lowrank.training.runs import HELD_OUT_SEED
 
 app = typer.Typer(add_completion=False, help=__doc__)
 console = Console()

@@ -17,7 +17,7 @@ import typer
 from autogluon.timeseries import TimeSeriesDataFrame, TimeSeriesPredictor
 
 from hf_lowrank import compress_pretrained
-from hf_lowrank.demo import packaged_series
+from hf_lowrank.experiments.demo import packaged_series
 
 
 def main(

@@ -9,19 +9,19 @@ from typing import Any
 import chronos
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
-from .calibration import Calibration, calibrate
-from .checkpoint import export_stock_t5, save_compressed
-from .compression import compress_pretrained
-from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
-from .configuration_lowrank_t5 import LowRankT5Config
-from .forecast import forecast_file, forecast_frame
-from .hub import push_to_hub
-from .model_card import render_card
-from .modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
-from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
-from .pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
-from .pipeline_lowrank_t5 import LowRankChronosPipeline
-from .summary import CompressionSummary, summarize
+from .checkpoints.dense import export_stock_t5, save_compressed
+from .checkpoints.summary import CompressionSummary, summarize
+from .compression.calibration import Calibration, calibrate
+from .compression.compress import compress_pretrained
+from .forecasting.forecast import forecast_file, forecast_frame
+from .hub.model_card import render_card
+from .hub.push import push_to_hub
+from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
+from .models.configuration_lowrank_t5 import LowRankT5Config
+from .models.modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
+from .models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+from .models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+from .models.pipeline_lowrank_t5 import LowRankChronosPipeline
 
 AutoConfig.register("lowrank_t5", LowRankT5Config)
 AutoModel.register(LowRankT5Config, (LowRankT5Model, LowRankT5EncoderModel))
@@ -67,7 +67,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "RankCallback":  # what it measures with takes long to import
-        from .callbacks import RankCallback
+        from .analysis.rank_callback import RankCallback
 
         return RankCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

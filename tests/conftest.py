@@ -18,7 +18,7 @@ from hypothesis import settings
 from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hf_lowrank import LowRankT5Config
-from hf_lowrank.calibration import Calibration, calibrate
+from hf_lowrank.compression.calibration import Calibration, calibrate
 
 # Workers of pytest-xdist share the cores.
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))

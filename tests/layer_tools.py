@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_lowrank.calibration import Calibration
-from hf_lowrank.checkpoint import DenseCheckpoint, build_model
-from hf_lowrank.layers import Layer, attention_layer, feed_forward_layer
+from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model
+from hf_lowrank.compression.calibration import Calibration
+from hf_lowrank.compression.layers import Layer, attention_layer, feed_forward_layer
 
 FORMS = ("per_head", "latent")
 

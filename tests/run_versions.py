@@ -1,7 +1,7 @@
 """Run the tests with the oldest and the newest declared versions of what the package stands on, and with those of AutoGluon.
 
     python tests/run_versions.py
-    python tests/run_versions.py --only oldest --folder ~/environments -- -n 1 tests/test_hub.py
+    python tests/run_versions.py --only oldest --folder ~/environments -- -n 1 tests/hub/test_push.py
 
 Each side gets a virtual environment of its own: the oldest with exactly the lower bounds of `PINNED` that pyproject.toml declares, the
 newest with the newest versions that its ranges allow, `autogluon` with what pip finds beside AutoGluon-TimeSeries. At last each loads the
@@ -58,7 +58,7 @@ def python_of(folder: Path) -> Path:
 
 def exchange(folders: list[Path]) -> int:
     """Each environment saves checkpoints, and all load them: how many of the loads failed."""
-    script, failed = ROOT / "tests" / "saved_checkpoints.py", 0
+    script, failed = ROOT / "tests" / "integration" / "saved_checkpoints.py", 0
     for saver in folders:
         saved = saver / "checkpoints"
         shutil.rmtree(saved, ignore_errors=True)

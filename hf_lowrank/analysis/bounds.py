@@ -1,0 +1,159 @@
+"""The bounds of `rank_bounds.py` on a model and data, each beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from .probe import Probe, embedding_parts, first_tensor, patch_embedding, stack_of
+from .projections import Attention
+from .rank_bounds import (
+    embedding_rank_bound,
+    residual_rank_bound,
+    residual_spectrum_bound,
+    truncated_attention_bound,
+)
+from .samples import Feed
+from .spectra import EPSILONS, Spectrum, product_spectra
+from .structures import AttentionStructure, StateStructure
+
+__all__ = ["Bound", "attention_bounds", "embedding_bounds", "flow_bounds"]
+
+EMBEDDING_EPSILONS = (1.0, 0.5, 0.25, 0.1)  # where the bound of the embedding is below d_model
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A proved bound beside the measured value: measured <= limit.
+
+    Attributes:
+        kind: "embedding": singular values of embedded patches above epsilon ||W_2|| ||W_1 X||, at most (1 + epsilon^-2) k.
+            "attention": the largest error of a token when the inputs are projected to their epsilon-rank. "flow": the epsilon-rank of
+            the stream after an attention layer.
+        where: The layer.
+        details: What else belongs to it.
+    """
+
+    kind: str
+    where: str
+    epsilon: float
+    measured: float
+    limit: float
+    details: Mapping[str, float]
+
+
+def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
+    """Singular values of the embedded patches; none where the model embeds them in another way."""
+    block = patch_embedding(model)
+    if block is None or "input" not in probe.patches:
+        return []
+    inner, outer, _ = embedding_parts(block)
+    weight = inner.weight.detach().double()
+    if probe.patches["input"].gram().shape[0] > weight.shape[1]:
+        bias = torch.zeros(len(weight), dtype=weight.dtype) if inner.bias is None else inner.bias.detach().double()
+        weight = torch.cat([weight, bias[:, None]], 1)
+    patches, embedded = probe.patches["input"], probe.patches["output"].spectrum()
+    # ||W_1 X|| from the small Gram matrices of both.
+    (hidden,) = product_spectra((weight.T @ weight)[None], patches.gram()[None])
+    rank = patches.spectrum().epsilon_rank(1e-7)
+    unit = Spectrum.of_matrix(outer.weight).norm * hidden.norm
+    return [
+        Bound(
+            kind="embedding",
+            where="patches",
+            epsilon=epsilon,
+            measured=int((embedded.values > epsilon * unit).sum()),
+            limit=embedding_rank_bound(rank, outer.weight.shape[0], epsilon),
+            details={"input_rank": rank, "epsilon_rank": embedded.epsilon_rank(epsilon)},
+        )
+        for epsilon in EMBEDDING_EPSILONS
+    ]
+
+
+def attention_bounds(
+    layers: Sequence[Attention], structures: Sequence[AttentionStructure], probe: Probe, feed: Feed
+) -> list[Bound]:
+    """The first self-attention of every kind, run again on the first batch with its inputs projected; the model is in evaluation mode."""
+    found: list[Bound] = []
+    for layer, structure in zip(layers, structures):
+        if layer.name not in probe.calls:
+            continue
+        spectrum = structure.inputs["query"]
+        basis = probe.inputs[layer.name].leading(len(spectrum.values))
+        scale = float(getattr(layer.module, "scaling", 1.0))
+        heads = structure.heads
+        if layer.is_rotary:  # a rotation stands between the two
+            shared = [i * layer.num_key_value_heads // layer.num_heads for i in range(layer.num_heads)]
+            norms = [query.norm * heads["key"][i].norm for query, i in zip(heads["query"], shared)]
+        else:
+            norms = [head.norm for head in heads["qk"]]
+        mask = feed.masks.get(stack_of(layer))
+        (states, *others), options = probe.calls[layer.name]
+        for epsilon in EPSILONS:
+            rank = spectrum.epsilon_rank(epsilon)
+            if rank == len(spectrum.values):
+                continue
+            # Singular values are known to 1e-7 of the largest.
+            sigma = float(max(spectrum.values[rank], 1e-7 * spectrum.norm))
+            limit = truncated_attention_bound(
+                residual=sigma,
+                radius=probe.inputs[layer.name].largest,
+                query_key_norms=[scale * norm for norm in norms],
+                value_output_norms=[head.norm for head in heads["vo"]],
+            )
+            kept = basis[:, :rank].to(states)
+            output = first_tensor(layer.module(states, *others, **options))
+            moved = first_tensor(layer.module((states @ kept) @ kept.T, *others, **options)) - output
+            if mask is not None and mask.shape == output.shape[:2]:
+                output, moved = output[mask], moved[mask]
+            found.append(
+                Bound(
+                    kind="attention",
+                    where=layer.name,
+                    epsilon=epsilon,
+                    measured=float(moved.norm(dim=-1).max()),
+                    limit=limit,
+                    details={
+                        "rank": rank,
+                        "sigma": float(spectrum.values[rank]),
+                        "largest_output": float(output.norm(dim=-1).max()),
+                        "relative_error": float(moved.norm() / output.norm()),
+                    },
+                )
+            )
+    return found
+
+
+def flow_bounds(
+    layers: Sequence[Attention],
+    structures: Sequence[AttentionStructure],
+    states: Sequence[StateStructure],
+    probe: Probe,
+) -> list[Bound]:
+    """The epsilon-ranks of the stream after every attention layer that returns its weights."""
+    positions = {state.name: i for i, state in enumerate(states)}
+    found = []
+    for layer, structure in zip(layers, structures):
+        if layer.name not in probe.norms or layer.name not in positions:
+            continue
+        before, after = states[positions[layer.name]].spectrum, states[positions[layer.name] + 1].spectrum
+        norms = probe.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
+        limits = residual_spectrum_bound(before, structure.inputs["key"], norms)
+        for epsilon in EPSILONS:
+            found.append(
+                Bound(
+                    kind="flow",
+                    where=layer.name,
+                    epsilon=epsilon,
+                    measured=after.epsilon_rank(epsilon),
+                    limit=residual_rank_bound(limits, after.norm, epsilon),
+                    details={
+                        "entering": before.epsilon_rank(epsilon),
+                        "violation": float((after.values / limits[: len(after.values)].clip(1e-300)).max()),
+                    },
+                )
+            )
+    return found

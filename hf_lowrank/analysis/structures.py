@@ -1,0 +1,203 @@
+"""What is measured of hidden states and of attention layers: spectra, and what follows from them for a compression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..compression.factorization import by_head
+from ..models.configuration_lowrank_t5 import attention_parameters
+from .probe import Probe
+from .projections import Attention
+from .spectra import (
+    EPSILONS,
+    Alignment,
+    Spectrum,
+    head_alignment,
+    joint_tail,
+    largest_rank,
+    product_spectra,
+)
+
+__all__ = ["AttentionStructure", "StateStructure", "VariateStructure", "attention_structure"]
+
+
+@dataclass(frozen=True)
+class StateStructure:
+    """Hidden states at one point: singular values of all `tokens` tokens, as they are and about their mean.
+
+    Where one direction is common to all tokens it is the first singular value, which every epsilon-rank is relative to; a
+    normalisation and a softmax hardly see it.
+    """
+
+    name: str
+    tokens: int
+    spectrum: Spectrum
+    centred: Spectrum
+
+    def to_dict(self) -> dict[str, Any]:
+        centred = self.centred.to_dict(with_values=False)
+        return {"name": self.name, "tokens": self.tokens, **self.spectrum.to_dict(), "centred": centred}
+
+
+@dataclass(frozen=True)
+class AttentionStructure:
+    """One attention layer.
+
+    Attributes:
+        name: Such as "cross.3".
+        head_dims: "qk" and "vo", as the layer has them.
+        weights: Spectra of the whole matrices "query", "key", "value" and "output".
+        heads: The same of every head, the products "qk" (W_q^T W_k) and "vo" (W_o W_v), and on data "logits" and "outputs".
+        alignment: Of the heads' row spaces (columns for "output"); None where a projection has one head.
+        inputs: Of the states that queries and keys are made of, "query" and "key"; empty without data.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    d_model: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dims: Mapping[str, int]
+    parameters: int
+    is_rotary: bool
+    is_latent: bool
+    weights: Mapping[str, Spectrum]
+    heads: Mapping[str, tuple[Spectrum, ...]]
+    alignment: Mapping[str, Alignment | None]
+    inputs: Mapping[str, Spectrum]
+
+    def deciding(self, part: str) -> tuple[Spectrum, ...]:
+        """The spectra that decide the rank "qk" or "vo": on the data, where there are data."""
+        return self.heads.get({"qk": "logits", "vo": "outputs"}[part], self.heads[part])
+
+    def ranks(self, epsilon: float) -> dict[str, int]:
+        """The ranks of the per-head form at this epsilon: the largest of the heads, which share one."""
+        return {part: largest_rank(self.deciding(part), epsilon) for part in ("qk", "vo")}
+
+    def kept(self, epsilon: float) -> int:
+        """The parameters of the layer in the per-head form at these ranks."""
+        entries = self.num_heads + self.num_key_value_heads
+        return min(self.parameters, sum(self.ranks(epsilon).values()) * entries * self.d_model)
+
+    def latent_kept(self, epsilon: float) -> int | None:
+        """Those of the latent form with latent and query sketch at the epsilon-ranks of the inputs; None: no latent is possible.
+
+        The states themselves are kept to epsilon then, whatever the heads read of them.
+        """
+        if not self.inputs or self.is_rotary or self.is_latent:
+            return None
+        entry = {
+            "latent": self.inputs["key"].epsilon_rank(epsilon),
+            "query": self.inputs["query"].epsilon_rank(epsilon),
+            "output": None,
+        }
+        size = attention_parameters(entry, d_model=self.d_model, num_heads=self.num_heads)
+        return min(self.parameters, size)
+
+    def error(self, epsilon: float) -> dict[str, float]:
+        """The relative error of the logits "qk" and of the heads' outputs "vo" at these ranks, by the spectra."""
+        return {part: joint_tail(self.deciding(part), rank) for part, rank in self.ranks(epsilon).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: singular values of whole matrices, of heads and inputs their ranks alone."""
+
+        def by_epsilon(measure: Any) -> dict[str, Any]:
+            return {f"{epsilon:.3g}": measure(epsilon) for epsilon in EPSILONS}
+
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dims": dict(self.head_dims),
+            "is_rotary": self.is_rotary,
+            "ranks": by_epsilon(self.ranks),
+            "errors": by_epsilon(self.error),
+            "kept": by_epsilon(self.kept),
+            "latent_kept": by_epsilon(self.latent_kept),
+            "weights": {name: spectrum.to_dict() for name, spectrum in self.weights.items()},
+            "inputs": {name: spectrum.to_dict(with_values=False) for name, spectrum in self.inputs.items()},
+            "heads": {name: ranks_of_heads(spectra) for name, spectra in self.heads.items()},
+            "alignment": {
+                name: None if found is None else {**vars(found), "shared": found.shared}
+                for name, found in self.alignment.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class VariateStructure:
+    """The group attention of Chronos-2 in one layer, when groups have this many variates."""
+
+    variates: int
+    layer: str
+    inputs: Spectrum
+    logits: tuple[Spectrum, ...]
+    outputs: tuple[Spectrum, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "variates": self.variates,
+            "layer": self.layer,
+            "inputs": self.inputs.to_dict(with_values=False),
+            "logits": ranks_of_heads(self.logits),
+            "outputs": ranks_of_heads(self.outputs),
+        }
+
+
+def ranks_of_heads(spectra: tuple[Spectrum, ...]) -> list[dict[str, Any]]:
+    return [spectrum.to_dict(with_values=False) for spectrum in spectra]
+
+
+def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
+    """Measure one layer: its weights, and what a probe has seen there."""
+    weights = layer.weights()
+    n, m = layer.num_heads, layer.num_key_value_heads
+    stacked = {"query": weights.query, "key": weights.key, "value": weights.value, "output": weights.output.mT}
+    grams, whole, heads, alignment = {}, {}, {}, {}
+    for part, matrices in stacked.items():
+        rows = matrices.flatten(0, 1)  # (heads size, d)
+        gram = rows @ rows.T
+        whole[part] = _trimmed(Spectrum.of_gram(gram), min(rows.shape))
+        grams[part] = by_head(gram, len(matrices))
+        limit = min(matrices.shape[1:])
+        heads[part] = tuple(_trimmed(Spectrum.of_gram(block), limit) for block in grams[part])
+        alignment[part] = head_alignment(
+            gram, len(matrices), dimension=rows.shape[1], rank=max(1, matrices.shape[1] // 4)
+        )
+    shared = torch.arange(n) * m // n  # which head of keys and values a head of queries reads
+    heads["qk"] = product_spectra(grams["query"], grams["key"][shared])
+    heads["vo"] = product_spectra(grams["output"], grams["value"][shared])
+    inputs = {}
+    if f"{layer.name}.query" in probe.heads:
+        keys = probe.heads[f"{layer.name}.key"]
+        heads["logits"] = product_spectra(probe.heads[f"{layer.name}.query"], keys[shared])
+        heads["outputs"] = product_spectra(grams["output"], probe.heads[f"{layer.name}.mixed"])
+        inputs["query"] = probe.inputs[layer.name].spectrum()
+        inputs["key"] = inputs["query"] if not layer.is_cross else probe.key_inputs(layer).spectrum()
+    return AttentionStructure(
+        name=layer.name,
+        kind=layer.kind,
+        layer=layer.layer,
+        d_model=weights.query.shape[2],
+        num_heads=n,
+        num_key_value_heads=m,
+        head_dims={"qk": weights.query.shape[1], "vo": weights.value.shape[1]},
+        parameters=layer.num_parameters,
+        is_rotary=layer.is_rotary,
+        is_latent=layer.is_latent,
+        weights=whole,
+        heads=heads,
+        alignment=alignment,
+        inputs=inputs,
+    )
+
+
+def _trimmed(spectrum: Spectrum, size: int) -> Spectrum:
+    """Without the zeros of a Gram matrix that is larger than the rank can be."""
+    return replace(spectrum, values=spectrum.values[:size])

@@ -1,0 +1,1 @@
+"""Time and memory of a model beside another one and beside the floor of its matrix products."""

@@ -1,0 +1,186 @@
+"""One forecast of one checkpoint: its time in this process, its memory in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from chronos import BaseChronosPipeline, ChronosPipeline
+from chronos.base import ForecastType
+from huggingface_hub import snapshot_download
+from transformers import T5Config, T5ForConditionalGeneration
+
+from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+
+__all__ = ["Case", "LoadedCheckpoint", "Memory", "cases"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is forecast: series at once, time steps of past and of future, sample paths (None: a quantile model)."""
+
+    batch_size: int
+    context_length: int
+    prediction_length: int
+    num_samples: int | None
+
+    def __str__(self) -> str:
+        text = f"batch {self.batch_size}, context {self.context_length}, horizon {self.prediction_length}"
+        return text if self.num_samples is None else f"{text}, {self.num_samples} samples"
+
+
+def cases(
+    batch_size: Iterable[int],
+    context_length: Iterable[int],
+    prediction_length: Iterable[int],
+    num_samples: Iterable[int] | None = None,
+) -> list[Case]:
+    """Every combination, the last argument changing fastest."""
+    sizes: dict[str, list] = {
+        "batch_size": list(batch_size),
+        "context_length": list(context_length),
+        "prediction_length": list(prediction_length),
+        "num_samples": [None] if num_samples is None else list(num_samples),
+    }
+    for name, values in sizes.items():
+        if not values or any(value is not None and value < 1 for value in values):
+            raise ValueError(f"{name} must be positive integers, found {values}.")
+    return [Case(*point) for point in product(*sizes.values())]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One forecast in a process of its own: bytes above that process before it loads the model, and seconds to load.
+
+    `peak` is the highest level while loading and forecasting, `working` the part of it above the loaded model. On CPU the
+    resident set (None on systems other than Linux), on CUDA what the allocator hands out.
+    """
+
+    peak: int | None
+    working: int | None
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint of any Chronos family in the pipeline that its configuration names, or, if `lean`, a Chronos-T5 in
+    LowRankChronosPipeline."""
+
+    name: str
+    path: str
+    pipeline: BaseChronosPipeline
+    dtype: str
+    device: str
+    lean: bool = False
+
+    @classmethod
+    def load(cls, path: str, name: str, *, dtype: str, device: str, lean: bool = False) -> LoadedCheckpoint:
+        """Load a folder or a Hub id; `name` is what messages and results call it."""
+        from ..checkpoints.dense import checkpoint_path
+
+        path = checkpoint_path(path)
+        pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
+        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device)
+        return cls(name, path, pipeline, dtype, device, lean)
+
+    def in_lean_pipeline(self) -> LoadedCheckpoint | None:
+        """The same weights, not loaded again, in LowRankChronosPipeline; None where they are no Chronos-T5 in chronos' own."""
+        if type(self.pipeline) is not ChronosPipeline:
+            return None
+        pipeline = LowRankChronosPipeline(self.pipeline.tokenizer, self.pipeline.model)
+        return replace(self, pipeline=pipeline, lean=True)
+
+    @property
+    def samples(self) -> bool:
+        """Whether it draws sample paths (Chronos-T5) rather than forecasting quantiles."""
+        return self.pipeline.forecast_type is ForecastType.SAMPLES
+
+    def forecast(self, case: Case, *, seed: int) -> None:
+        """`predict_quantiles` of random walks that depend on the case and the seed alone."""
+        generator = torch.Generator().manual_seed(seed)
+        series = torch.randn(case.batch_size, case.context_length, generator=generator).cumsum(dim=-1)
+        torch.manual_seed(seed)
+        options = {"num_samples": case.num_samples} if self.samples else {}
+        self.pipeline.predict_quantiles(list(series), prediction_length=case.prediction_length, **options)
+
+    def seconds(self, case: Case, *, seed: int) -> float:
+        """The time of one forecast. Its result is on the CPU, so a GPU has finished too."""
+        start = time.perf_counter()
+        self.forecast(case, seed=seed)
+        return time.perf_counter() - start
+
+    def memory(self, case: Case, *, seed: int) -> Memory:
+        """Load and forecast once in a fresh process with the same number of threads."""
+        task: dict[str, Any] = {"path": self.path, "dtype": self.dtype, "device": self.device, "lean": self.lean}
+        task["threads"] = torch.get_num_threads()
+        command = [
+            sys.executable,
+            "-m",
+            "hf_lowrank.benchmarking.measurement",
+            json.dumps(task | asdict(case) | {"seed": seed}),
+        ]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise RuntimeError(
+                f"The process that measures the memory of {self.name} failed:\n{process.stderr[-2000:]}"
+            )
+        return Memory(**json.loads(process.stdout.splitlines()[-1]))
+
+    def bytes_on_disk(self) -> int:
+        """The size of the weight files."""
+        folder = Path(self.path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(self.path, local_files_only=True))
+        sizes = [[file.stat().st_size for file in folder.glob(kind)] for kind in ("*.safetensors", "*.bin")]
+        return sum(sizes[0] or sizes[1])
+
+
+# ---- In the fresh process --------------------------------------------------------------------------------------------
+
+
+def measure_memory(*, path: str, dtype: str, device: str, lean: bool, threads: int, seed: int, **case: int) -> Memory:
+    """What one forecast takes in this process, which must not have forecast before."""
+    torch.set_num_threads(threads)
+    # What PyTorch and transformers import and allocate at first use belongs to the process, not to the model.
+    sizes = dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), 8)
+    toy = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).to(device)
+    toy.generate(torch.ones(1, 2, dtype=torch.long, device=device), max_new_tokens=2, do_sample=True)
+    del toy
+
+    before, _ = memory_level(device)
+    start = time.perf_counter()
+    checkpoint = LoadedCheckpoint.load(path, path, dtype=dtype, device=device, lean=lean)
+    load_seconds = time.perf_counter() - start
+    for parameter in checkpoint.pipeline.inner_model.parameters():
+        parameter.sum()  # weights are mapped from the file, and come into memory only when they are read
+    loaded, _ = memory_level(device)
+    checkpoint.forecast(Case(**case), seed=seed)
+    _, peak = memory_level(device)
+    if before is None or loaded is None or peak is None:
+        return Memory(None, None, load_seconds)
+    return Memory(peak - before, peak - loaded, load_seconds)
+
+
+def memory_level(device: str) -> tuple[int, int] | tuple[None, None]:
+    """Bytes in use now and at the highest so far; None where the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    # Not getrusage: its maximum includes the parent process, from which this one was started.
+    if not status.exists():
+        return None, None
+    kibibytes = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read_text()))
+    return int(kibibytes["VmRSS"]) * 1024, int(kibibytes["VmHWM"]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure_memory(**json.loads(sys.argv[1])))))

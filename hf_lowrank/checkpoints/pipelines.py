@@ -1,0 +1,90 @@
+"""Chronos pipelines of every family, dense or compressed: loaded, told apart by their weights, and called in one way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import BaseChronosPipeline, ChronosPipeline, ForecastType
+from numpy.typing import NDArray
+
+from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from .dense import checkpoint_path
+
+__all__ = ["fingerprint", "in_lean_pipeline", "load_pipeline", "predict_quantiles", "stable_seed"]
+
+
+def load_pipeline(
+    model: str | os.PathLike, *, device: str | None, dtype: torch.dtype | str, argument: str = "model"
+) -> BaseChronosPipeline:
+    """The pipeline of a folder, a Hub id or a shipped reference; `argument` is what messages call `model`.
+
+    Raises:
+        OSError: There is no such checkpoint, or its files cannot be read.
+    """
+    try:
+        pipeline = BaseChronosPipeline.from_pretrained(checkpoint_path(model), device_map=device, dtype=dtype)
+    except OSError as error:
+        raise OSError(
+            f"{argument}: {str(model)!r} is no folder with a checkpoint, no Hub id that can be reached, and not 'reference': {error}"
+        ) from error
+    return in_lean_pipeline(pipeline)
+
+
+def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
+    """A dense Chronos-T5 in LowRankChronosPipeline, so that dense and compressed models draw their samples in the same way; any other
+    pipeline as it is."""
+    return (
+        LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
+    )
+
+
+def fingerprint(pipeline: BaseChronosPipeline) -> str:
+    """A hash of the configuration and of all weights, wherever they came from."""
+    model = pipeline.inner_model
+    changing = {"_name_or_path", "transformers_version", "auto_map", "dtype"}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in changing}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        for part in _plain(tensor):
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a quantized one is made of, or itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _plain(getattr(tensor, name))
+
+
+def stable_seed(*parts: object) -> int:
+    """An integer in [0, 2**64) that depends on what the parts are written as."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+def predict_quantiles(
+    pipeline: BaseChronosPipeline,
+    inputs: Sequence[torch.Tensor],
+    horizon: int,
+    quantiles: Sequence[float],
+    *,
+    num_samples: int | None = None,
+    **options: Any,
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Quantiles (N, H, Q) and mean forecasts (N, H) of N series of any length; models of quantiles ignore `num_samples`."""
+    if pipeline.forecast_type == ForecastType.SAMPLES:
+        options["num_samples"] = num_samples
+    found, mean = pipeline.predict_quantiles(list(inputs), horizon, list(quantiles), **options)
+    if isinstance(found, list):  # Chronos-2: one tensor a series, of shape (1, H, Q)
+        found, mean = torch.cat(found), torch.cat(mean)
+    return found.numpy(), mean.numpy()

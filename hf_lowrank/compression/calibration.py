@@ -1,0 +1,342 @@
+"""Calibration: what the data does inside a dense model, as one small Gram matrix for each activation and gradient.
+
+One pass of the dense model over teacher-forced batches, forward and backward, sums E[a a^T] of the activations a at every
+point where a projection may be inserted, and E[g g^T] of the loss's gradients g there (see `factorization.py`). The loss is
+the cross-entropy of labels that are drawn from the model's own predictions, whose gradients are those of the Kullback-Leibler
+divergence from the dense model to a slightly different one: E[g g^T] is the Fisher information.
+
+That divergence is quadratic in small errors and grows much slower in large ones. Of a thousand series, one whose future is certain
+can have three quarters of the sum of squared gradients, and ranks chosen for it are wasted; so at every point the gradient of a series is
+clipped to the median norm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..checkpoints.dense import DenseCheckpoint, load_dense, progress
+from .factorization import AttentionGrams, FeedForwardGrams
+from .objectives import Batch, Objective
+
+__all__ = ["Calibration", "calibrate"]
+
+# Directions that the calibration data never used still count this much of an average one, so that a forecast of
+# different data is not left to chance.
+DAMPING = 1e-3
+
+
+@lru_cache(maxsize=8)
+def _triangle(size: int) -> torch.Tensor:
+    """The flat indices of the upper triangle of a (size, size) matrix."""
+    rows, columns = torch.triu_indices(size, size)
+    return rows * size + columns
+
+
+class GramSum:
+    """A running sum of a a^T in float64, of which one triangle is kept.
+
+    The products of a batch are made in the activations' own float32, whose rounding is far below the damping.
+    """
+
+    def __init__(self) -> None:
+        self.packed: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor) -> None:
+        """`rows` (m, size), or more leading dimensions."""
+        rows = rows.detach().flatten(0, -2)
+        size = rows.shape[-1]
+        packed = (rows.T @ rows).flatten()[_triangle(size).to(rows.device)].double().cpu()
+        self.packed = packed if self.packed is None else self.packed.add_(packed)
+
+
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of a packed triangle, damped."""
+    size = int((8 * packed.numel() + 1) ** 0.5) // 2
+    gram = torch.zeros(size * size, dtype=packed.dtype)
+    gram[_triangle(size)] = packed
+    gram = gram.view(size, size)
+    gram = gram + gram.T - torch.diag(gram.diagonal())
+    return gram + DAMPING * gram.trace() / size * torch.eye(size, dtype=gram.dtype)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The Gram matrices of a dense model on data, and the batches they were measured on.
+
+    Attributes:
+        grams: By name (`"cross.3.query_input"`), the packed upper triangle of a float64 matrix.
+        batches: The token batches: `input_ids`, `attention_mask` and, but for an encoder, `labels`.
+        record: What the data was, the seed, and the numbers of series and tokens; saved in `config.compression`.
+    """
+
+    grams: Mapping[str, torch.Tensor]
+    batches: tuple[Batch, ...]
+    record: Mapping[str, Any]
+
+    def attention(self, name: str) -> AttentionGrams:
+        """The matrices of the attention layer "cross.3"."""
+        found = {part: self.grams.get(f"{name}.{part}") for part in AttentionGrams.__dataclass_fields__}
+        if found["key_input"] is None:  # self-attention, or one encoder for all cross-attention
+            shared = "encoder_output" if name.startswith("cross") else f"{name}.query_input"
+            found["key_input"] = self.grams.get(shared)
+        return AttentionGrams(**{part: unpacked(self._known(name, gram)) for part, gram in found.items()})
+
+    def feed_forward(self, name: str) -> FeedForwardGrams:
+        """The matrices of the feed-forward layer "encoder_feed_forward.3"."""
+        inner = [gram for i in range(2) if (gram := self.grams.get(f"{name}.inner_gradient.{i}")) is not None]
+        parts = {
+            part: self._known(name, self.grams.get(f"{name}.{part}"))
+            for part in ("inner_input", "output", "output_gradient")
+        }
+        return FeedForwardGrams(
+            inner_gradient=torch.stack([unpacked(gram) for gram in inner]),
+            **{part: unpacked(gram) for part, gram in parts.items()},
+        )
+
+    def _known(self, name: str, gram: torch.Tensor | None) -> torch.Tensor:
+        if gram is None:
+            raise ValueError(f"calibration has no matrices of {name}; measure it again with feed_forward=True.")
+        return gram
+
+    def check(self, dense: DenseCheckpoint) -> None:
+        """Raise ValueError where this is the calibration of a model of another shape."""
+        shape = _shape(dense)
+        if self.record["shape"] != shape:
+            raise ValueError(
+                f"calibration must be of a model of the same shape: found {self.record['shape']}, the model has {shape}."
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file; it appears whole or not at all."""
+        tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
+        for i, batch in enumerate(self.batches):
+            tensors |= {f"batch.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            save_file(tensors, temporary, metadata={"calibration": json.dumps(dict(self.record))})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: There is no such file.
+            ValueError: It is another file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"calibration: {path} is no file.")
+        try:
+            with safe_open(path, "pt") as file:
+                record = json.loads((file.metadata() or {})["calibration"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"calibration: {path} must be a file that Calibration.save wrote ({error}).") from error
+        batches: dict[int, Batch] = {}
+        grams = {}
+        for name, tensor in tensors.items():
+            group, rest = name.split(".", 1)
+            if group == "gram":
+                grams[rest] = tensor
+            else:
+                index, key = rest.split(".", 1)
+                batches.setdefault(int(index), {})[key] = tensor
+        return cls(grams, tuple(batches[i] for i in sorted(batches)), record)
+
+
+def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "is_gated_act")
+    found = {name: getattr(dense.config, name) for name in names if hasattr(dense.config, name)}
+    return {"class": dense.model_class.__name__, **found}
+
+
+def calibrate(
+    model: str | os.PathLike | PreTrainedModel | DenseCheckpoint,
+    data: Any = "synthetic",
+    *,
+    num_batches: int = 32,
+    feed_forward: bool = True,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Calibration:
+    """Measure a dense T5 on data, once for any number of compressions.
+
+    Args:
+        model: As in `compress_pretrained`.
+        data: `"synthetic"` (the mixture of `synthesis.py`, for Chronos checkpoints); series of the user's, as
+            `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
+            list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
+        num_batches: Batches of about 2,048 tokens that are made from series.
+        feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
+        seed: Draws the windows, and the labels.
+        show_progress: Show a progress bar.
+
+    Raises:
+        ValueError: No data for this kind of model, no observed value, or a prediction that is not finite.
+    """
+    dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
+    if not isinstance(num_batches, int) or num_batches < 1:
+        raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
+    batches, record = _batches(dense.objective, data, num_batches, seed)
+    collector = _Collector(dense, seed, feed_forward=feed_forward)
+    for batch in progress(batches, "Calibrating", show_progress):
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
+            collector.add(batch)
+    record |= {
+        "seed": seed,
+        "num_series": sum(len(next(iter(batch.values()))) for batch in batches),
+        "num_tokens": sum(int(dense.objective.masks(batch)["encoder"].sum()) for batch in batches),
+        "shape": _shape(dense),
+    }
+    return Calibration(collector.result(), tuple(batches), record)
+
+
+def _batches(objective: Objective, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+    if _is_batches(data):
+        return [objective.complete(batch) for batch in data], {"data": "batches of the user's"}
+    if not objective.has_own_data:
+        found = repr(data) if isinstance(data, str) else f"a {type(data).__name__}"
+        raise ValueError(
+            f"calibration of a T5 without a chronos_config needs batches of tokens (a list of dictionaries with input_ids, "
+            f"attention_mask and labels), found {found}."
+        )
+    return objective.batches(data, num_batches, seed)
+
+
+def _is_batches(data: Any) -> bool:
+    """Whether these are batches of what the model reads, and no series with a target."""
+    return (
+        isinstance(data, (list, tuple))
+        and len(data) > 0
+        and isinstance(data[0], Mapping)
+        and not {"input_ids", "context"}.isdisjoint(data[0])
+    )
+
+
+# --- collecting --------------------------------------------------------------------------------------------------
+
+
+class _Collector:
+    """Hooks on a dense model of its own, and the sums."""
+
+    def __init__(self, dense: DenseCheckpoint, seed: int, *, feed_forward: bool = True) -> None:
+        self.dense = dense
+        self.model = dense.float_model()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.sums: dict[str, GramSum] = {}
+        self.norms: dict[str, list[float]] = {}
+        self.counts: dict[str, int] = {"encoder": 0, "decoder": 0}
+        self.num_rows = 0
+        self.masks: dict[str, torch.Tensor] = {}
+        for name, module in dense.layers:
+            self._watch_attention(name, self.model.get_submodule(module))
+        for name, module in dense.feed_forward_layers if feed_forward else ():
+            self._watch_feed_forward(name, self.model.get_submodule(module))
+        for stack in dense.stacks:  # gradients start here, for no weight has one
+            block = self.model.get_submodule(stack).block[0]
+            block.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+
+    def add(self, batch: Batch) -> None:
+        objective = self.dense.objective
+        self.masks = objective.masks(batch)
+        predictions = objective.predict(self.model, batch)
+        if not torch.isfinite(predictions).all():
+            raise ValueError("calibration: the dense model's predictions are not finite on this data.")
+        objective.surrogate(predictions, self.generator).backward()
+        self.num_rows += len(predictions)
+        for stack, mask in self.masks.items():
+            self.counts[stack] += int(mask.sum())
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of predictions."""
+        scaled = {}
+        for name, total in self.sums.items():
+            scale = 2 * self.num_rows if "gradient" in name else self.counts[self._stack(name)]
+            assert total.packed is not None
+            scaled[name] = total.packed / max(1, scale)
+        return scaled
+
+    def _stack(self, name: str) -> str:
+        """The stack whose positions the activation of this name has."""
+        return "encoder" if name == "encoder_output" else self.dense.stack_of(name.split(".")[0])
+
+    def _activation(self, name: str, values: torch.Tensor) -> None:
+        values = self._by_series(name, values)
+        mask = self.masks[self._stack(name)]
+        self.sums.setdefault(name, GramSum()).add(values if mask.all() else values[mask.to(values.device)])
+
+    def _by_series(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """(batch, length, size): attention across series has the two axes the other way round."""
+        return values.transpose(0, 1) if name.startswith("group") else values
+
+    def _gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """`gradient` (batch, length, size), each series clipped to the median norm of all so far."""
+        gradient = self._by_series(name, gradient)
+        norms = gradient.flatten(1).norm(dim=1)
+        seen = self.norms.setdefault(name, [])
+        # Series that have no part in the loss have a gradient of rounding errors.
+        seen.extend(norms[norms > 1e-6 * norms.max()].tolist())
+        limit = float(np.median(seen)) if seen else 0.0
+        clip = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
+        self.sums.setdefault(name, GramSum()).add(gradient * clip[:, None, None])
+
+    def _watch(self, linear: nn.Module, name: str | None, side: str, gradient: Callable[[torch.Tensor], None]) -> None:
+        """Sum up the activation at one side of a linear layer, and hand on the gradient at its output."""
+
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if name is not None:
+                self._activation(name, inputs[0] if side == "input" else output)
+            output.register_hook(gradient)
+
+        linear.register_forward_hook(hook)
+
+    def _watch_input(self, linears: tuple[nn.Module, ...], name: str | None, gradient_name: str) -> None:
+        """Sum up the input of linear layers that read the same, and the gradient that reaches it through them alone."""
+        alias: list[torch.Tensor] = []
+
+        def hook(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            if linear is linears[0]:
+                if name is not None:
+                    self._activation(name, inputs[0])
+                alias[:] = [inputs[0].view_as(inputs[0])]
+                alias[0].register_hook(lambda gradient: self._gradient(gradient_name, gradient))
+            found = (alias[0],)
+            if linear is linears[-1]:
+                alias.clear()
+            return found
+
+        for linear in linears:
+            linear.register_forward_pre_hook(hook)
+
+    def _watch_attention(self, name: str, layer: Any) -> None:
+        self._watch(layer.q, f"{name}.query_input", "input", lambda g: self._gradient(f"{name}.query_gradient", g))
+        self._watch_input((layer.k, layer.v), "encoder_output" if name == "cross.0" else None, f"{name}.key_gradient")
+        self._watch(layer.o, f"{name}.mixed", "input", lambda g: self._gradient(f"{name}.output_gradient", g))
+
+    def _watch_feed_forward(self, name: str, layer: Any) -> None:
+        for i, inner in enumerate(self.dense.inner_names):
+            activation = f"{name}.inner_input" if i == 0 else None
+            self._watch_input((getattr(layer, inner),), activation, f"{name}.inner_gradient.{i}")
+        self._watch(layer.wo, f"{name}.output", "output", lambda g: self._gradient(f"{name}.output_gradient", g))
+
+
+def _with_gradient(_: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:
+    """The arguments of a stack's first block, its hidden states as the start of a graph."""
+    return (inputs[0].detach().requires_grad_(True), *inputs[1:]), keywords

@@ -1,0 +1,385 @@
+"""What a calibration batch is for each family of models, what the model predicts for it, and what an error costs.
+
+Three kinds of prediction are compared between a dense model and a smaller one, each with an expected loss whose minimum is
+the dense model's own prediction, so that the loss is quadratic in small errors delta:
+
+- token logits: the Kullback-Leibler divergence in nats a token; its curvature is the Fisher information;
+- quantiles (Chronos-Bolt, Chronos-2): the expected excess of the quantile loss, if values follow the distribution that the
+  dense model's quantiles describe; its curvature is that distribution's density at the quantile;
+- hidden states (a T5 without a head): half the squared distance.
+
+`surrogate` is a random scalar whose gradient g at any activation has E[g g^T] = 2 x the curvature of that loss there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import ChronosConfig
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
+
+from ..checkpoints.families import family_of
+from ..data.windows import (
+    IGNORED_LABEL,
+    SeriesBatches,
+    SeriesWindows,
+    SyntheticBatches,
+    SyntheticWindows,
+    read_series,
+    stack_pieces,
+)
+
+__all__ = ["Batch", "Objective", "objective_of", "output_mask"]
+
+Batch = dict[str, torch.Tensor]
+# Series in a backward pass: its activations are what takes memory.
+BATCH_TOKENS, BATCH_WINDOWS = 2048, 64
+PATCH_BATCH_WINDOWS = 256
+# Gaussian processes of more values than this take minutes to sample.
+LONGEST_SYNTHETIC = 2048
+GROUP_SIZES = (1, 1, 1, 2, 3, 4, 8)
+# Neighbouring quantiles are taken to be this much further apart than they are, on the normalised scale: where a model is
+# certain, its density stays finite.
+LEAST_SPACING = 5e-3
+
+
+class Objective:
+    """The common part; `config` is that of the dense model."""
+
+    # Contexts of probes are cut to this many of their last values where whole ones are too expensive.
+    short_context: int
+    time_axis: tuple[str, ...] = ()  # the tensors that have the context's values
+
+    def __init__(self, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
+        self.config = config
+        self.model_class = model_class
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether series become batches of this model: it is a Chronos model."""
+        return getattr(self.config, "chronos_config", None) is not None
+
+    def batches(self, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+        """`num_batches` batches of synthetic series or of those in `data`, and a record of what they are."""
+        if isinstance(data, str) and data == "synthetic":
+            return self._drawn(None, num_batches, seed), {"data": "synthetic"}
+        series = read_series(data)
+        return self._drawn(series, num_batches, seed), {"data": f"{len(series)} series"}
+
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
+        """Batches of windows of these series, or of synthetic ones where they are None."""
+        raise NotImplementedError
+
+    def complete(self, batch: Mapping[str, Any]) -> Batch:
+        """The tensors that the model reads, from a batch of the user's.
+
+        Raises:
+            ValueError: One is missing.
+        """
+        raise NotImplementedError
+
+    def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Which positions of each stack count, bool (batch, length)."""
+        raise NotImplementedError
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        """The model's predictions, (rows, size) in float32: what is compared."""
+        raise NotImplementedError
+
+    def surrogate(self, predictions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A random scalar, summed over the rows of `predictions`, whose gradients have the loss's curvature."""
+        raise NotImplementedError
+
+    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
+        """The loss of the predictions `found` where the dense model's are `wanted`, summed over rows."""
+        raise NotImplementedError
+
+    def num_tokens(self, batch: Batch) -> int:
+        """How many positions all stacks together run on."""
+        return sum(mask.numel() for mask in self.masks(batch).values())
+
+    def cut(self, batch: Batch, rows: int, *, short: bool) -> Batch:
+        """The first series of a batch, of short ones the last values."""
+        names = self.time_axis if short else ()
+        return {
+            name: tensor[:rows, -self.short_context :] if name in names else tensor[:rows]
+            for name, tensor in batch.items()
+        }
+
+
+# --- T5 ----------------------------------------------------------------------------------------------------------
+
+
+class TokenObjective(Objective):
+    """A T5 of tokens: Chronos-T5, or any other, with or without a head.
+
+    Batches have `input_ids`, `attention_mask` and, but for an encoder, `labels`.
+    """
+
+    short_context = 128
+    time_axis = ("input_ids", "attention_mask")
+
+    @property
+    def is_encoder(self) -> bool:
+        return issubclass(self.model_class, T5EncoderModel)
+
+    @property
+    def is_logits(self) -> bool:
+        return issubclass(self.model_class, T5ForConditionalGeneration)
+
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
+        settings = ChronosConfig(**self.config.chronos_config)
+        size: dict[str, Any] = {"seed": seed, "max_tokens": BATCH_TOKENS, "max_windows": BATCH_WINDOWS}
+        if series is None:
+            supply: Any = SyntheticBatches(settings, num_batches, **size)
+        else:
+            supply = SeriesBatches(settings, series, num_batches, **size)
+        return [self.complete(supply[i]) for i in range(num_batches)]
+
+    def complete(self, batch: Mapping[str, Any]) -> Batch:
+        ids = torch.as_tensor(batch["input_ids"])
+        found = {
+            "input_ids": ids,
+            "attention_mask": torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))),
+        }
+        if not self.is_encoder:
+            if "labels" not in batch:
+                raise ValueError("calibration: every batch must have labels, for the decoder; found none.")
+            found["labels"] = torch.as_tensor(batch["labels"])
+        return found
+
+    def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
+        masks = {"encoder": batch["attention_mask"].bool()}
+        return masks if self.is_encoder else masks | {"decoder": output_mask(batch)}
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if "labels" in batch:
+            inputs["decoder_input_ids"] = self._shifted(batch["labels"])
+        output = model(**inputs)
+        states = output.logits if "logits" in output else output.last_hidden_state
+        return states[output_mask(batch)]
+
+    def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
+        """The decoder's input: labels one step late, unknown ones as padding; T5's own rule."""
+        start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
+        late = labels[:, :-1]
+        return torch.cat([start, late.masked_fill(late == IGNORED_LABEL, self.config.pad_token_id)], dim=1)
+
+    def surrogate(self, predictions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.is_logits:  # the cross-entropy of labels drawn from the predictions
+            with torch.no_grad():
+                labels = torch.multinomial(predictions.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+            return nn.functional.cross_entropy(predictions, labels.to(predictions.device), reduction="sum")
+        return (predictions * _noise(predictions, generator)).sum()
+
+    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
+        if not self.is_logits:
+            return float((wanted - found).double().square().sum()) / 2
+        wanted, found = wanted.log_softmax(-1), found.log_softmax(-1)
+        return float((wanted.exp() * (wanted - found)).sum(dim=-1).double().sum())
+
+
+def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def output_mask(batch: Batch) -> torch.Tensor:
+    """Which positions of a T5's output count, bool (batch, length)."""
+    return batch["labels"] != IGNORED_LABEL if "labels" in batch else batch["attention_mask"].bool()
+
+
+# --- quantiles ---------------------------------------------------------------------------------------------------
+
+
+def _knots(quantiles: torch.Tensor) -> torch.Tensor:
+    """The quantiles (..., levels, steps) in order and apart, float64."""
+    step = torch.arange(quantiles.shape[-2], dtype=torch.float64, device=quantiles.device)[:, None]
+    return quantiles.double().sort(dim=-2).values + LEAST_SPACING * step
+
+
+def quantile_density(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The density at each quantile of the distribution that they describe, float64 (..., levels, steps) as `quantiles`.
+
+    Central differences of the levels over those of the quantiles, one-sided at both ends.
+    """
+    knots = _knots(quantiles)
+    above = torch.cat([knots[..., 1:, :], knots[..., -1:, :]], dim=-2)
+    below = torch.cat([knots[..., :1, :], knots[..., :-1, :]], dim=-2)
+    share = torch.cat([levels[1:], levels[-1:]]) - torch.cat([levels[:1], levels[:-1]])
+    return share.double()[:, None] / (above - below)
+
+
+def quantile_excess(wanted: torch.Tensor, found: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The expected excess of the quantile loss of `found` over that of `wanted`, if values follow the quantiles `wanted`.
+
+    With F the piecewise linear distribution function through `wanted`, its outer pieces extended to 0 and 1,
+
+        2 E[pinball(y, q')] - 2 E[pinball(y, q)] = 2 * integral of (F(y) - level) dy from q to q',
+
+    never negative, 0 at q' = q, and f(q) (q' - q)^2 close to it. float64 (..., levels, steps) as the quantiles.
+    """
+    knots, levels = _knots(wanted), levels.double()
+    slopes = (levels[1:] - levels[:-1])[:, None] / (knots[..., 1:, :] - knots[..., :-1, :])
+    first = knots[..., :1, :] - levels[0] / slopes[..., :1, :]
+    last = knots[..., -1:, :] + (1 - levels[-1]) / slopes[..., -1:, :]
+    # Of each linear piece (..., pieces, 1, steps): where it begins, its width, F there and its slope.
+    start = torch.cat([first, knots], dim=-2).unsqueeze(-2)
+    width = torch.cat([knots, last], dim=-2).unsqueeze(-2) - start
+    height = torch.cat([torch.zeros_like(levels[:1]), levels])[:, None, None]
+    slopes = torch.cat([slopes[..., :1, :], slopes, slopes[..., -1:, :]], dim=-2).unsqueeze(-2)
+
+    def area(values: torch.Tensor) -> torch.Tensor:
+        """The integral of F up to the values."""
+        inside = torch.minimum((values.unsqueeze(-3) - start).clamp_min(0), width)
+        return (height * inside + slopes * inside.square() / 2).sum(dim=-3) + (values - last).clamp_min(0)
+
+    moved = knots + (found.double() - wanted.double())
+    return 2 * (area(moved) - area(knots) - levels[:, None] * (moved - knots)).clamp_min(0)
+
+
+class PatchObjective(Objective):
+    """Chronos-Bolt. Batches have a `context` (batch, length), NaN where missing.
+
+    A row of the predictions is a series: its quantiles (levels, steps) on the model's own normalised scale. The loss is the mean over
+    levels and steps.
+    """
+
+    short_context = 2048
+    time_axis = ("context",)
+
+    def __init__(self, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
+        super().__init__(config, model_class)
+        settings = config.chronos_config
+        self.levels = torch.tensor(settings["quantiles"])
+        self.patch = settings["input_patch_size"]
+        self.stride = settings["input_patch_stride"]
+        self.context_length = settings["context_length"]
+        self.has_reg_token = settings.get("use_reg_token", False)
+        self.prediction_length = settings.get("prediction_length", 64)
+
+    def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
+        size: dict[str, Any] = {
+            "seed": seed,
+            "max_values": BATCH_TOKENS * self.patch,
+            "max_windows": PATCH_BATCH_WINDOWS,
+        }
+        if series is None:
+            lengths = min(self.context_length, LONGEST_SYNTHETIC), self.prediction_length
+            synthetic = SyntheticWindows(*lengths, num_batches, **size)
+            windows = [synthetic[i] for i in range(num_batches)]
+        else:
+            drawn = SeriesWindows(self.context_length, self.prediction_length, series, num_batches, **size)
+            windows = [stack_pieces(**drawn[i]) for i in range(num_batches)]
+        rng = np.random.default_rng([seed, 3, 1])
+        return [self._from_windows(window, rng) for window in windows]
+
+    def _from_windows(self, window: Mapping[str, torch.Tensor], rng: np.random.Generator) -> Batch:
+        return {"context": window["context"].float()}
+
+    def complete(self, batch: Mapping[str, Any]) -> Batch:
+        context = batch.get("context")
+        if context is None or torch.as_tensor(context).ndim != 2:
+            raise ValueError("calibration: every batch must have a context of shape (batch, length); found none.")
+        return {"context": torch.as_tensor(context).float()}
+
+    def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
+        context = self._context_mask(batch)
+        return {"encoder": context, "decoder": context.new_ones(len(context), 1)}
+
+    def _context_mask(self, batch: Batch) -> torch.Tensor:
+        """Patches with an observed value, and the REG token."""
+        observed = ~batch["context"][:, -self.context_length :].isnan()
+        observed = nn.functional.pad(observed, (-observed.shape[1] % self.patch, 0))
+        mask = observed.unfold(-1, self.patch, self.stride).any(-1)
+        return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1) if self.has_reg_token else mask
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        caught: list[torch.Tensor] = []
+        head = model.get_submodule("output_patch_embedding")  # behind it the scale of every series is put back
+        handle = head.register_forward_hook(lambda _, __, output: caught.append(output))
+        try:
+            model(**self._inputs({name: tensor.to(model.device) for name, tensor in batch.items()}))
+        finally:
+            handle.remove()
+        # (batch, patches, levels * size) -> (batch, levels, patches * size)
+        return caught[0].unflatten(-1, (len(self.levels), -1)).transpose(1, 2).flatten(2)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return batch
+
+    def surrogate(self, predictions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        with torch.no_grad():
+            density = quantile_density(predictions, self.levels.to(predictions.device)).to(predictions.dtype)
+            weight = (2 * density / density[0].numel()).sqrt() * _noise(predictions, generator)
+        return (predictions * weight).sum()
+
+    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
+        return float(quantile_excess(wanted, found, self.levels.to(wanted.device)).mean(dim=(1, 2)).sum())
+
+
+def _mixed(mixing: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Rows added up with these weights; what is missing in a row stays missing there."""
+    return (mixing @ values.nan_to_num()).masked_fill(values.isnan(), torch.nan)
+
+
+class GroupObjective(PatchObjective):
+    """Chronos-2. Batches also have `group_ids` (batch,) and `future_covariates` (batch, future length), NaN where unknown.
+
+    Series are put in groups of one to eight; those of a group share parts of each other, and of some the future is known. Series whose
+    future is known are not predicted.
+    """
+
+    def _from_windows(self, window: Mapping[str, torch.Tensor], rng: np.random.Generator) -> Batch:
+        context, target = window["context"].float(), window["target"].float()
+        sizes: list[int] = []
+        while sum(sizes) < len(context):
+            sizes.append(min(int(rng.choice(GROUP_SIZES)), len(context) - sum(sizes)))
+        ids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        same = ids[:, None] == ids[None, :]
+        mixing = torch.from_numpy(rng.normal(0, 0.5, same.shape)).float() * same
+        mixing.fill_diagonal_(1.0)
+        context, target = _mixed(mixing, context), _mixed(mixing, target)
+        known = torch.from_numpy(rng.random(len(ids)) < 0.2)
+        known &= torch.cat([same.new_zeros(1), ids[1:] == ids[:-1]])  # never the first of a group
+        future = torch.full((len(ids), -(-target.shape[1] // self.patch) * self.patch), torch.nan)
+        future[known, : target.shape[1]] = target[known]
+        return {"context": context, "group_ids": ids, "future_covariates": future}
+
+    def complete(self, batch: Mapping[str, Any]) -> Batch:
+        found = super().complete(batch)
+        rows = len(found["context"])
+        future = torch.as_tensor(batch.get("future_covariates", torch.full((rows, self.patch), torch.nan))).float()
+        if future.ndim != 2 or len(future) != rows or future.shape[1] % self.patch:
+            raise ValueError(
+                f"calibration: future_covariates must have shape ({rows}, a multiple of {self.patch}), found {tuple(future.shape)}."
+            )
+        ids = torch.as_tensor(batch.get("group_ids", torch.arange(rows)))
+        return found | {"group_ids": ids, "future_covariates": future}
+
+    def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
+        context = self._context_mask(batch)
+        future = context.new_ones(len(context), batch["future_covariates"].shape[1] // self.patch)
+        return {"encoder": torch.cat([context, future], dim=1)}
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return batch | {"num_output_patches": batch["future_covariates"].shape[1] // self.patch}
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return super().predict(model, batch)[batch["future_covariates"].isnan().all(dim=1).to(model.device)]
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"t5": TokenObjective, "bolt": PatchObjective, "chronos2": GroupObjective}
+
+
+def objective_of(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Objective:
+    """The objective of a model of this class, of one of the families."""
+    family = family_of(model_class)
+    assert family is not None
+    return OBJECTIVES[family.name](config, model_class)

@@ -1,0 +1,197 @@
+"""What a component's truncation costs the whole model, measured by inserting its projection into the dense model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..checkpoints.dense import DenseCheckpoint, progress
+from .allocation import Component
+from .layers import Layer, Point
+from .objectives import Batch, Objective
+
+__all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
+
+# The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
+ARITHMETIC, TOKENS = 3e12, (1024, 16384)
+
+
+@contextmanager
+def inserted(model: PreTrainedModel, point: Point, rank: int) -> Iterator[None]:
+    """The model with A_r B_r^T of one component inserted, for as long as the block runs."""
+    left, right = (factor.float().to(model.device) for factor in point.basis.truncate(rank))
+
+    def project(values: torch.Tensor, group: int | None) -> torch.Tensor:
+        if group is not None:
+            return values @ right[group] @ left[group].T
+        by_group = values.unflatten(-1, (len(left), -1)).unsqueeze(-2)  # (..., n, 1, h)
+        return (by_group @ right @ left.mT).squeeze(-2).flatten(-2)
+
+    handles = []
+    for i, name in enumerate(point.modules):
+        # One group for all modules, one for each, or all groups in the features of one.
+        group = 0 if len(left) == 1 else i if len(point.modules) > 1 else None
+        linear = model.get_submodule(name)
+        if point.side == "input":
+            handles.append(
+                linear.register_forward_pre_hook(lambda _, inputs, group=group: (project(inputs[0], group),))
+            )
+        else:
+            handles.append(linear.register_forward_hook(lambda _, __, output, group=group: project(output, group)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Blocks:
+    """The blocks of a model in the order in which they run, and what each of them answers in one forward pass."""
+
+    def __init__(self, model: PreTrainedModel, stacks: Sequence[str]) -> None:
+        self.names = [f"{stack}.block.{i}" for stack in stacks for i in range(len(model.get_submodule(stack).block))]
+        self.modules = [model.get_submodule(name) for name in self.names]
+
+    def before(self, module: str) -> int:
+        """How many blocks run before the one that the module of this name is in."""
+        return next(i for i, name in enumerate(self.names) if module.startswith(f"{name}."))
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Any]]:
+        """Collects the answers of all blocks while the block runs."""
+        answers: list[Any] = []
+        handles = [block.register_forward_hook(lambda _, __, answer: answers.append(answer)) for block in self.modules]
+        try:
+            yield answers
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def skipped(blocks: Sequence[nn.Module], answers: Sequence[Any]) -> Iterator[None]:
+    """The blocks give these answers, without any work, for as long as the block runs."""
+    for block, answer in zip(blocks, answers):
+        block.forward = lambda *_, answer=answer, **__: answer
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> float:
+    """The multiplications of one run of a batch from each of these blocks on, in all."""
+    tokens = {stack: mask.numel() for stack, mask in objective.masks(batch).items()}
+    each = [
+        tokens[name.split(".")[0]] * sum(parameter.numel() for parameter in block.parameters())
+        for name, block in zip(blocks.names, blocks.modules)
+    ]
+    behind = np.append(np.cumsum(each[::-1])[::-1], 0.0)
+    return float(behind[list(starts)].sum())
+
+
+def _affordable(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
+    """The tokens that the arithmetic buys for one run from each of these blocks on."""
+    return int(ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
+
+
+def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
+    """The first series of the batches, so many tokens of them; of short contexts where that is less than a batch."""
+    tokens, left = objective.num_tokens(batches[0]), int(np.clip(num_tokens, *TOKENS))
+    # Many series say more than long ones.
+    is_short = left < tokens
+    probes: list[Batch] = []
+    for batch in batches:
+        batch = objective.cut(batch, len(next(iter(batch.values()))), short=is_short)
+        size = len(next(iter(batch.values())))
+        rows = min(size, max(1, left * size // objective.num_tokens(batch)))
+        probes.append(objective.cut(batch, rows, short=False))
+        left -= objective.num_tokens(probes[-1])
+        if left <= 0:
+            break
+    return probes
+
+
+@torch.no_grad()
+def measured_losses(
+    dense: DenseCheckpoint,
+    model: PreTrainedModel,
+    layers: Sequence[Layer],
+    table: Mapping[str, dict[str, Any]],
+    batches: Sequence[Batch],
+    components: Mapping[str, Component],
+    *,
+    show_progress: bool = False,
+) -> dict[str, float]:
+    """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
+
+    Where there are too many of them for the arithmetic, those of a layer are truncated together, and the loss is divided among them
+    as `components` predict. `model` is `dense.float_model()`; blocks before the truncated one are not run again.
+    """
+    objective, blocks = dense.objective, _Blocks(model, dense.stacks)
+    truncated = {
+        layer.name: [
+            (part, rank)
+            for part, rank in layer.ranks(table[layer.name]).items()
+            if rank < layer.points()[part].basis.singular_values.shape[1]
+        ]
+        for layer in layers
+    }
+    work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
+    affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    if affordable < TOKENS[0]:
+        work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
+        affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    probes = _probes(objective, batches, affordable)
+    answers, wanted = [], []
+    for batch in probes:
+        with blocks.recorded() as found:
+            wanted.append(objective.predict(model, batch))
+        answers.append(found)
+    count = sum(len(predictions) for predictions in wanted)
+    losses = {}
+    for layer, changes in progress(work, "Measuring sensitivity", show_progress):
+        total, before = 0.0, blocks.before(layer.module)
+        with ExitStack() as stack:
+            for part, rank in changes:
+                stack.enter_context(inserted(model, layer.points()[part], rank))
+            for batch, recorded, reference in zip(probes, answers, wanted):
+                with skipped(blocks.modules[:before], recorded):
+                    total += objective.divergence(reference, objective.predict(model, batch))
+        predicted = {f"{layer.name}.{part}": components[f"{layer.name}.{part}"].loss[rank] for part, rank in changes}
+        whole = sum(predicted.values())
+        for name, loss in predicted.items():
+            losses[name] = total / count * (float(loss / whole) if whole > 0 else 1 / len(predicted))
+    return losses
+
+
+def reweighted(
+    components: Mapping[str, Component], ranks: Mapping[str, int], measured: Mapping[str, float]
+) -> dict[str, Component]:
+    """The components, each weighted so that its loss at the rank measured is the measured one.
+
+    What was not measured, or has nothing to lose at that rank, is scaled as the median of the components of its part, or of
+    all.
+    """
+    factors = {
+        name: loss / components[name].loss[ranks[name]]
+        for name, loss in measured.items()
+        if components[name].loss[ranks[name]] > 1e-9 * components[name].weight and loss > 0
+    }
+
+    def usual(part: str) -> float:
+        alike = [factor for name, factor in factors.items() if name.rsplit(".", 1)[1] == part]
+        return float(np.median(alike or list(factors.values()) or [1.0]))
+
+    return {
+        name: replace(component, weight=component.weight * factors.get(name, usual(name.rsplit(".", 1)[1])))
+        for name, component in components.items()
+    }

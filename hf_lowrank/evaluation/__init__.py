@@ -1,0 +1,1 @@
+"""Scores of forecasts on benchmark tasks and on the user's own files."""

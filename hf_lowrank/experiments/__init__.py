@@ -1,0 +1,1 @@
+"""Whole comparisons: accuracy against size, and the demonstration."""

@@ -1,0 +1,172 @@
+"""Accuracy against compression: one checkpoint compressed by several methods to several sizes, and scored."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers import PreTrainedModel
+
+from ..analysis.spectra import EPSILONS as PAPER_EPSILONS
+from ..checkpoints.dense import as_pipeline, load_chronos, write_text
+from ..checkpoints.summary import summarize
+from ..compression.calibration import calibrate
+from ..compression.compress import compress_pretrained
+from ..evaluation.evaluate import evaluate
+from ..evaluation.tasks import EvaluationTask
+
+__all__ = ["METHODS", "PAPER_EPSILONS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "per_head": {"form": "per_head"},
+    "latent": {"form": "latent"},
+    "no_refit": {"refit": False},
+    "weights": {"calibration": None},  # no look at data
+    "paper": {"method": "paper"},
+}
+SHOWN = ("default", "weights", "paper")
+PAPER_RATIOS = (0.393, 0.237, 0.151, 0.073)
+# Post-training WQL of Chronos relative to the original at these ratios, by benchmark: arXiv 2510.03358.
+PUBLISHED = {
+    "published, in-domain": (1.009, 1.053, 1.991, 4.409),
+    "published, zero-shot": (0.990, 1.030, 1.566, 3.562),
+}
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One compressed model; `wql` and `mase` are relative to the dense one: (geometric mean, low, high) over the tasks.
+
+    `kept` is the share of the attention parameters, or of the ranks for the paper's method, which keeps all parameters.
+    """
+
+    method: str
+    policy: str
+    value: float
+    kept: float
+    attention_ratio: float
+    cache_ratio: float
+    parameters: int
+    wql: tuple[float, float, float]
+    mase: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The points of a sweep, and what they were measured on."""
+
+    points: tuple[SweepPoint, ...]
+    settings: Mapping[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame([asdict(point) for point in self.points])
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file with `points`, `published` and `settings`; it appears whole or not at all."""
+        content = {
+            "points": [asdict(point) for point in self.points],
+            "published": {"ratios": PAPER_RATIOS, **PUBLISHED},
+            "settings": self.settings,
+        }
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def compressed_models(
+    dense: PreTrainedModel,
+    methods: Iterable[str],
+    policy: str,
+    values: Iterable[float],
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[tuple[str, float], PreTrainedModel]:
+    """The dense model compressed by every one of the `METHODS` named to every value of a policy; calibrated once for all."""
+    methods = list(methods)
+    if any(method not in ("weights", "paper") for method in methods):
+        calibration = calibrate(dense, seed=seed, show_progress=progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the scores show what the warning would say
+        settings = [(method, value) for value in values for method in methods]
+        models = {}
+        for method, value in settings:
+            arguments: dict[str, Any] = {policy: value, **METHODS[method]}
+            if method not in ("weights", "paper"):
+                arguments["calibration"] = calibration
+            models[method, value] = compress_pretrained(dense, show_progress=progress, **arguments)
+    return models
+
+
+def model_name(method: str, value: float) -> str:
+    """What a compressed model is called in tables: "latent 0.25"."""
+    return f"{method} {value:.4g}"
+
+
+def sweep(
+    source: str,
+    *,
+    ratios: Sequence[float] | None = None,
+    epsilons: Sequence[float] | None = None,
+    methods: Sequence[str] = SHOWN,
+    tasks: Iterable[str | EvaluationTask] = ("m1_yearly", "packaged"),
+    num_samples: int | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> SweepResult:
+    """Compress a Chronos checkpoint by every method to every size and score all of them beside the dense model.
+
+    Args:
+        source: A Hub id, a folder, `"reference"` or `"reference-bolt"`.
+        ratios, epsilons: The sizes, one of the two; by default the paper's four ratios.
+        methods: Of `METHODS`: the default, parts of it, weights alone, and the paper's.
+        tasks, num_samples, seed, cache, progress: As in `evaluate`.
+
+    Raises:
+        ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos model.
+    """
+    if ratios is not None and epsilons is not None:
+        raise ValueError("Give either ratios or epsilons, not both.")
+    if unknown := set(methods) - set(METHODS):
+        raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
+    policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or PAPER_RATIOS)
+    dense = load_chronos(source)
+    models = compressed_models(dense, methods, policy, values, seed=seed, progress=progress)
+    pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
+    result = evaluate(
+        {"dense": as_pipeline(dense), **pipelines},
+        tasks,
+        against="dense",
+        num_samples=num_samples,
+        seed=seed,
+        cache=cache,
+        progress=progress,
+    )
+
+    def relative(method: str, value: float, metric: str) -> tuple[float, float, float]:
+        found = result.aggregate[model_name(method, value)]["relative_to_dense"][metric]
+        return found["geometric_mean"], found["low"], found["high"]
+
+    points = []
+    for (method, value), model in models.items():
+        sizes = summarize(model.config)
+        points.append(
+            SweepPoint(
+                method=method,
+                policy=policy,
+                value=value,
+                kept=model.config.compression.get("kept_rank_ratio", sizes.attention_ratio),
+                attention_ratio=sizes.attention_ratio,
+                cache_ratio=sizes.cache_ratio,
+                parameters=model.num_parameters(),
+                wql=relative(method, value, "WQL"),
+                mase=relative(method, value, "MASE"),
+            )
+        )
+    tasks_scored = sorted({row.task for row in result.results})
+    return SweepResult(tuple(points), {"source": source, "tasks": tasks_scored, **result.settings})

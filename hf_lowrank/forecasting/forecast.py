@@ -1,0 +1,276 @@
+"""Forecasts of many series: a long table of them, or a file that may be larger than memory, to a table of forecasts.
+
+    summary = forecast_file("my-lowrank", "sales.parquet", "forecasts.parquet", horizon=28)
+    frame = forecast_frame(pipeline, sales, horizon=28)      # the same forecasts of a table that is in memory
+
+Both answer with the columns of `pipeline.predict_df`. The forecast of a series depends neither on the series beside it nor on how
+the work is cut up, beyond rounding: series are batched by length, and a model that draws samples does so from a random state of each
+series' own, made of `seed` and its item.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from chronos import BaseChronosPipeline
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..checkpoints.pipelines import fingerprint, load_pipeline
+from ..evaluation.tasks import QUANTILE_LEVELS
+from .batches import Request, forecast_series
+from .long_file import (
+    LongFile,
+    aligned,
+    check_suffix,
+    frequency_of,
+    import_pyarrow,
+    series_by_item,
+)
+from .parts import Parts
+
+__all__ = ["ForecastSummary", "forecast_file", "forecast_frame"]
+
+
+@dataclass(frozen=True)
+class ForecastSummary:
+    """What `forecast_file` did.
+
+    Attributes:
+        num_series, num_rows, freq: Of the input.
+        num_forecast_rows: Of the output.
+        num_left_out, left_out: Series without forecasts, because they have no value in the context: their number, and the first ten.
+        num_resumed: Series whose forecasts an earlier, interrupted run had finished.
+        seconds: For reading, forecasting and writing in this run, without loading the model.
+        series_per_second: Series forecast in this run, over these seconds.
+    """
+
+    output: str
+    num_series: int
+    num_rows: int
+    freq: str
+    num_forecast_rows: int
+    num_left_out: int
+    left_out: list[str]
+    num_resumed: int
+    seconds: float
+    series_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"left_out_because": "no value in the context" if self.num_left_out else None}
+
+
+def forecast_frame(
+    pipeline: BaseChronosPipeline,
+    frame: pd.DataFrame,
+    *,
+    horizon: int | None = None,
+    quantiles: Sequence[float] = QUANTILE_LEVELS,
+    batch_size: int = 32,
+    context_length: int | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    freq: str | None = None,
+    id_column: str = "item_id",
+    timestamp_column: str = "timestamp",
+    target: str = "target",
+) -> pd.DataFrame:
+    """Forecast the series of a table in long format, as `pipeline.predict_df` does.
+
+    The arguments are those of `forecast_file`. Rows may come in any order. Series without a value in their last `context_length` steps are
+    left out with a warning.
+
+    Returns:
+        `horizon` rows for each series, series in the order of the table: its item, time, `target_name`, `predictions` (the mean of the
+        samples, or the median) and a column for each quantile, such as "0.1"; float32.
+
+    Raises:
+        ValueError: An argument, a column or a series is not as it should be.
+    """
+    request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
+    columns, what = _columns(id_column, timestamp_column, target), "frame"
+    series = series_by_item(frame, what, columns)
+    if not series:
+        return forecast_series(pipeline, {}, "D", request, columns)
+    shared = freq or frequency_of(series, what, columns)
+    if shared is None:
+        raise ValueError("freq must be given: no series of frame has the three values that tell its frequency.")
+    series = aligned(series, shared, what, columns, fill=freq is not None)
+    forecasts = forecast_series(pipeline, series, shared, request, columns)
+    if left_out := len(series) - len(forecasts) // request.horizon:
+        warnings.warn(
+            f"frame: {left_out} of {len(series)} series have no value in their last {request.context_length} steps and are left out.",
+            stacklevel=2,
+        )
+    return forecasts
+
+
+def forecast_file(
+    model: str | os.PathLike | BaseChronosPipeline,
+    input: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    horizon: int | None = None,
+    quantiles: Sequence[float] = QUANTILE_LEVELS,
+    batch_size: int = 32,
+    context_length: int | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    freq: str | None = None,
+    id_column: str = "item_id",
+    timestamp_column: str = "timestamp",
+    target: str = "target",
+    chunk_rows: int = 100_000,
+    device: str | None = None,
+    dtype: str = "float32",
+    resume: bool = True,
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> ForecastSummary:
+    """Forecast every series of a file that may be larger than memory, and write the forecasts to another one.
+
+    The input is read once to check it and once to forecast. Finished parts are kept in the folder `OUTPUT.parts`; a run that was
+    interrupted goes on from there when it is called in the same way, and its output is the same. At the end they become `output`, all
+    or nothing.
+
+    Args:
+        model: A folder, Hub id, `"reference"`, `"reference-bolt"` or loaded pipeline of any Chronos family, dense or compressed.
+        input: A CSV or parquet file in long format. The rows of a series must follow each other. Time zones are dropped after a shift to
+            UTC.
+        output: A .csv or .parquet file, with the columns that `forecast_frame` returns.
+        horizon: Steps to forecast; by default, and at most, the model's prediction length.
+        quantiles: Quantile levels.
+        batch_size: Series in one call of the model.
+        context_length: Past steps that the model sees; by default, and at most, the model's.
+        num_samples: Sample paths a series, for Chronos-T5; by default what its checkpoint says.
+        seed: Of the sample paths. Those of a series depend on this and on its item alone.
+        freq: Put the series on this grid, such as "h" or "D", with NaN where nothing was observed. By default all must be regular, with
+            the frequency of the first.
+        id_column, timestamp_column, target: The columns of the input; others are ignored.
+        chunk_rows: Rows of the input that are in memory, and lost by an interruption, at once: a whole number of series of about that
+            many rows.
+        device: By default the GPU if there is one. A loaded pipeline stays where it is.
+        dtype: "float32" or "bfloat16", of a model that is loaded here.
+        resume: Go on with an unfinished run, or begin anew.
+        overwrite: Replace `output` if it exists.
+        show_progress: Whether to show a progress bar.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: The model or the input cannot be had, or `output` exists.
+        ValueError: An argument or the input is not as it should be, or `OUTPUT.parts` belongs to a run that differs.
+    """
+    pa = import_pyarrow()
+    columns = _columns(id_column, timestamp_column, target)
+    file, output = LongFile(Path(input), columns), Path(output)
+    _check_output(file.path, output, overwrite)
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
+    pipeline = (
+        model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=_device(device), dtype=dtype)
+    )
+    request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
+    inner = pipeline.inner_model
+    identity = file.identity()
+    run = {
+        "input": identity | dict(zip(("id_column", "timestamp_column", "target"), columns)),
+        "model": {"weights": fingerprint(pipeline), "device": str(inner.device), "dtype": str(inner.dtype)},
+        "options": asdict(request) | {"freq": freq, "chunk_rows": chunk_rows},
+        "versions": {name: version(name) for name in ("hf-lowrank", "torch", "transformers", "chronos-forecasting")},
+    }
+    numbers = [(name, pa.float32()) for name in ("predictions", *map(str, request.quantiles))]
+    names = [*zip(columns, file.types()), ("target_name", pa.string())]
+    parts = Parts(output, pa.schema(names + numbers))
+
+    start = time.perf_counter()
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*bars, TimeRemainingColumn(), transient=True, disable=not show_progress, console=console) as bar:
+        contents = parts.unfinished(run, resume=resume)
+        if contents is None:
+            step = bar.add_task("Checking the series", total=None)
+            contents = file.look(
+                freq=freq,
+                context_length=request.context_length,
+                chunk_rows=chunk_rows,
+                advance=lambda count: bar.advance(step, count),
+            )
+            parts.begin(run, contents)
+            bar.remove_task(step)
+        forecast_step = bar.add_task("Forecasting", total=contents.num_series - contents.num_left_out)
+        num_resumed = num_rows = num_parts = 0
+        for number, frame in enumerate(file.tables(chunk_rows)):
+            finished = parts.num_rows(number)
+            if finished is None:
+                series = file.series(frame, contents.freq, fill=freq is not None)
+                forecasts = forecast_series(
+                    pipeline, series, contents.freq, request, columns, lambda count: bar.advance(forecast_step, count)
+                )
+                parts.write(number, forecasts)
+                num_rows += len(forecasts)
+            else:
+                num_rows += finished
+                num_resumed += finished // request.horizon
+                bar.advance(forecast_step, finished // request.horizon)
+            num_parts += 1
+        if file.identity() != identity:
+            raise ValueError(
+                f"{file.what} must stay as it is while it is read, but it has changed: begin anew with resume=False (--no-resume)."
+            )
+        parts.join(num_parts)
+    seconds = time.perf_counter() - start
+    return ForecastSummary(
+        output=str(output),
+        num_series=contents.num_series,
+        num_rows=contents.num_rows,
+        freq=contents.freq,
+        num_forecast_rows=num_rows,
+        num_left_out=contents.num_left_out,
+        left_out=contents.left_out,
+        num_resumed=num_resumed,
+        seconds=seconds,
+        series_per_second=(num_rows // request.horizon - num_resumed) / seconds,
+    )
+
+
+def _columns(id_column: str, timestamp_column: str, target: str) -> tuple[str, str, str]:
+    columns = (id_column, timestamp_column, target)
+    if len(set(columns)) < 3:
+        raise ValueError(
+            f"id_column, timestamp_column and target must be three different columns, found {', '.join(columns)}."
+        )
+    return columns
+
+
+def _check_output(input: Path, output: Path, overwrite: bool) -> None:
+    check_suffix(output, "output")
+    if output.is_dir():
+        raise FileExistsError(f"output: {output} is a folder; give a file.")
+    if output.exists():
+        if output.samefile(input):
+            raise ValueError(f"output must be another file than input, found {output} twice.")
+        if not overwrite:
+            raise FileExistsError(f"output: {output} exists; give another file, or overwrite=True (--overwrite).")
+
+
+def _device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, found {device!r} and no GPU.")
+    return device

@@ -1,0 +1,1 @@
+"""Model cards, and pushing a model to the Hub in one commit."""

@@ -1,0 +1,85 @@
+"""Fresh Chronos models that a short training can teach: where their weights begin.
+
+A transformer of this size, trained for minutes rather than days, spends most of its time on what is known beforehand: the order of the
+4,096 bins, and that the last values of a context matter most. Both are put into the initial weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from chronos import ChronosConfig
+from chronos.chronos_bolt import ChronosBoltModelForForecasting
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
+
+from ..checkpoints.families import T5, family_of
+from ..models.modeling_lowrank_layers import relative_position_bucket
+
+__all__ = ["fresh_model", "local_position_bias", "smooth_embedding"]
+
+
+def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A Chronos-T5 or Chronos-Bolt, dense or low-rank, with the initial weights that `seed` gives, in float32.
+
+    transformers' rules for T5, but for the token embeddings (`smooth_embedding`) and the relative position bias
+    (`local_position_bias`).
+    """
+    set_seed(seed)
+    model = model_class(config)
+    stacks = [model.encoder]
+    if family_of(model_class) is T5:
+        stacks.append(model.decoder)
+        chronos_config = ChronosConfig(**config.chronos_config)
+        with torch.no_grad():
+            model.shared.weight.copy_(smooth_embedding(chronos_config, config.d_model, seed))
+        model.generation_config = GenerationConfig(
+            decoder_start_token_id=config.decoder_start_token_id,
+            pad_token_id=config.pad_token_id,
+            eos_token_id=config.eos_token_id,
+        )
+    else:  # a Bolt's decoder has one token and nowhere to look
+        assert isinstance(model, ChronosBoltModelForForecasting)
+    with torch.no_grad():
+        for stack in stacks:
+            bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+            furthest = config.relative_attention_max_distance
+            buckets, heads = bias.weight.shape
+            is_decoder = stack is not model.encoder
+            bias.weight.copy_(local_position_bias(buckets, heads, furthest, is_decoder=is_decoder))
+    return model
+
+
+def smooth_embedding(chronos_config: ChronosConfig, d_model: int, seed: int) -> torch.Tensor:
+    """Initial token embeddings, float32 of shape (n_tokens, d_model): nearby bins start out alike.
+
+    Random Fourier features of the bin's centre with frequencies from one cycle over the whole range to one over
+    a few bins. The order of the bins is known; a short training run should not have to find it out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer: Any = chronos_config.create_tokenizer()
+    frequency = torch.exp(torch.empty(d_model).uniform_(math.log(0.2), math.log(200.0), generator=generator))
+    phase = torch.empty(d_model).uniform_(0, 2 * math.pi, generator=generator)
+    embedding = torch.randn(chronos_config.n_tokens, d_model, generator=generator)
+    first_bin = chronos_config.n_special_tokens + 1  # tokenizer.output_transform's own offset
+    embedding[first_bin:] = math.sqrt(2) * torch.cos(tokenizer.centers[:, None] * frequency + phase)
+    return embedding
+
+
+def local_position_bias(buckets: int, heads: int, furthest: int, *, is_decoder: bool) -> torch.Tensor:
+    """An initial relative position bias, float32 of shape (buckets, heads), with which heads begin to look somewhere.
+
+    `furthest` is the distance from which on all have one bucket.
+
+    In turns: the step before, the step after (in the decoder, the step itself), the near past and future, everywhere. Left at T5's
+    near-zero start, the bias moves by a learning rate a step, and a short run never learns to read the last value of a context.
+    """
+    distance = torch.arange(-furthest, 1 if is_decoder else furthest + 1)
+    bucket = relative_position_bucket(
+        distance, bidirectional=not is_decoder, num_buckets=buckets, max_distance=furthest
+    )
+    centre = torch.stack([distance[bucket == i].float().mean().nan_to_num(-999.0) for i in range(buckets)])
+    ahead = 0 if is_decoder else 1
+    shapes = [4.0 * (centre == -1), 4.0 * (centre == ahead), 3.0 - 0.5 * centre.abs().clamp(max=12), 0.0 * centre]
+    return torch.stack([shapes[head % len(shapes)] for head in range(heads)], dim=1)

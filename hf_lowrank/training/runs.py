@@ -1,0 +1,131 @@
+"""A training run that may be cut off: its folder, its last checkpoint, its progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..checkpoints.dense import write_text
+
+__all__ = [
+    "HELD_OUT_SEED",
+    "Hopeless",
+    "check_count",
+    "last_checkpoint",
+    "progress_bar",
+    "public_name",
+    "working_folder",
+]
+
+HELD_OUT_SEED = 1_000_003  # of synthetic series; never a training seed
+
+
+class Hopeless(ValueError):
+    """The run must not be gone on with: its checkpoints are removed."""
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}.")
+
+
+def public_name(model: Any) -> str:
+    """A Hub id, or the last part of a path: the rest of it is the machine's business, and would be published."""
+    name = str(model.config.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else model)
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if is_hub_id else Path(name).name
+
+
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self.progress = progress
+        self.task = progress.add_task("", total=steps, loss="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+
+@contextmanager
+def progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
+    """A callback for a Trainer that draws a progress bar on the standard error stream."""
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, transient=True, disable=not show, console=Console(stderr=True)) as progress:
+        yield _ProgressCallback(progress, steps)
+
+
+@contextmanager
+def working_folder(output: str | os.PathLike, kind: str, settings: dict[str, Any], *, resume: bool) -> Iterator[Path]:
+    """The folder `<output>.<kind>` of a run's checkpoints: new, or that of the same run, unfinished.
+
+    It stays where the block fails after a checkpoint, and is removed otherwise. Of several processes the main one makes and
+    removes it.
+
+    Raises:
+        FileExistsError: The folder is something else.
+        ValueError: The unfinished run has other settings.
+    """
+    output = Path(os.path.abspath(output))
+    folder = output.with_name(f"{output.name}.{kind}")
+    state = PartialState()
+    with state.main_process_first():
+        _open(folder, kind, settings, resume=resume or not state.is_main_process)
+    is_over = False
+    try:
+        yield folder
+        is_over = True
+        state.wait_for_everyone()
+    except Hopeless:
+        is_over = True
+        raise
+    finally:
+        if state.is_main_process and (is_over or last_checkpoint(folder) is None):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(folder: Path, kind: str, settings: dict[str, Any], *, resume: bool) -> None:
+    file = folder / f"{kind}.json"
+    if folder.exists() and not file.is_file():
+        raise FileExistsError(
+            f"output: {folder} is in the way, and no unfinished {kind}; move it, or give another output."
+        )
+    if file.is_file() and not resume:
+        shutil.rmtree(folder)
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        different = [
+            f"{name} {found.get(name)} and not {value}" for name, value in settings.items() if found.get(name) != value
+        ]
+        if different:
+            raise ValueError(
+                f"resume: {folder} is an unfinished run with {', '.join(different)}. Give the same arguments to go on with "
+                "it, or resume=False (--no-resume) to begin anew."
+            )
+    else:
+        write_text(file, json.dumps(settings, indent=2))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    # Trainer writes this file last: a checkpoint that has it is whole.
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[-1]))) if whole else None

@@ -1,0 +1,126 @@
+"""The command line: what it writes, what it prints for programs, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
+from typer.testing import CliRunner
+
+import hf_lowrank
+from hf_lowrank.cli.app import app
+
+pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def dense_folder(chronos_t5, tmp_path: Path) -> Path:
+    chronos_t5.save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def stored_parameters(folder: Path) -> int:
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_compress_writes_what_its_json_says(dense_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "compress", dense_folder, tmp_path / "small", "--ratio", "0.5", "--form", "cross=latent", "--json"
+    )
+    assert code == 0
+    report = json.loads(out)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "small")
+    assert isinstance(model, hf_lowrank.LowRankT5ForConditionalGeneration)
+    assert stored_parameters(tmp_path / "small") == report["parameters"] == model.num_parameters()
+    assert stored_parameters(dense_folder) == report["dense_parameters"]
+    assert report["attention_ratio"] <= 0.5
+    assert report["compression"] == model.config.compression
+    kinds = {row["kind"]: set(row["ranks"]) for row in report["layers"]}
+    assert kinds["cross"] == {"latent", "query", "output"}
+    assert kinds["encoder_self"] == {"qk", "vo"}
+    assert report["totals"]["parameters"] == sum(row["parameters"] for row in report["layers"])
+
+
+def test_compress_prints_every_changed_layer(dense_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("compress", dense_folder, tmp_path / "small", "--uniform", "3")
+    assert code == 0
+    for layer in ("encoder_self 0", "encoder_self 1", "decoder_self 1", "cross 1"):
+        assert layer in out
+    assert "qk 3/8" in out
+
+
+def test_every_policy_is_an_option(dense_folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "ranks.json"
+    table.write_text(json.dumps({"cross": [{"qk": 2, "vo": 3}] * 2}))
+    policies = {
+        "epsilon": ("--epsilon", "0.1"),
+        "energy": ("--energy", "0.05"),
+        "uniform": ("--uniform", "4"),
+        "schedule": ("--base-rank", "2", "--rank-growth", "0.5", "--rank-rounding", "pow2"),
+        "ranks": ("--ranks", table),
+    }
+    for name, options in policies.items():
+        code, out, err = run("compress", dense_folder, tmp_path / name, *options, "--json")
+        assert code == 0, err
+        assert json.loads(out)["compression"]["policy"] == name
+
+
+def test_the_papers_method_says_that_it_saves_nothing(dense_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("compress", dense_folder, tmp_path / "paper", "--ratio", "0.5", "--method", "paper")
+    assert code == 0
+    assert "nothing is smaller" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "exactly one of"),
+        (("--ratio", "0.5", "--uniform", "2"), "ratio and uniform"),
+        (("--ratio", "1.5"), "ratio must be in (0, 1], found 1.5"),
+        (("--uniform", "99"), "uniform must be an integer in [1, 8]"),
+        (("--rank-growth", "0.3"), "--base-rank"),
+        (("--ratio", "0.5", "--form", "dense"), "form must be"),
+        (("--ratio", "0.5", "--method", "svd"), "method must be"),
+        (("--ranks", "no-such-file.json"), "no-such-file.json"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_writes_nothing(
+    dense_folder: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run("compress", dense_folder, tmp_path / "small", *options)
+    assert code == 1
+    assert out == ""
+    line = err.splitlines()[-1]  # below a progress bar, where the model had to be seen first
+    assert line.startswith("error: ")
+    assert message in line
+    assert {path.name for path in tmp_path.iterdir()} == {"dense"}
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(dense_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "small"
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+    code, _, err = run("compress", dense_folder, output, "--uniform", "3")
+    assert code == 1
+    assert "--overwrite" in err
+    assert (output / "mine.txt").read_text() == "precious"
+    code, _, _ = run("compress", dense_folder, output, "--uniform", "3", "--overwrite")
+    assert code == 0
+    assert not (output / "mine.txt").exists()
+    assert (output / "model.safetensors").exists()
+
+
+def test_a_loss_worth_a_warning_reaches_the_user(dense_folder: Path, tmp_path: Path) -> None:
+    code, _, err = run("compress", dense_folder, tmp_path / "small", "--ratio", "0.15", "--calibration", "none")
+    assert code == 0
+    assert "warning: " in err
+    assert "expected to drop" in err

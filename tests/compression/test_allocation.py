@@ -1,0 +1,327 @@
+"""Policies: budgets are kept, no better choice exists, and more budget never means more loss."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lowrank.compression.allocation import (
+    Component,
+    Options,
+    allocate_budget,
+    allocate_energy,
+    allocate_epsilon,
+    allocate_epsilon_at_ratio,
+    allocate_uniform,
+    check_argument,
+)
+
+FULL_RANK = 5
+SPECTRA = st.lists(
+    st.lists(
+        st.lists(st.floats(0, 100) | st.just(0.0), min_size=FULL_RANK, max_size=FULL_RANK), min_size=1, max_size=3
+    ),
+    min_size=1,
+    max_size=4,
+)
+RATIOS = st.floats(0.2, 1)  # rank 1 everywhere needs a fifth
+
+
+def components_of(spectra: list[list[list[float]]], weights: list[float] | None = None) -> list[Component]:
+    return [
+        Component(f"layer.{i}", np.sort(np.array(groups))[:, ::-1].copy(), *([] if weights is None else [weights[i]]))
+        for i, groups in enumerate(spectra)
+    ]
+
+
+# Components
+
+
+@given(SPECTRA, st.floats(1e-3, 1e3))
+def test_loss_is_the_dropped_share_of_the_squares_times_the_weight(spectra, weight):
+    for component in components_of(spectra, [weight] * len(spectra)):
+        squares = component.singular_values**2
+        for rank in range(component.full_rank + 1):
+            wanted = weight * squares[:, rank:].sum() / squares.sum() if squares.sum() > 0 else 0.0
+            assert component.loss[rank] == pytest.approx(wanted, rel=1e-9, abs=1e-300)
+        assert component.loss[-1] == 0
+        assert (np.diff(component.loss) <= 0).all()
+        assert component.weight == weight
+
+
+def test_a_component_weighs_one_where_nothing_is_said():
+    assert Component("a", np.array([[2.0, 1.0]])).loss.tolist() == pytest.approx([1.0, 0.2, 0.0])
+
+
+# Budgets
+
+
+def convex_layer(drops: list[float], steps: list[int], name: str) -> Options:
+    """Options on a convex curve: each further unit of cost saves less than the one before."""
+    steps = steps[: len(drops)]
+    rates = np.sort(np.array(drops[: len(steps)]))[::-1]
+    cost = np.cumsum([1, *steps]).astype(float)
+    saved = np.cumsum([0.0, *(rates * steps)])
+    loss = saved[-1] - saved
+    order = np.argsort(-cost)  # the dense one first
+    entries = tuple({"layer": name, "option": int(i)} for i in order)
+    return Options(entries, loss[order], {"parameters": cost[order], "cache": 2 * cost[order]})
+
+
+LAYERS = st.lists(
+    st.tuples(
+        st.lists(st.floats(0, 10), min_size=1, max_size=4), st.lists(st.integers(1, 6), min_size=1, max_size=4)
+    ).map(lambda pair: pair if len(pair[0]) <= len(pair[1]) else (pair[0][: len(pair[1])], pair[1])),
+    min_size=1,
+    max_size=4,
+).map(lambda layers: {f"layer.{i}": convex_layer(*layer, f"layer.{i}") for i, layer in enumerate(layers)})
+
+# Options of any kind: what is cheap in one budget may be dear in the other, and losses follow no curve.
+NUMBERS = st.integers(1, 20).map(float)
+ANY_LAYERS = st.lists(
+    st.lists(st.tuples(st.floats(0, 10), NUMBERS, NUMBERS), min_size=1, max_size=5), min_size=1, max_size=4
+).map(
+    lambda layers: {
+        f"layer.{i}": Options(
+            tuple({"option": j} for j in range(len(options))),
+            np.array([option[0] for option in options]),
+            {
+                "parameters": np.array([option[1] for option in options]),
+                "cache": np.array([option[2] for option in options]),
+            },
+        )
+        for i, options in enumerate(layers)
+    }
+)
+
+
+def index(options: Options, entry: dict[str, Any]) -> int:
+    return options.entries.index(entry)
+
+
+def lost(layers: dict[str, Options], chosen: dict[str, dict[str, Any]]) -> float:
+    return sum(float(options.loss[index(options, chosen[name])]) for name, options in layers.items())
+
+
+def spent(layers: dict[str, Options], chosen: dict[str, dict[str, Any]], kind: str) -> float:
+    return sum(float(options.costs[kind][index(options, chosen[name])]) for name, options in layers.items())
+
+
+def all_choices(layers: dict[str, Options]) -> list[dict[str, dict[str, Any]]]:
+    return [dict(zip(layers, entries)) for entries in itertools.product(*(o.entries for o in layers.values()))]
+
+
+def between(layers: dict[str, Options], share: float, kind: str) -> float:
+    """A budget between the least and the most that the options can cost."""
+    least, most = (sum(float(end(o.costs[kind])) for o in layers.values()) for end in (np.min, np.max))
+    return least + share * (most - least)
+
+
+@given(LAYERS, st.floats(0, 1))
+def test_a_budget_is_kept_and_the_loss_is_within_one_option_of_the_least(layers, share):
+    """Against all choices there are. The slack is a single step of one layer: what the last piece of the budget cannot buy."""
+    budget = between(layers, share, "parameters")
+    found = allocate_budget(layers, {"parameters": budget})
+    assert spent(layers, found, "parameters") <= budget * (1 + 1e-9)
+    affordable = [choice for choice in all_choices(layers) if spent(layers, choice, "parameters") <= budget]
+    best = min(lost(layers, choice) for choice in affordable)
+    step = max(float(np.diff(options.loss).max(initial=0.0)) for options in layers.values())
+    assert lost(layers, found) <= best + step + 1e-9
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(0, 16))
+def test_steps_of_one_size_are_spent_optimally(rates, budget):
+    """As with heads of one shape: every rank costs the same, so there is no slack."""
+    layers = {f"layer.{i}": convex_layer(drops, [1] * 4, f"layer.{i}") for i, drops in enumerate(rates)}
+    budget = min(budget, 4 * len(layers)) + len(layers)
+    found = allocate_budget(layers, {"parameters": budget})
+    assert spent(layers, found, "parameters") <= budget
+    affordable = [choice for choice in all_choices(layers) if spent(layers, choice, "parameters") <= budget]
+    assert lost(layers, found) == pytest.approx(min(lost(layers, c) for c in affordable), rel=1e-9, abs=1e-9)
+
+
+@given(LAYERS, st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_budget_never_loses_more(layers, first, second):
+    less, more = (
+        lost(layers, allocate_budget(layers, {"parameters": between(layers, share, "parameters")}))
+        for share in sorted((first, second))
+    )
+    assert more <= less + 1e-9
+
+
+@given(ANY_LAYERS, st.integers(0, 10**6), st.sampled_from([("parameters",), ("cache",), ("parameters", "cache")]))
+def test_budgets_of_some_choice_are_kept_together_and_nothing_useful_is_left(layers, seed, kinds):
+    """Any options and any budgets that some choice keeps: what is found keeps them, and no one layer could lose less within them."""
+    choices = all_choices(layers)
+    witness = choices[seed % len(choices)]
+    budgets = {kind: spent(layers, witness, kind) for kind in kinds}
+    found = allocate_budget(layers, budgets)
+    for kind, budget in budgets.items():
+        assert spent(layers, found, kind) <= budget * (1 + 1e-9)
+    for name, options in layers.items():
+        for entry in options.entries:
+            other = found | {name: entry}
+            if all(spent(layers, other, kind) <= budget for kind, budget in budgets.items()):
+                assert lost(layers, other) >= lost(layers, found) - 1e-12
+
+
+@given(ANY_LAYERS)
+def test_the_whole_budget_loses_the_least_there_is(layers):
+    budgets = {kind: between(layers, 1.0, kind) for kind in ("parameters", "cache")}
+    least = sum(float(options.loss.min()) for options in layers.values())
+    assert lost(layers, allocate_budget(layers, budgets)) == pytest.approx(least, rel=1e-12, abs=1e-12)
+
+
+def test_nothing_is_spent_on_options_that_save_nothing():
+    """Of options that lose the same, tails of rounding errors too, the cheapest is taken."""
+    options = Options(
+        ({"rank": 3}, {"rank": 2}, {"rank": 1}),
+        np.array([0.0, 0.0, 1.0]),
+        {"parameters": np.array([30.0, 20.0, 10.0])},
+    )
+    assert allocate_budget({"a": options}, {"parameters": 30}) == {"a": {"rank": 2}}
+
+
+def test_options_are_not_changed_and_the_answer_is_a_copy():
+    options = Options(({"rank": 1},), np.array([0.0]), {"parameters": np.array([1.0])})
+    allocate_budget({"a": options}, {"parameters": 1})["a"]["rank"] = 7
+    assert options.entries == ({"rank": 1},)
+
+
+@pytest.mark.parametrize("rank", range(1, 100))
+def test_a_budget_is_not_lost_to_rounding(rank):
+    """0.29 * 100 is 28.999999999999996, and rank 29 of 100 is what was asked for."""
+    ranks = np.arange(1.0, 101)
+    options = Options(tuple({"rank": int(r)} for r in ranks), 1 - ranks / 100, {"parameters": ranks})
+    assert allocate_budget({"a": options}, {"parameters": rank / 100 * 100}) == {"a": {"rank": rank}}
+
+
+@given(ANY_LAYERS, st.floats(0.01, 0.99), st.sampled_from(["parameters", "cache"]))
+def test_a_budget_below_the_cheapest_options_is_an_error(layers, share, kind):
+    least = between(layers, 0.0, kind)
+    with pytest.raises(
+        ValueError, match=rf"a budget of .* {kind} is below {least:,.6g}, what the smallest ranks need"
+    ):
+        allocate_budget(layers, {kind: share * least})
+
+
+# The others
+
+
+@given(SPECTRA, st.floats(0, 1), st.floats(0, 1))
+def test_epsilon_counts_and_is_monotone(spectra, first, second):
+    components = components_of(spectra)
+    small, large = sorted((first, second))
+    many, few = allocate_epsilon(components, small), allocate_epsilon(components, large)
+    for component in components:
+        values = component.singular_values
+        counts = [sum(1 for v in group if values.max() > 0 and v / values.max() >= large) for group in values]
+        if values.max() > 0:
+            assert few[component.name] == max(1, *counts)
+        assert few[component.name] <= many[component.name]
+
+
+def test_epsilon_gives_a_zero_component_rank_one():
+    assert allocate_epsilon(components_of([[[0.0] * 4]]), 1e-3) == {"layer.0": 1}
+
+
+def kept(components: list[Component], ranks: dict[str, int]) -> float:
+    """The share of all ranks."""
+    return sum(ranks.values()) / sum(component.full_rank for component in components)
+
+
+@given(SPECTRA, RATIOS)
+def test_epsilon_at_ratio_is_the_smallest_epsilon_that_fits(spectra, ratio):
+    components = components_of(spectra)
+    if kept(components, allocate_epsilon(components, 1.0)) > ratio:
+        with pytest.raises(ValueError, match="which epsilon=1 keeps"):
+            allocate_epsilon_at_ratio(components, ratio)
+        return
+    found = allocate_epsilon_at_ratio(components, ratio)
+    thresholds = {0.0, 1.0}.union(*(component.relative.ravel().tolist() for component in components))
+    fitting = [
+        table
+        for table in (allocate_epsilon(components, threshold) for threshold in thresholds)
+        if kept(components, table) <= ratio
+    ]
+    assert found in fitting
+    assert kept(components, found) == max(kept(components, table) for table in fitting)
+
+
+@given(SPECTRA, st.floats(0, 0.999), st.floats(0, 0.999))
+def test_energy_is_the_smallest_rank_and_monotone(spectra, first, second):
+    components = components_of(spectra, [3.0, 0.25, 100.0, 1.0])
+    small, large = sorted((first, second))
+    many, few = allocate_energy(components, small), allocate_energy(components, large)
+    for component in components:
+        rank = few[component.name]
+        assert component.loss[rank] <= large * component.weight
+        assert rank == 1 or component.loss[rank - 1] > large * component.weight
+        assert rank <= many[component.name]
+
+
+@given(SPECTRA, st.integers(1, FULL_RANK))
+def test_uniform_is_uniform(spectra, rank):
+    assert set(allocate_uniform(components_of(spectra), rank).values()) == {rank}
+
+
+@given(SPECTRA, st.integers(1, 7), st.integers(1, FULL_RANK), st.floats(0, 0.9))
+def test_multiple_of_rounds_up(spectra, multiple_of, rank, threshold):
+    components = components_of(spectra)
+    for allocate, argument in (
+        (allocate_uniform, rank),
+        (allocate_epsilon, threshold),
+        (allocate_energy, threshold),
+    ):
+        plain = allocate(components, argument)
+        rounded = allocate(components, argument, multiple_of=multiple_of)
+        for name, wanted in plain.items():
+            candidates = [r for r in range(1, FULL_RANK + 1) if r % multiple_of == 0 or r == FULL_RANK]
+            assert rounded[name] == min(r for r in candidates if r >= wanted)
+
+
+# Errors
+
+COMPONENTS = components_of([[[3.0, 2.0, 1.0, 0.5]], [[1.0, 1.0, 1.0, 1.0]]])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("allocate", "argument", "message"),
+    [
+        *((allocate_uniform, rank, "uniform must be a positive integer") for rank in (0, -1, 2.0)),
+        (allocate_uniform, 5, r"uniform must be an integer in \[1, 4\], the full rank of layer.0, found 5"),
+        *((allocate_epsilon, epsilon, r"epsilon must be in \[0, 1\], found") for epsilon in (-0.1, 1.1, NAN)),
+        *((allocate_energy, energy, r"energy must be in \[0, 1\), found") for energy in (-0.1, 1.0, NAN)),
+        *((allocate_epsilon_at_ratio, ratio, r"ratio must be in \(0, 1\], found") for ratio in (0, -0.5, 1.01, NAN)),
+        (allocate_epsilon_at_ratio, 0.2, "is below 0.6250"),
+    ],
+)
+def test_arguments_out_of_range(allocate, argument, message):
+    with pytest.raises(ValueError, match=message):
+        allocate(COMPONENTS, argument)
+
+
+@pytest.mark.parametrize("allocate", [allocate_uniform, allocate_epsilon, allocate_energy])
+@pytest.mark.parametrize("multiple_of", [0, -8, 1.5])
+def test_multiple_of_out_of_range(allocate, multiple_of):
+    with pytest.raises(ValueError, match=f"multiple_of must be a positive integer, found {multiple_of}"):
+        allocate(COMPONENTS, 1 if allocate is allocate_uniform else 0.9, multiple_of=multiple_of)
+
+
+@pytest.mark.parametrize("name", ["ratio", "total_ratio", "feed_forward_ratio", "max_cache_ratio"])
+@pytest.mark.parametrize("value", [0, -0.5, 1.01, NAN, True, "half", None])
+def test_a_share_out_of_range(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\], found {value!r}"):
+        check_argument(name, value)
+
+
+@given(st.floats(0, 1, exclude_min=True) | st.just(1))
+def test_a_share_in_range(value):
+    for name in ("ratio", "total_ratio", "feed_forward_ratio", "max_cache_ratio"):
+        check_argument(name, value)

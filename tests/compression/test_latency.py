@@ -1,0 +1,325 @@
+"""The speed of a forecast: a sum over layers that grows with every rank, and a budget. No test depends on how fast the machine is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import T5EncoderModel, T5Model
+
+from hf_lowrank import compress_pretrained, summarize
+from hf_lowrank.benchmarking.measurement import Case
+from hf_lowrank.compression import latency as speed
+from hf_lowrank.compression.latency import (
+    Bench,
+    Speed,
+    default_workload,
+    entry_form,
+    features,
+    measure_speed,
+    non_negative_fit,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
+
+ATTENTION = ("encoder_self", "decoder_self", "cross")
+FEED_FORWARD = ("encoder_feed_forward", "decoder_feed_forward")
+D_MODEL, D_KV, D_FF = 16, 8, 24
+FEATURES = {"even": 3, "uneven": 3, "latent": 5, "feed_forward": 3}
+WORKLOAD = Case(batch_size=2, context_length=10, prediction_length=3, num_samples=2)
+
+numbers = st.integers(1, D_KV)
+ranks = st.integers(1, D_MODEL)
+maybe = st.none() | ranks
+entries = st.one_of(
+    st.fixed_dictionaries({"qk": numbers, "vo": numbers}),
+    st.fixed_dictionaries({"latent": ranks, "query": maybe, "output": maybe}),
+    st.fixed_dictionaries({"width": st.integers(1, D_FF), "wi": maybe, "wo": maybe}),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(speed, "LEAST_ROUNDS", 1)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_config) -> Speed:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "SECONDS", 0.0)
+        patch.setattr(speed, "LEAST_ROUNDS", 1)
+        return measure_speed(tiny_config(), WORKLOAD)
+
+
+def invented(fixed: float = 5.0, **changes: Any) -> Speed:
+    """Coefficients of one for everything: seconds that a test can count."""
+    coefficients = {
+        kind: {form: (1.0,) * FEATURES[form] for form in ("even", "uneven", "latent")} for kind in ATTENTION
+    }
+    coefficients |= {kind: {"feed_forward": (1.0,) * 3} for kind in FEED_FORWARD}
+    sizes = {"d_model": D_MODEL, "num_heads": 2, "is_gated": False}
+    return replace(Speed(WORKLOAD, "cpu", "float32", 1, **sizes, fixed=fixed, coefficients=coefficients), **changes)
+
+
+def tables(config: Any) -> dict[str, dict[str, Any]]:
+    """The entries of all layers by their names, "cross.3"."""
+    stacks = {f"{stack}_feed_forward": rows for stack, rows in config.feed_forward_ranks.items()}
+    columns = config.attention_ranks | stacks
+    return {f"{kind}.{i}": entry for kind, rows in columns.items() for i, entry in enumerate(rows)}
+
+
+# What is measured
+
+
+def test_every_kind_and_form_has_coefficients(measured):
+    assert set(measured.coefficients) == {*ATTENTION, *FEED_FORWARD}
+    for kind, forms in measured.coefficients.items():
+        assert set(forms) == ({"feed_forward"} if kind in FEED_FORWARD else {"even", "uneven", "latent"})
+        for form, coefficients in forms.items():
+            assert len(coefficients) == FEATURES[form]
+            assert all(np.isfinite(c) and c >= 0 for c in coefficients)
+            assert any(c > 0 for c in coefficients)
+    assert measured.fixed >= 0
+    assert (measured.workload, measured.device, measured.dtype) == (WORKLOAD, "cpu", "float32")
+    assert measured.threads == torch.get_num_threads()
+
+
+@given(entry=entries, more=st.integers(1, 4), kind=st.sampled_from(ATTENTION + FEED_FORWARD))
+def test_the_prediction_grows_with_every_rank(measured, entry, more, kind):
+    if (kind in FEED_FORWARD) != ("width" in entry):
+        return
+    seconds = measured.seconds(kind, entry)
+    assert seconds > 0
+    for name, rank in entry.items():
+        # Heads with qk = vo are computed in a way of their own.
+        if rank is not None and entry_form(entry | {name: rank + more}) == entry_form(entry):
+            assert measured.seconds(kind, entry | {name: rank + more}) >= seconds
+
+
+def test_a_forecast_is_the_sum_of_its_layers(measured, tiny_config, mixed_ranks):
+    table = tables(tiny_config(**mixed_ranks))
+    total = measured.fixed + sum(measured.seconds(name.split(".")[0], entry) for name, entry in table.items())
+    assert measured.forecast(table) == pytest.approx(total)
+    assert measured.forecast({}) == measured.fixed
+
+
+@pytest.mark.parametrize("changes", [{}, {"feed_forward_proj": "gated-gelu"}, {"num_heads": 5, "d_ff": 6}])
+def test_the_entries_that_are_timed_are_valid(tiny_config, changes):
+    config = tiny_config(**changes)
+    bench = Bench(config, WORKLOAD, False, torch.device("cpu"), torch.float32)
+    for kind in bench.kinds:
+        found = bench.entries(kind)
+        dense = {"width": config.d_ff, "wi": None, "wo": None} if kind in FEED_FORWARD else {"qk": D_KV, "vo": D_KV}
+        assert dense in found
+        for entry in found:
+            column = {kind: [entry] * bench.depth(kind)}
+            stack = {kind.removesuffix("_feed_forward"): column[kind]}
+            tiny_config(
+                **changes, **({"feed_forward_ranks": stack} if kind in FEED_FORWARD else {"attention_ranks": column})
+            )
+    assert all(seconds > 0 for kind in bench.kinds for _, seconds in bench.layer_seconds(kind))
+    assert bench.forecast_seconds() > 0
+
+
+def test_each_timed_layer_does_the_work_of_a_forecast(tiny_config):
+    """How often a decoder layer's passes count: once a step, whatever part of the paths is timed."""
+    bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
+    expected = {"encoder_self": [1 / 2], "encoder_feed_forward": [1 / 2], "decoder_self": [3 / 3], "cross": [3 / 3, 1]}
+    for kind, times in expected.items():  # two encoder layers and three decoder layers in a pass; three steps
+        assert [found for _, found in bench.work(kind, bench.small_entry(kind))] == pytest.approx(times)
+
+
+def test_what_is_too_large_to_time_is_scaled(tiny_config, monkeypatch):
+    monkeypatch.setattr(speed, "ARITHMETIC", 1)
+    bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
+    (_, times), (_, projections) = bench.work("cross", bench.small_entry("cross"))
+    assert times == pytest.approx(2 * 3 / 3)  # one series of two, with all its paths
+    assert projections == pytest.approx(2)
+    [(_, times)] = bench.work("decoder_self", bench.small_entry("decoder_self"))
+    assert times == pytest.approx(4 * 3 / 3)  # one path of four
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("encoder_only", [False, True])
+def test_what_is_timed_is_the_loop_or_the_model(tiny_config, encoder_only, monkeypatch):
+    """The encoder of a forecaster runs in the loop; an encoder alone is called as a model."""
+    called = []
+    monkeypatch.setattr(speed, "self_attention", lambda *_: called.append("loop"))
+    bench = Bench(tiny_config(), WORKLOAD, encoder_only, torch.device("cpu"), torch.float32)
+    [(action, _)] = bench.work("encoder_self", bench.small_entry("encoder_self"))
+    action()
+    assert called == ([] if encoder_only else ["loop"] * 2)
+
+
+@torch.inference_mode()
+def test_a_step_can_be_repeated(tiny_config):
+    bench = Bench(tiny_config(), replace(WORKLOAD, prediction_length=6), False, torch.device("cpu"), torch.float32)
+    for entry in bench.entries("decoder_self"):
+        [(step, _)] = bench.work("decoder_self", entry)
+        first, *_, last = [step() for _ in range(3)]
+        torch.testing.assert_close(first, last)
+
+
+def test_measuring_leaves_the_random_state_alone(tiny_config):
+    before = torch.get_rng_state()
+    measure_speed(tiny_config(), WORKLOAD)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_encoder_alone_is_measured_alone(tiny_config):
+    found = measure_speed(tiny_config(), encoder_only=True, workload=Case(2, 10, 0, None))
+    assert set(found.coefficients) == {"encoder_self", "encoder_feed_forward"}
+
+
+def test_the_default_workload_is_the_checkpoints_own(tiny_config, tiny_chronos_config):
+    chronos = tiny_config(chronos_config=vars(tiny_chronos_config).copy())
+    assert default_workload(chronos) == Case(4, 40, 8, 4)
+    assert default_workload(tiny_config()) == Case(4, 512, 64, 1)
+    assert default_workload(tiny_config(), encoder_only=True) == Case(4, 512, 0, None)
+
+
+# The fit
+
+
+@given(
+    coefficients=st.lists(st.floats(0, 5), min_size=3, max_size=3).filter(lambda found: max(found) > 0.1),
+    seed=st.integers(0, 99),
+)
+def test_the_fit_finds_the_coefficients(coefficients, seed):
+    inputs = np.random.default_rng(seed).uniform(1, 1e6, (8, 3))
+    inputs[:, 0] = 1
+    assert inputs @ non_negative_fit(inputs, inputs @ coefficients) == pytest.approx(inputs @ coefficients)
+
+
+def test_the_fit_has_no_negative_coefficient():
+    inputs = np.array([[1.0, 1], [1, 2], [1, 3]])
+    constant, slope = non_negative_fit(inputs, np.array([3.0, 2, 1]))  # falling
+    assert slope == 0
+    assert constant == pytest.approx((1 / 3 + 1 / 2 + 1) / (1 / 9 + 1 / 4 + 1))  # of relative errors
+
+
+def test_features_are_those_of_the_formula():
+    size = {"d_model": 16, "num_heads": 2, "is_gated": False}
+    assert features({"qk": 3, "vo": 5}, **size) == (1, 6, 10)
+    assert features({"latent": 4, "query": 3, "output": None}, **size) == (1, 4, 3 * (16 + 8), 2 * 4 * 16, 1)
+    assert features({"width": 24, "wi": 2, "wo": None}, **size) == (1, 2 * 40 + 16 * 24, 1)
+    assert features({"width": 24, "wi": 2, "wo": 3}, **size | {"is_gated": True}) == (1, 2 * 2 * 40 + 3 * 40, 3)
+    assert entry_form({"width": 24, "wi": 2, "wo": None}) == "feed_forward"
+
+
+# compress_pretrained
+
+
+@pytest.fixture
+def by_invented_speed(monkeypatch):
+    """`compress_pretrained` by weights alone, on a machine with coefficients of one."""
+    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda *_, **__: invented())
+    return lambda dense, **arguments: compress_pretrained(dense, calibration=None, **arguments)
+
+
+@pytest.mark.parametrize("target", [1.0, 1.5, 2.5])
+@pytest.mark.parametrize("form", ["auto", "per_head", "latent"])
+def test_the_predicted_seconds_keep_the_budget(dense_t5, by_invented_speed, target, form):
+    model = by_invented_speed(dense_t5(), target_speedup=target, form=form)
+    record = model.config.compression["speed"]
+    assert record["seconds_dense"] >= target * record["seconds_predicted"] * (1 - 1e-9)
+    assert record["seconds_predicted"] == pytest.approx(invented().forecast(tables(model.config)))
+    full = model.config.full_ranks()
+    dense = dict(full["attention_ranks"]) | {f"{k}_feed_forward": v for k, v in full["feed_forward_ranks"].items()}
+    dense = {f"{kind}.{i}": entry for kind, rows in dense.items() for i, entry in enumerate(rows)}
+    assert record["seconds_dense"] == pytest.approx(invented().forecast(dense))
+    if target > 1:  # what is saved is not more than was asked for
+        assert record["seconds_predicted"] > 0.8 * record["seconds_dense"] / target
+
+
+def test_a_larger_speedup_loses_more(dense_t5, by_invented_speed):
+    losses = []
+    for target in (1.2, 1.8, 2.5):
+        model = by_invented_speed(dense_t5(), target_speedup=target)
+        losses.append(sum(model.config.compression["predicted_loss"].values()))
+    assert losses == sorted(losses)
+    assert losses[0] < losses[-1]
+
+
+def test_kinds_that_cost_more_are_cut_more(dense_t5, monkeypatch):
+    costly = invented()
+    coefficients = {
+        kind: {form: (1e-6,) * len(c) for form, c in forms.items()} for kind, forms in costly.coefficients.items()
+    }
+    slow = replace(costly, fixed=0.0, coefficients=coefficients | {"cross": costly.coefficients["cross"]})
+    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda *_, **__: slow)
+    config = compress_pretrained(dense_t5(), target_speedup=2, calibration=None).config
+    full = config.full_ranks()
+    assert config.attention_ranks["cross"] != full["attention_ranks"]["cross"]
+    assert config.feed_forward_ranks == full["feed_forward_ranks"]
+
+
+@pytest.mark.parametrize(("name", "share"), [("ratio", 0.6), ("total_ratio", 0.7), ("max_cache_ratio", 0.5)])
+def test_together_with_another_budget(dense_t5, by_invented_speed, name, share):
+    config = by_invented_speed(dense_t5(), target_speedup=1.3, **{name: share}).config
+    assert config.compression["policy"] == "budgets"
+    assert config.compression["arguments"] == {"target_speedup": 1.3, name: share}
+    record, summary = config.compression["speed"], summarize(config)
+    assert record["seconds_dense"] >= 1.3 * record["seconds_predicted"] * (1 - 1e-9)
+    kinds = ATTENTION if name == "ratio" else ATTENTION + FEED_FORWARD
+    kept = {
+        "ratio": summary.attention_ratio,
+        "total_ratio": summary.total("parameters", *kinds) / summary.total("dense_parameters", *kinds),
+        "max_cache_ratio": summary.cache_ratio,
+    }
+    assert kept[name] <= share
+
+
+def test_what_was_measured_is_recorded(tmp_path, chronos_t5):
+    """With a real measurement. A target of 0.1 is reached on every machine: nothing is cut."""
+    model = compress_pretrained(chronos_t5, target_speedup=0.1, calibration=None)
+    record = model.config.compression["speed"]
+    assert record["workload"] == {"batch_size": 4, "context_length": 40, "prediction_length": 8, "num_samples": 4}
+    assert record["device"] == "cpu"
+    assert record["dtype"] == "float32"
+    assert record["threads"] == torch.get_num_threads()
+    assert 0 < record["seconds_predicted"] == pytest.approx(record["seconds_dense"])
+    assert 0 <= record["seconds_fixed"] < record["seconds_dense"]
+    assert model.config.attention_ranks == model.config.full_ranks()["attention_ranks"]
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.compression["speed"] == record
+
+
+def test_models_without_a_head_are_measured_too(dense_t5):
+    for model_class in (T5Model, T5EncoderModel):
+        with pytest.MonkeyPatch.context() as patch:
+            workload = replace(WORKLOAD, prediction_length=0) if model_class is T5EncoderModel else WORKLOAD
+            patch.setattr(speed, "default_workload", lambda *_, workload=workload, **__: workload)
+            model = compress_pretrained(dense_t5(model_class), target_speedup=0.1, calibration=None)
+        assert model.config.compression["speed"]["seconds_dense"] > 0
+
+
+def test_errors(dense_t5, by_invented_speed):
+    dense = dense_t5()
+    with pytest.raises(ValueError, match=r"target_speedup must be a positive number, found 0"):
+        by_invented_speed(dense, target_speedup=0)
+    too_large = r"target_speedup=1000 is too large: the smallest ranks are predicted to reach \d+\.\d+ on this machine"
+    with pytest.raises(ValueError, match=too_large):
+        by_invented_speed(dense, target_speedup=1000)
+    with pytest.raises(ValueError, match="target_speedup chooses the feed-forward ranks"):
+        by_invented_speed(dense, target_speedup=2, feed_forward_ratio=0.5)
+    with pytest.raises(ValueError, match=r"Give exactly one of .* found epsilon and target_speedup"):
+        by_invented_speed(dense, target_speedup=2, epsilon=0.1)
+    with pytest.raises(ValueError, match="method='paper' takes"):
+        by_invented_speed(dense, target_speedup=2, method="paper")
+
+
+def test_the_largest_reachable_speedup_is_the_one_of_the_error(dense_t5, by_invented_speed):
+    dense = dense_t5()
+    with pytest.raises(ValueError, match="target_speedup") as error:
+        by_invented_speed(dense, target_speedup=1000)
+    reachable = float(str(error.value).split("reach ")[1].split(" ")[0])
+    model = by_invented_speed(dense, target_speedup=reachable * 0.999)
+    record = model.config.compression["speed"]
+    assert record["seconds_dense"] / record["seconds_predicted"] == pytest.approx(reachable, rel=2e-3)

@@ -1,0 +1,416 @@
+"""Token batches for Trainer: what they hold, that they repeat, and that a model trains on them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from hf_lowrank import LowRankT5ForConditionalGeneration
+from hf_lowrank.data.windows import SeriesBatches, SyntheticBatches, read_series, single_batch, tokenize_windows
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_chronos_config) -> SyntheticBatches:
+    return SyntheticBatches(tiny_chronos_config, 60, seed=3, max_tokens=400, max_windows=12)
+
+
+# Windows to tokens
+
+
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 40), scale=st.floats(1e-3, 1e4))
+def test_tokens_decode_to_the_values_they_came_from(seed, length, scale, tiny_chronos_config):
+    generator = torch.Generator().manual_seed(seed)
+    context, target = (torch.randn(3, n, generator=generator) * scale for n in (length, 8))
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    tokenizer = tiny_chronos_config.create_tokenizer()
+    size = context.abs().mean(dim=1)  # both windows are scaled by the context's mean absolute value
+    width = tokenizer.centers[1] - tokenizer.centers[0]
+    for ids, values in ((batch["input_ids"], context), (batch["labels"], target)):
+        decoded = tokenizer.output_transform(ids[:, None, :-1], size)[:, 0]
+        inside = (values / size[:, None]).abs() < 15
+        error = (decoded - values).abs() / size[:, None]
+        assert (error[inside] <= 0.501 * width).all()
+        assert ((decoded / size[:, None])[~inside].abs() > 14.99).all()
+
+
+@settings(max_examples=25)
+@given(data=st.data(), length=st.integers(1, 40), rows=st.integers(1, 4))
+def test_missing_values_are_masked_and_ignored(data, length, rows, tiny_chronos_config):
+    def window(size: int) -> torch.Tensor:
+        values = st.floats(-9, 9, width=32) | st.just(NAN)
+        row = st.lists(values, min_size=size, max_size=size)
+        return torch.tensor(data.draw(st.lists(row, min_size=rows, max_size=rows)), dtype=torch.float32)
+
+    context, target = window(length), window(8)
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (rows, length + 1)
+    assert batch["labels"].shape == (rows, 9)
+
+    eos = tiny_chronos_config.eos_token_id
+    assert (batch["input_ids"][:, -1] == eos).all()
+    assert (batch["labels"][:, -1] == eos).all()
+    assert (batch["attention_mask"][:, -1] == 1).all()
+    assert torch.equal(batch["attention_mask"][:, :-1] == 0, context.isnan())
+    assert torch.equal(batch["input_ids"][:, :-1] == tiny_chronos_config.pad_token_id, context.isnan())
+    assert torch.equal(batch["labels"][:, :-1] == -100, target.isnan())
+    values = [batch["input_ids"][:, :-1][~context.isnan()], batch["labels"][:, :-1][~target.isnan()]]
+    for ids in values:
+        assert ((ids >= 2) & (ids < 64)).all()  # never a special token
+
+
+def test_the_windows_themselves_are_left_alone(tiny_chronos_config):
+    context, target = torch.tensor([[1.0, NAN, 3.0]]), torch.tensor([[2.0] * 7 + [NAN]])
+    before = context.clone(), target.clone()
+    tokenize_windows(tiny_chronos_config, context, target)
+    torch.testing.assert_close((context, target), before, equal_nan=True)
+
+
+def test_a_context_too_long_loses_its_past_and_not_its_present(tiny_chronos_config):
+    context, target = torch.randn(2, 55), torch.randn(2, 8)
+    batch = tokenize_windows(tiny_chronos_config, context, target)
+    recent = tokenize_windows(tiny_chronos_config, context[:, -40:], target)
+    torch.testing.assert_close(batch, recent)
+
+
+# The dataset
+
+
+def test_an_item_depends_on_seed_and_index_alone(batches, tiny_chronos_config):
+    arguments = {"max_tokens": 400, "max_windows": 12}
+    twin = SyntheticBatches(tiny_chronos_config, 1000, seed=3, **arguments)
+    other = SyntheticBatches(tiny_chronos_config, 60, seed=4, **arguments)
+    for index in (59, 0, 17):
+        item = batches[index]
+        torch.testing.assert_close(item, batches[index], rtol=0, atol=0)
+        torch.testing.assert_close(item, twin[index], rtol=0, atol=0)
+        for different in (other[index], batches[(index + 1) % 60]):
+            assert not torch.equal(item["labels"][:1], different["labels"][:1])
+
+
+def test_items_are_whole_batches_within_their_limits(batches):
+    lengths, horizons, missing = [], set(), 0
+    for item in batches:
+        input_ids, labels = item["input_ids"], item["labels"]
+        count, length = input_ids.shape[0], input_ids.shape[1] - 1
+        complete = bool((labels[:, -1] == 1).all())  # a target shorter than the model's horizon has no EOS
+        horizon = labels.shape[1] - complete
+        lengths.append(length)
+        horizons.add(horizon)
+        assert 10 <= length <= 40
+        assert complete == (horizon == 8)
+        assert complete or not (labels == 1).any()
+        assert count == len(labels) == min(12, 400 // (length + horizon))
+        assert item["attention_mask"].shape == input_ids.shape
+        assert input_ids.min() >= 0
+        assert labels.min() >= 1
+        assert max(input_ids.max(), labels.max()) < 64
+        assert (input_ids[:, -1] == 1).all()
+        assert (item["attention_mask"][:, -2] == 1).all()  # the last value is known
+        missing += bool((item["attention_mask"] == 0).any())
+    assert len(lengths) == 60  # iteration ends where the index does
+    assert horizons == {6, 7, 8}
+    assert min(lengths) < 13
+    assert max(lengths) > 35
+    assert 0 < missing < 20
+    # Drawn log-uniformly: as many lengths below the geometric mean of 10 and 40 as above it.
+    assert 0.3 < sum(length < 20 for length in lengths) / 60 < 0.7
+
+
+def test_windows_grow_over_the_ramp(tiny_chronos_config):
+    chronos_config = replace(tiny_chronos_config, context_length=200, prediction_length=40)
+    batches = SyntheticBatches(chronos_config, 200, seed=0, ramp=100, max_tokens=1)
+    sizes = [
+        (item["input_ids"].shape[1] - 1, item["labels"].shape[1]) for item in map(batches.__getitem__, range(200))
+    ]
+    for index, (length, horizon) in enumerate(sizes):
+        progress = min(1, index / 100)  # the limits grow geometrically, from 24 and 12 to the model's own
+        assert 10 <= length <= 24 ** (1 - progress) * 201**progress
+        assert 6 <= horizon <= 12 ** (1 - progress) * 41**progress + (horizon == 41)  # 40 and EOS
+    assert max(sizes[:20])[0] > 18
+    assert max(sizes[100:])[0] > 170
+    assert max(horizon for _, horizon in sizes[100:]) > 35
+
+
+def test_a_batch_is_never_empty(tiny_chronos_config):
+    tiny = SyntheticBatches(tiny_chronos_config, 5, seed=0, max_tokens=1)
+    assert all(len(item["input_ids"]) == 1 for item in tiny)
+
+
+@pytest.mark.parametrize("index", [-1, 60, 1000])
+def test_an_index_outside_is_refused(batches, index):
+    assert len(batches) == 60
+    with pytest.raises(IndexError, match=rf"index must be in \[0, 60\), found {index}"):
+        batches[index]
+
+
+def test_single_batch_hands_an_item_on_as_it_is(batches):
+    item = batches[0]
+    assert single_batch([item]) is item
+    with pytest.raises(ValueError, match="too many values"):
+        single_batch([item, item])
+    loaded = next(iter(DataLoader(batches, batch_size=1, collate_fn=single_batch)))
+    torch.testing.assert_close(loaded, item, rtol=0, atol=0)
+
+
+# The user's own series
+
+
+def long_frame(series: dict[str, list[float]]) -> pd.DataFrame:
+    """In long format, the rows in no order."""
+    rows = [
+        (item, time, value)
+        for item, values in series.items()
+        for time, value in zip(pd.date_range("2020-01-01", periods=len(values)), values)
+    ]
+    return pd.DataFrame(rows, columns=["item_id", "timestamp", "target"]).sample(frac=1, random_state=0)
+
+
+def test_every_shape_of_series_reads_the_same(tmp_path: Path):
+    wanted = [np.array([1.0, NAN, 3.0]), np.array([5.0, 6.0, 7.0])]
+    lists = [[1.0, None, 3.0], [5, 6, 7]]
+    frame = long_frame({"a": [1.0, NAN, 3.0], "b": [5.0, 6.0, 7.0]})
+    frame.to_csv(tmp_path / "series.csv", index=False)
+    frame.to_parquet(tmp_path / "series.parquet")
+    shapes = [
+        wanted,
+        tuple(wanted),
+        lists,
+        [torch.tensor(wanted[0], requires_grad=True), torch.tensor(wanted[1]).bfloat16()],
+        [pd.Series(wanted[0]), pd.Series([5, 6, 7], dtype="Int64")],
+        np.stack(wanted),
+        torch.tensor(np.stack(wanted), dtype=torch.float16),
+        pd.Series(lists),
+        [{"target": values, "id": i} for i, values in enumerate(lists)],
+        frame,
+        tmp_path / "series.csv",
+        str(tmp_path / "series.parquet"),
+    ]
+    for data in shapes:
+        found = read_series(data)
+        assert [values.dtype for values in found] == [np.float64] * 2
+        np.testing.assert_array_equal(found, wanted)
+    for one in (wanted[0], torch.tensor(wanted[0]), pd.Series(wanted[0])):
+        np.testing.assert_array_equal(read_series(one), wanted[:1])
+
+
+@pytest.mark.parametrize("form", [None, "torch"])
+def test_a_dataset_reads_as_its_targets(form: str | None):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"target": [[1.0, None, 3.0], [5, 6, 7]], "id": ["a", "b"]}).with_format(form)
+    np.testing.assert_array_equal(read_series(rows), [[1.0, NAN, 3.0], [5.0, 6.0, 7.0]])
+
+
+def test_series_that_are_all_missing_are_left_out_aloud():
+    with pytest.warns(UserWarning, match="2 of 3 series have no observed value"):
+        found = read_series([[NAN, NAN], [1.0], []])
+    assert [[*values] for values in found] == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "series is empty"),
+        (torch.zeros(0, 5), "series is empty"),
+        (torch.zeros(2, 3, 4), r"\(time,\) or \(batch, time\), found \(2, 3, 4\)"),
+        ([1.0, 2.0], r"item 0 must have one dimension, time; found shape \(\)"),
+        ([[1.0], np.zeros((2, 2))], r"item 1 must have one dimension, time; found shape \(2, 2\)"),
+        ([[1.0, float("inf")]], "item 0 holds the value inf at step 1"),
+        ([np.array([1.0, -1e39])], "item 0 holds the value -1e.39 at step 1, infinite in float32"),
+        ([["a", "b"]], "item 0 must be a 1-D array of numbers"),
+        ([[NAN], [NAN, NAN]], "all values of all 2 series are missing"),
+        ([{"value": [1.0]}], "item 0 has no target; found value"),
+        ({"a": [1.0]}, "found a dict"),
+        (7, "found a int"),
+        (pd.DataFrame({"item_id": [1], "target": [1.0]}), "series: the DataFrame has no column timestamp"),
+        (long_frame({"a": [1.0, float("inf")]}), "item 0 holds the value inf at step 1"),
+        (pd.concat([long_frame({"a": [1.0]})] * 2), "series: the DataFrame has duplicate timestamps"),
+        ("series.txt", "file must end in .csv or .parquet, found 'series.txt'"),
+    ],
+)
+def test_what_is_no_series_is_an_error_that_says_so(data, message):
+    with pytest.raises(ValueError, match=message):
+        read_series(data)
+
+
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
+        read_series(tmp_path / "none.csv")
+    (tmp_path / "odd.csv").write_text("item_id,value\na,1\n")
+    with pytest.raises(
+        ValueError, match=r"series: file 'odd\.csv' has no column timestamp, target; found item_id, value"
+    ):
+        read_series(tmp_path / "odd.csv")
+
+
+def test_reading_series_imports_no_optional_package():
+    code = "import sys, hf_lowrank.data.windows; assert not {'fev', 'datasets', 'gluonts'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), seed=st.integers(0, 10_000))
+def test_windows_are_pieces_of_the_series(data, seed, tiny_chronos_config):
+    """Every series counts up from its own start, so that a token in place of a value says where it came from."""
+    chronos_config = replace(tiny_chronos_config, context_length=12, prediction_length=5)
+    lengths = data.draw(st.lists(st.integers(2, 60), min_size=1, max_size=4))
+    rng = np.random.default_rng(seed)
+    series = [
+        np.where(rng.random(length) < 0.3, NAN, np.arange(length) + 100.0 * i) for i, length in enumerate(lengths)
+    ]
+    for values in series:
+        values[[0, 1]] = values[0] if values[0] == values[0] else -7.0  # two values that are observed
+    seen = []
+
+    def spy(config, context, target):
+        seen.append((config, context, target))
+        return tokenize_windows(config, context, target)
+
+    batches = SeriesBatches(chronos_config, series, 3, seed=seed, max_tokens=60, max_windows=4, min_length=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_lowrank.data.windows.tokenize_windows", spy)
+        items = list(batches)
+    for item, (config, context, target) in zip(items, seen):
+        count, length = context.shape
+        horizon = target.shape[1]
+        assert length <= 12
+        assert horizon == config.prediction_length <= 5
+        assert 1 <= count <= 4
+        assert count * (length + horizon) <= 60
+        assert item["input_ids"].shape == item["attention_mask"].shape == (count, length + 1)
+        assert item["labels"].shape[0] == count
+        # Nothing but padding is longer than the longest window.
+        for past, future in zip(context.numpy(), target.numpy()):
+            assert not np.isnan(past).all()
+            assert not np.isnan(future).all()
+            joined = np.concatenate([past, future])
+            steps = joined[~np.isnan(joined)]
+            pieces = [values for values in series if np.isin(steps, values).all()]
+            assert any(_is_piece(joined, values) for values in pieces)
+        is_observed = ~target.isnan()
+        assert torch.equal(item["labels"][:, :horizon] != -100, is_observed)
+        if item["labels"].shape[1] == horizon:  # no target is complete, so there is no EOS
+            assert not (item["labels"] == 1).any()
+        else:
+            assert horizon == 5
+            has_end = item["labels"][:, -1]
+            assert set(has_end.tolist()) <= {1, -100}
+            assert (has_end == 1).any()
+            assert (has_end[is_observed[:, -1]] == 1).all()
+
+
+def _is_piece(window: np.ndarray, values: np.ndarray) -> bool:
+    """Whether the window is a run of `values`, with NaN before and after it."""
+    padded = np.concatenate([np.full(len(window), NAN), values, np.full(len(window), NAN)])
+    runs = np.lib.stride_tricks.sliding_window_view(padded, len(window))
+    return bool(((runs == window) | (np.isnan(runs) & np.isnan(window))).all(axis=1).any())
+
+
+def test_items_of_series_depend_on_seed_and_index_alone(tiny_chronos_config):
+    series = [np.sin(np.arange(90) / 3), np.arange(30.0)]
+    make = (
+        SeriesBatches(tiny_chronos_config, series, 20, seed=1),
+        SeriesBatches(tiny_chronos_config, series, 9, seed=1),
+    )
+    other = SeriesBatches(tiny_chronos_config, series, 20, seed=2)
+    for index in (8, 0, 3):
+        torch.testing.assert_close(make[0][index], make[1][index], rtol=0, atol=0)
+        for different in (other[index], make[0][index + 1]):
+            assert different["labels"].shape != make[0][index]["labels"].shape or not torch.equal(
+                different["labels"], make[0][index]["labels"]
+            )
+
+
+@pytest.mark.parametrize("values", [[3.0, 3.0], [0.0] * 7, [NAN, 1.0, NAN, 2.0, NAN], [-4.0] * 100, [1e30, 1e-30]])
+def test_one_short_or_constant_series_is_enough(values, tiny_chronos_config, chronos_t5):
+    batches = SeriesBatches(tiny_chronos_config, [np.array(values)], 4, seed=0, max_windows=5)
+    for item in batches:
+        assert len(item["labels"]) == 5
+        assert ((item["labels"] != -100).sum(dim=1) > 0).all()
+        assert (item["attention_mask"][:, :-1].sum(dim=1) > 0).all()
+        assert chronos_t5(**item).loss.isfinite()
+
+
+def test_long_series_fill_the_context(tiny_chronos_config):
+    batches = SeriesBatches(
+        tiny_chronos_config, [np.random.default_rng(0).normal(size=1000)], 60, seed=0, min_length=5
+    )
+    lengths = [item["input_ids"].shape[1] - 1 for item in batches]
+    assert {min(lengths), max(lengths)} <= {5, 6, 39, 40}
+    assert 0.3 < sum(length < math.sqrt(5 * 40) for length in lengths) / 60 < 0.7  # drawn log-uniformly
+
+
+def test_series_are_drawn_alike_however_long(tiny_chronos_config):
+    series = [np.full(3000, -1.0), np.full(30, 1.0)]
+    batches = SeriesBatches(tiny_chronos_config, series, 40, seed=0)
+    signs = torch.cat([item["input_ids"][:, -2] > 32 for item in batches])
+    assert 0.4 < signs.float().mean() < 0.6
+
+
+def test_series_without_a_context_and_a_target_are_refused(tiny_chronos_config):
+    alone, apart = np.array([1.0, NAN, NAN]), np.array([1.0, *[NAN] * 60, 2.0])
+    with pytest.raises(ValueError, match="series: none of 2 has two observed values within 48 steps"):
+        SeriesBatches(tiny_chronos_config, [alone, apart], 3, seed=0)
+    (item,) = SeriesBatches(tiny_chronos_config, [alone, np.array([5.0, 5.0]), apart], 1, seed=0)
+    assert (item["attention_mask"].sum(dim=1) == 2).all()  # only the second series, one value and EOS
+    with pytest.raises(IndexError, match=r"index must be in \[0, 3\), found 3"):
+        SeriesBatches(tiny_chronos_config, [np.ones(9)], 3, seed=0)[3]
+
+
+# Trainer
+
+
+def test_trainer_learns_resumes_and_saves(tmp_path, tiny_config, mixed_ranks, tiny_chronos_config):
+    def trainer(steps: int) -> Trainer:
+        torch.manual_seed(0)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=1,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            logging_steps=1,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=0,
+        )
+        return Trainer(
+            model=LowRankT5ForConditionalGeneration(tiny_config(**mixed_ranks)),
+            args=arguments,
+            train_dataset=SyntheticBatches(tiny_chronos_config, 20, seed=0, max_tokens=400, max_windows=8),
+            data_collator=single_batch,
+        )
+
+    two = trainer(2)
+    before = {name: tensor.clone() for name, tensor in two.model.state_dict().items()}
+    assert math.isfinite(two.train().training_loss)
+    for name, tensor in two.model.named_parameters():
+        assert tensor.isfinite().all(), name
+        assert not torch.equal(tensor, before[name]), name
+
+    saved = LowRankT5ForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(dict(saved.named_parameters()), dict(two.model.named_parameters()), rtol=0, atol=0)
+
+    resumed = trainer(20)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    losses = [entry["loss"] for entry in resumed.state.log_history if "loss" in entry]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])
