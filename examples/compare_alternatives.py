@@ -29,7 +29,7 @@ from hf_lowrank.checkpoints.families import T5
 from hf_lowrank.compression.calibration import GramSum, _Collector, unpacked
 from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
 from hf_lowrank.compression.objectives import Objective
-from hf_lowrank.data.windows import SyntheticBatches
+from hf_lowrank.data.tokens import SyntheticBatches
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
 

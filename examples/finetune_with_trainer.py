@@ -22,9 +22,12 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_lowrank import RankCallback
-from hf_lowrank.checkpoints.dense import check_output, checkpoint_path
-from hf_lowrank.data.windows import SeriesWindows, WindowCollator, held_out_ends, read_series
+from hf_lowrank.checkpoints.dense import checkpoint_path
+from hf_lowrank.data.series import read_series
+from hf_lowrank.data.tokens import WindowCollator
+from hf_lowrank.data.windows import SeriesWindows, held_out_ends
 from hf_lowrank.evaluation.tasks import find_tasks
+from hf_lowrank.files import check_output
 
 
 def load_series(data: str) -> tuple[list, int | None]:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import objective_of
-from hf_lowrank.data.windows import SyntheticBatches
+from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.training.pretraining import PretrainingSettings, pretrain
 from hf_lowrank.training.runs import HELD_OUT_SEED
 

@@ -32,7 +32,8 @@ from hf_lowrank import calibrate, compress_pretrained, summarize
 from hf_lowrank.analysis.spectra import StateSum
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import Objective, objective_of
-from hf_lowrank.data.windows import single_batch, tokenize_windows
+from hf_lowrank.data.tokens import tokenize_windows
+from hf_lowrank.data.windows import single_batch
 from hf_lowrank.evaluation.evaluate import evaluate
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
 from hf_lowrank.training.pretraining import PretrainingSettings, pretrain

@@ -9,7 +9,7 @@ from typing import Any
 import chronos
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
-from .checkpoints.dense import export_stock_t5, save_compressed
+from .checkpoints.export import export_stock_t5, save_compressed
 from .checkpoints.summary import CompressionSummary, summarize
 from .compression.calibration import Calibration, calibrate
 from .compression.compress import compress_pretrained

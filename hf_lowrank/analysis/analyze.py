@@ -26,7 +26,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..checkpoints.dense import as_full_rank, checkpoint_path, progress
+from ..checkpoints.dense import as_full_rank, checkpoint_path
+from ..progress import progress
 from .bounds import Bound, attention_bounds, embedding_bounds, flow_bounds
 from .probe import Probe, evaluating
 from .projections import Attention, find_attention

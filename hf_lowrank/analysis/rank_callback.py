@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints.dense import write_text
+from ..files import write_text
 from .probe import Probe
 from .projections import find_attention
 from .structures import attention_structure

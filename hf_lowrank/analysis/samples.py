@@ -17,8 +17,9 @@ from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch import nn
 
+from ..data.series import read_series
 from ..data.synthesis import synthetic_series
-from ..data.windows import read_series, tokenize_windows
+from ..data.tokens import tokenize_windows
 
 __all__ = ["Feed", "family_name", "feeds"]
 

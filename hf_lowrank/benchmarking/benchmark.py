@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..checkpoints.dense import write_text
 from ..checkpoints.published import build_checkpoint
+from ..files import write_text
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import Case, LoadedCheckpoint, Memory, cases
 

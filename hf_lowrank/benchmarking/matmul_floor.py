@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, T5Config
 
 from ..models.configuration_lowrank_t5 import LowRankT5Config, attention_form, cached_numbers
+from ..timing import seconds_of
 
 __all__ = ["Floor", "Machine", "Product", "cache_bytes", "measure_floor", "recorded_products", "t5_products"]
 
@@ -305,15 +305,5 @@ def product_seconds(product: Product, *, device: torch.device, dtype: torch.dtyp
 
 def median_seconds(action: Callable[[], Any], device: torch.device, *, passes: int = 5) -> float:
     """The median over `passes` calls, after one to warm up, in seconds."""
-
-    def timed() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    timed()
-    return statistics.median(timed() for _ in range(passes))
+    action()
+    return statistics.median(seconds_of(action, device) for _ in range(passes))

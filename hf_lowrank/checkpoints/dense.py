@@ -5,20 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from chronos import BaseChronosPipeline, ChronosConfig
-from chronos.chronos import ChronosModel
-from rich.console import Console
-from rich.progress import track
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -32,24 +24,9 @@ from transformers import (
 
 from ..compression.factorization import AttentionWeights, FeedForwardWeights
 from ..compression.objectives import Objective, objective_of
-from ..models.configuration_lowrank_t5 import ATTENTION_KINDS, attention_form
-from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
-from .families import FAMILIES, T5, Family, family_of
-from .summary import summarize
+from .families import FAMILIES, Family, family_of
 
-__all__ = [
-    "DenseCheckpoint",
-    "as_full_rank",
-    "as_pipeline",
-    "check_output",
-    "checkpoint_path",
-    "export_stock_t5",
-    "load_chronos",
-    "load_dense",
-    "progress",
-    "save_compressed",
-    "write_text",
-]
+__all__ = ["DenseCheckpoint", "as_full_rank", "checkpoint_path", "load_chronos", "load_dense"]
 
 DENSE_CLASSES = {cls.__name__: cls for family in FAMILIES for cls in family.classes}
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -306,52 +283,6 @@ def _fill_buffers(model: PreTrainedModel) -> None:
             model._init_weights(module)
 
 
-@contextmanager
-def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends without an error.
-
-    Raises:
-        FileExistsError: `output` is a file, or a folder that is not empty, and `overwrite` is false.
-    """
-    output = Path(output)
-    check_output(output, overwrite=overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        if output.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            os.replace(output, replaced / "old")
-            os.replace(temporary, output)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_output(output: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Raise FileExistsError where `new_folder` would; for a check before long work."""
-    output = Path(output)
-    if output.is_file():
-        raise FileExistsError(f"output: {output} is a file; give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"output: {output} is a folder that is not empty; give a new folder, or overwrite=True (--overwrite)."
-        )
-
-
-def save_compressed(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """`model.save_pretrained(output)`, all or nothing: the folder appears when it is complete.
-
-    Raises:
-        FileExistsError: `output` exists and is not empty, and `overwrite` is false.
-    """
-    with new_folder(output, overwrite=overwrite) as folder:
-        model.save_pretrained(folder)
-
-
 def load_chronos(source: str | os.PathLike) -> PreTrainedModel:
     """A dense Chronos model of any family in float32, ready to forecast.
 
@@ -365,67 +296,3 @@ def load_chronos(source: str | os.PathLike) -> PreTrainedModel:
             f"source: {source} is a {type(model).__name__} without a chronos_config; it must be a dense Chronos checkpoint."
         )
     return model.float().eval()
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a file that appears whole or not at all; its folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-
-
-def progress(items: Iterable[Any], description: str, show: bool) -> Iterable[Any]:
-    """The items, with a progress bar on standard error where it is wanted."""
-    return track(list(items), description=description, disable=not show, console=Console(stderr=True))
-
-
-def as_pipeline(model: PreTrainedModel) -> BaseChronosPipeline:
-    """The pipeline around a loaded Chronos model of any family, dense or low-rank."""
-    family = family_of(type(model))
-    if family is not T5:
-        assert family is not None
-        return family.pipelines[type(model) in family.classes.values()](model)
-    chronos_config = ChronosConfig(**model.config.chronos_config)
-    return LowRankChronosPipeline(
-        tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model)
-    )
-
-
-def export_stock_t5(model: PreTrainedModel, output: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Save a low-rank T5 as a plain T5 checkpoint that needs no hf_lowrank, where its shape allows it.
-
-    Raises:
-        ValueError: The layers do not all have one head dimension qk = vo and one feed-forward width, or one of them has a
-            latent or thin factors. Compress with `uniform=` for a model that can be exported.
-        FileExistsError: `output` exists and is not empty, and `overwrite` is false.
-    """
-    config = model.config
-    stock = {lowrank: dense for dense, lowrank in T5.classes.items()}.get(type(model))
-    if stock is None:
-        raise ValueError(f"model must be a low-rank T5, found {type(model).__name__}.")
-    rows = summarize(config).rows
-    attention = {tuple(sorted(row.ranks.items())) for row in rows if row.kind in ATTENTION_KINDS}
-    feed_forward = {tuple(row.ranks.values()) for row in rows if row.kind not in ATTENTION_KINDS}
-    ranks = dict(next(iter(attention)))
-    if len(attention) > 1 or attention_form(ranks) == "latent" or ranks["qk"] != ranks["vo"]:
-        raise ValueError(
-            "model: a stock T5 has one head dimension in all layers, this one does not; compress with uniform=RANK."
-        )
-    if len(feed_forward) > 1 or rows[-1].ranks["wi"] is not None or rows[-1].ranks["wo"] is not None:
-        raise ValueError("model: a stock T5 has one feed-forward width in all layers and no thin factors.")
-    values = config.to_dict() | {"d_kv": ranks["qk"], "d_ff": rows[-1].ranks["width"]}
-    own = ("attention_ranks", "feed_forward_ranks", "chronos_pipeline_class")
-    for name in ("model_type", "architectures", "auto_map", *own):
-        values.pop(name, None)
-    exported = build_model(
-        stock,
-        T5Config(**values),
-        model.state_dict(),
-        tied_keys=model.all_tied_weights_keys,
-        generation_config=getattr(model, "generation_config", None),
-    )
-    with new_folder(output, overwrite=overwrite) as folder:
-        exported.save_pretrained(folder)

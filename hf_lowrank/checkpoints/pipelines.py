@@ -10,13 +10,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from chronos import BaseChronosPipeline, ChronosPipeline, ForecastType
+from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline, ForecastType
+from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from .dense import checkpoint_path
+from .families import T5, family_of
 
-__all__ = ["fingerprint", "in_lean_pipeline", "load_pipeline", "predict_quantiles", "stable_seed"]
+__all__ = [
+    "QUANTILE_LEVELS",
+    "as_pipeline",
+    "fingerprint",
+    "in_lean_pipeline",
+    "load_pipeline",
+    "predict_quantiles",
+    "stable_seed",
+]
+
+QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
+
+
+def as_pipeline(model: PreTrainedModel) -> BaseChronosPipeline:
+    """The pipeline around a loaded Chronos model of any family, dense or low-rank."""
+    family = family_of(type(model))
+    if family is not T5:
+        assert family is not None
+        return family.pipelines[type(model) in family.classes.values()](model)
+    chronos_config = ChronosConfig(**model.config.chronos_config)
+    return LowRankChronosPipeline(
+        tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model)
+    )
 
 
 def load_pipeline(

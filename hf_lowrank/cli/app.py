@@ -104,8 +104,8 @@ def compress(
 ) -> None:
     """Turn a dense Chronos-T5 (or any T5) checkpoint into a low-rank one."""
     from .. import compress_pretrained, save_compressed, summarize
-    from ..checkpoints.dense import check_output
     from ..compression.calibration import calibrate
+    from ..files import check_output
 
     with plain_messages():
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.dense import DenseCheckpoint, progress
+from ..checkpoints.dense import DenseCheckpoint
+from ..progress import progress
 from .allocation import (
     Component,
     allocate_energy,

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.dense import DenseCheckpoint, load_dense, progress
+from ..checkpoints.dense import DenseCheckpoint, load_dense
+from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
 from .objectives import Batch, Objective
 

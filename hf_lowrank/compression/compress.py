@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
-from ..checkpoints.dense import DenseCheckpoint, build_model, load_dense, progress
+from ..checkpoints.dense import DenseCheckpoint, build_model, load_dense
 from ..checkpoints.families import Family
 from ..checkpoints.summary import summarize
 from ..models.configuration_lowrank_t5 import attention_form, scheduled_attention_ranks
+from ..progress import progress
 from .allocation import (
     Component,
     Options,

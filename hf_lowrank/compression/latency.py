@@ -37,6 +37,7 @@ from ..models.modeling_lowrank_t5 import (
     LowRankT5ForConditionalGeneration,
     SelfAttentionLayer,
 )
+from ..timing import seconds_of
 
 __all__ = ["Speed", "default_workload", "measure_speed"]
 
@@ -400,20 +401,10 @@ class Bench:
 
     def medians(self, actions: Sequence[Callable[[], Any]]) -> list[float]:
         """The median seconds of each, timed in turn, so that a busy moment of the machine falls on all of them alike."""
-
-        def timed(action: Callable[[], Any]) -> float:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            start = time.perf_counter()
-            action()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return time.perf_counter() - start
-
         for action in actions:
             action()
         rounds: list[list[float]] = []
         end = time.perf_counter() + SECONDS
         while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
-            rounds.append([timed(action) for action in actions])
+            rounds.append([seconds_of(action, self.device) for action in actions])
         return [statistics.median(times) for times in zip(*rounds)]

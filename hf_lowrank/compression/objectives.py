@@ -24,15 +24,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
 from ..checkpoints.families import family_of
-from ..data.windows import (
-    IGNORED_LABEL,
-    SeriesBatches,
-    SeriesWindows,
-    SyntheticBatches,
-    SyntheticWindows,
-    read_series,
-    stack_pieces,
-)
+from ..data.series import read_series
+from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
+from ..data.windows import SeriesWindows, SyntheticWindows, stack_pieces
 
 __all__ = ["Batch", "Objective", "objective_of", "output_mask"]
 

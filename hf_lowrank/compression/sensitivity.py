@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.dense import DenseCheckpoint, progress
+from ..checkpoints.dense import DenseCheckpoint
+from ..progress import progress
 from .allocation import Component
 from .layers import Layer, Point
 from .objectives import Batch, Objective

@@ -6,59 +6,17 @@ whatever shape they come.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig
 
-from ..evaluation.sources import read_frame, series_of_frame
 from .synthesis import synthetic_series
 
-__all__ = [
-    "SeriesBatches",
-    "SeriesWindows",
-    "SyntheticBatches",
-    "SyntheticWindows",
-    "WindowCollator",
-    "held_out_ends",
-    "read_series",
-    "single_batch",
-    "stack_pieces",
-    "tokenize_pieces",
-    "tokenize_windows",
-]
-
-IGNORED_LABEL = -100
-
-
-def tokenize_windows(
-    chronos_config: ChronosConfig, context: torch.Tensor, target: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Turn windows of series into a Chronos-T5 training batch.
-
-    Args:
-        chronos_config: The tokenizer's settings. Both windows are scaled by the context's mean absolute value.
-        context: Past values, float of shape (batch, context_length); NaN is missing or padding.
-        target: Future values, float of shape (batch, chronos_config.prediction_length); NaN is missing.
-
-    Returns:
-        `input_ids` and `attention_mask` of shape (batch, context_length + 1) and `labels` of shape
-        (batch, prediction_length + 1), int64; the last token is EOS, missing targets have the label -100.
-    """
-    tokenizer = chronos_config.create_tokenizer()
-    input_ids, attention_mask, scale = tokenizer.context_input_transform(context)
-    labels, observed = tokenizer.label_input_transform(target, scale)
-    labels[~observed] = IGNORED_LABEL
-    return {"input_ids": input_ids, "attention_mask": attention_mask.long(), "labels": labels}
+__all__ = ["SeriesWindows", "SyntheticWindows", "held_out_ends", "single_batch", "stack_pieces"]
 
 
 def stack_pieces(
@@ -74,25 +32,6 @@ def stack_pieces(
         context[row, context.shape[1] - len(past) :] = past
         target[row, : len(future)] = future
     return {"context": torch.from_numpy(context), "target": torch.from_numpy(target)}
-
-
-def tokenize_pieces(
-    chronos_config: ChronosConfig, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
-) -> dict[str, torch.Tensor]:
-    """Turn windows of unlike lengths into a Chronos-T5 training batch, as long as the longest of them.
-
-    Contexts are padded on the left and masked; targets, of at most the model's horizon, are padded on the right with
-    the label -100. A target that is shorter than the model's horizon has no EOS: its series did not end there.
-    """
-    window = stack_pieces(contexts, targets)
-    resized = replace(chronos_config, prediction_length=window["target"].shape[1])
-    batch = tokenize_windows(resized, **window)
-    if chronos_config.use_eos_token:
-        complete = torch.tensor([len(future) == chronos_config.prediction_length for future in targets])
-        batch["labels"][~complete, -1] = IGNORED_LABEL
-        if not complete.any():
-            batch["labels"] = batch["labels"][:, :-1].contiguous()
-    return batch
 
 
 class SyntheticWindows(Dataset):
@@ -151,117 +90,6 @@ class SyntheticWindows(Dataset):
             missing[:, -1] = False
             context = context.masked_fill(missing, float("nan"))
         return {"context": context.contiguous(), "target": target.contiguous()}
-
-
-class SyntheticBatches(Dataset):
-    """`SyntheticWindows` as tokens of a Chronos-T5. A target that is shorter than the model's horizon has no EOS.
-
-    Takes the arguments of `SyntheticWindows`; one value is one token.
-    """
-
-    def __init__(
-        self, chronos_config: ChronosConfig, num_batches: int, *, max_tokens: int = 4096, **more: Any
-    ) -> None:
-        self.chronos_config = chronos_config
-        self.windows = SyntheticWindows(
-            chronos_config.context_length,
-            chronos_config.prediction_length,
-            num_batches,
-            max_values=max_tokens,
-            **more,
-        )
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        window = self.windows[index]
-        horizon = window["target"].shape[1]
-        batch = tokenize_windows(replace(self.chronos_config, prediction_length=horizon), **window)
-        if horizon < self.chronos_config.prediction_length:
-            batch["labels"] = batch["labels"][:, :-1].contiguous()
-        return batch
-
-
-def read_series(data: Any) -> list[NDArray[np.float64]]:
-    """Time series in any of the usual shapes, as a list of 1-D float64 arrays in which NaN is missing.
-
-    Args:
-        data: One of
-
-            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing);
-            - one array or tensor of shape (time,) or (batch, time);
-            - a `datasets.Dataset`, or any other rows that are dictionaries, with a 1-D `target` in every row;
-            - a DataFrame in long format, with the columns item_id, timestamp and target, one row a value;
-            - the path of a CSV or parquet file in long format.
-
-            In long format rows may come in any order and time stamps need not be regular: values are put in the order of
-            time and nothing is put between them.
-
-    Raises:
-        ValueError: It is none of these, a value is infinite (in float32, which models compute in), or nothing is observed.
-        FileNotFoundError: There is no such file.
-
-    Series without a single observed value are left out, with a warning.
-    """
-    series = [_one_series(item, i) for i, item in enumerate(_items(data))]
-    if not series:
-        raise ValueError("series is empty: give at least one time series.")
-    observed = [values for values in series if not np.isnan(values).all()]
-    if not observed:
-        raise ValueError(f"series holds no observed value: all values of all {len(series)} series are missing.")
-    if dropped := len(series) - len(observed):
-        warnings.warn(
-            f"series: {dropped} of {len(series)} series have no observed value and are left out.", stacklevel=2
-        )
-    return observed
-
-
-def _items(data: Any) -> Iterable[Any]:
-    """The series in `data`, one by one, as they come."""
-    if isinstance(data, (str, Path)):
-        path = Path(data)
-        return [
-            values.to_numpy() for values in series_of_frame(read_frame(path), f"series: file {path.name!r}").values()
-        ]
-    if isinstance(data, pd.DataFrame):
-        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame").values()]
-    if isinstance(data, (torch.Tensor, np.ndarray, pd.Series)) and data.dtype != object:
-        if data.ndim not in (1, 2):
-            raise ValueError(f"series must have shape (time,) or (batch, time), found {tuple(data.shape)}.")
-        return data if data.ndim == 2 else [data]
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
-        raise ValueError(
-            "series must be a list of 1-D arrays, an array or tensor, rows with a target, a DataFrame, or the path of "
-            f"a CSV or parquet file; found a {type(data).__name__}."
-        )
-    return data
-
-
-def _one_series(item: Any, position: int) -> NDArray[np.float64]:
-    what = f"series: item {position}"
-    if isinstance(item, Mapping):
-        if "target" not in item:
-            raise ValueError(f"{what} has no target; found {', '.join(map(str, item))}.")
-        item = item["target"]
-    try:
-        if isinstance(item, torch.Tensor):
-            item = item.detach().cpu().double().numpy()  # numpy has no bfloat16
-        elif isinstance(item, pd.Series):
-            item = item.to_numpy(dtype=np.float64, na_value=np.nan)
-        values = np.asarray(item, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be a 1-D array of numbers ({error}).") from None
-    if values.ndim != 1:
-        raise ValueError(f"{what} must have one dimension, time; found shape {values.shape}.")
-    with np.errstate(over="ignore"):
-        infinite = np.isinf(values.astype(np.float32))
-    if infinite.any():
-        raise ValueError(
-            f"{what} holds the value {values[infinite][0]} at step {infinite.argmax()}, infinite in float32; "
-            "mark missing values with NaN."
-        )
-    return values
 
 
 def held_out_ends(
@@ -364,74 +192,7 @@ class SeriesWindows(Dataset):
         return {"contexts": contexts, "targets": targets}
 
 
-class SeriesBatches(Dataset):
-    """`SeriesWindows` as tokens of a Chronos-T5: contexts padded on the left and masked, targets padded with the label -100.
-
-    As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there. Takes the
-    arguments of `SeriesWindows`; one value is one token.
-    """
-
-    def __init__(
-        self,
-        chronos_config: ChronosConfig,
-        series: list[NDArray[np.float64]],
-        num_batches: int,
-        *,
-        max_tokens: int = 4096,
-        **more: Any,
-    ) -> None:
-        self.chronos_config = chronos_config
-        self.windows = SeriesWindows(
-            chronos_config.context_length,
-            chronos_config.prediction_length,
-            series,
-            num_batches,
-            max_values=max_tokens,
-            **more,
-        )
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return tokenize_pieces(self.chronos_config, *self.windows[index].values())
-
-
 def single_batch(features: list[dict[str, Any]]) -> dict[str, Any]:
     """The collator for datasets whose items are whole batches."""
     (batch,) = features
     return batch
-
-
-@dataclass(frozen=True)
-class WindowCollator:
-    """The collator that makes of windows what a Chronos-T5 or a Chronos-Bolt trains on.
-
-    A window is an item of `SeriesWindows` with `max_windows=1`, so that the Trainer's batch size counts windows, or any dictionary with
-    such lists of `contexts` and `targets`. Give the Trainer `remove_unused_columns=False`, and `label_names` for its evaluation.
-
-    Raises:
-        ValueError: It is another model.
-    """
-
-    config: PreTrainedConfig
-
-    def __post_init__(self) -> None:
-        if "prediction_length" not in (getattr(self.config, "chronos_config", None) or {}):
-            raise ValueError(
-                f"config must be that of a Chronos-T5 or a Chronos-Bolt, found a {type(self.config).__name__}. A Chronos-2 is "
-                "fine-tuned with Chronos2Pipeline.fit."
-            )
-
-    @property
-    def label_names(self) -> list[str]:
-        """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt by itself."""
-        return ["labels"] if "tokenizer_class" in self.config.chronos_config else ["target"]
-
-    def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, torch.Tensor]:
-        contexts, targets = (
-            [values for item in features for values in item[name]] for name in ("contexts", "targets")
-        )
-        if self.label_names == ["labels"]:
-            return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
-        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}

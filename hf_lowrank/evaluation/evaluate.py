@@ -27,12 +27,11 @@ import pandas as pd
 import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..checkpoints.dense import write_text
-from ..checkpoints.pipelines import fingerprint, load_pipeline, predict_quantiles, stable_seed
-from .tasks import QUANTILE_LEVELS, EvaluationTask, find_tasks, import_fev
+from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
+from ..files import write_text
+from ..progress import progress_display
+from .tasks import EvaluationTask, find_tasks, import_fev
 
 __all__ = ["METRICS", "SEASONAL_NAIVE", "EvaluationResult", "EvaluationRow", "evaluate", "seasonal_naive"]
 
@@ -152,8 +151,7 @@ def evaluate(
     pipelines = {SEASONAL_NAIVE: None, **{name: _load(model, settings) for name, model in named.items()}}
     weights = {name: pipeline and fingerprint(pipeline) for name, pipeline in pipelines.items()}
     rows: list[EvaluationRow] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True, disable=not progress, console=Console(stderr=True)) as bar:
+    with progress_display(show=progress) as bar:
         step = bar.add_task("", total=len(chosen) * len(pipelines))
         for definition in chosen:
             bar.update(step, description=definition.name)

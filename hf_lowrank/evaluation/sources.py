@@ -9,36 +9,24 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-__all__ = [
-    "LONG_FORMAT",
-    "HubDataset",
-    "PackagedSeries",
-    "SeriesFile",
-    "YearlyTsf",
-    "check_columns",
-    "inferred_frequency",
-    "read_frame",
-    "regular",
-    "seasonality_of",
-    "series_of_frame",
-    "store",
-]
+from ..data.series import (
+    SeriesByName,
+    in_order,
+    read_frame,
+    regular,
+    series_of_frame,
+)
 
-# Float series by name, each on a regular DatetimeIndex; NaN is missing.
-SeriesByName: TypeAlias = "dict[str, pd.Series]"
+__all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store"]
 
-LONG_FORMAT = ("item_id", "timestamp", "target")
+
 MAX_SERIES = 36  # of a packaged task, so that a small model goes through all tasks in minutes
 
 # The steps of one season by pandas offset: GluonTS's convention, which the Chronos benchmarks follow.
@@ -85,7 +73,7 @@ class PackagedSeries:
                 # pandas 2 and 3 give the value itself where there is one column of ids, and announce a tuple for later.
                 name = "/".join([*map(str, key if isinstance(key, tuple) else (key,)), column])
                 what = f"series {name!r} of {self.file}"
-                values = regular(_in_order(stamps[rows], target[rows], what), self.freq, what)
+                values = regular(in_order(stamps[rows], target[rows], what), self.freq, what)
                 values = values.loc[values.first_valid_index() : values.last_valid_index()]
                 if len(values) >= min_length and values.nunique() > 1:
                     series[name] = values
@@ -152,53 +140,6 @@ def package_file(file: str) -> Path:
     return Path(spec.origin).parent / inside
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """The table of a CSV or parquet file.
-
-    Raises:
-        FileNotFoundError, ValueError: There is no such file; its name ends otherwise.
-    """
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"file must end in .csv or .parquet, found {path.name!r}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"file {str(path)!r} does not exist.")
-    return readers[path.suffix](path)
-
-
-def series_of_frame(frame: pd.DataFrame, what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> SeriesByName:
-    """The series of a table in long format, each in the order of time.
-
-    `what` names the table in errors, `columns` are those of item, time and value.
-
-    Raises:
-        ValueError: A column is missing or of another type, a row has no item or time, or a time comes twice.
-    """
-    item_id, timestamp, value = columns
-    check_columns(frame.columns, what, columns)
-    try:
-        stamps = _parse_dates(frame[timestamp])
-        target = pd.to_numeric(frame[value]).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{what} needs dates as {timestamp} and numbers as {value}: {error}") from None
-    if frame[item_id].isna().any():
-        raise ValueError(f"{what} has rows without an {item_id}.")
-    groups = frame.groupby(frame[item_id].astype(str).to_numpy()).indices
-    return {
-        item: _in_order(stamps[rows], target[rows], f"{item_id} {item!r} of {what}") for item, rows in groups.items()
-    }
-
-
-def check_columns(found: Iterable[object], what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> None:
-    """Raise a ValueError where a table does not have the columns of the long format."""
-    names = [str(name) for name in found]
-    if missing := [column for column in columns if column not in names]:
-        raise ValueError(
-            f"{what} has no column {', '.join(missing)}; found {', '.join(names)}. "
-            f"The long format has the columns {', '.join(columns[:2])} and {columns[2]}."
-        )
-
-
 def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     if time_format == "quarter":
         quarters = text.str.extract(r"(?P<year>\d{4})\D+(?P<quarter>\d)").astype(int)
@@ -207,60 +148,6 @@ def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     if time_format == "week":
         return pd.DatetimeIndex(pd.to_datetime(text + " 1", format="%G W%V %u"))
     return pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=True)).tz_localize(None)
-
-
-def _parse_dates(column: pd.Series) -> pd.DatetimeIndex:
-    """ISO 8601 of any precision, or what format pandas finds in the first row; the time zone is dropped after a shift to UTC."""
-    if pd.api.types.is_numeric_dtype(column) and not column.isna().all():
-        raise ValueError(f"found the number {column.dropna().iloc[0]}")
-    try:
-        stamps = pd.to_datetime(column, format="ISO8601", utc=True)
-    except ValueError:
-        stamps = pd.to_datetime(column, utc=True)
-    return pd.DatetimeIndex(stamps).tz_localize(None)
-
-
-def _in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) -> pd.Series:
-    """A series in the order of time, with every time once."""
-    values = pd.Series(target, index=index).sort_index()
-    index = values.index
-    if index.hasnans:
-        raise ValueError(f"{what} has a row without a timestamp.")
-    if index.has_duplicates:
-        twice = index[index.duplicated()][0]
-        raise ValueError(f"{what} has duplicate timestamps ({twice}): there must be one row for each time.")
-    return values
-
-
-def inferred_frequency(index: pd.DatetimeIndex) -> str | None:
-    """The pandas frequency of three or more times, such as "h"; None where they are not regular, or fewer."""
-    if len(index) < 3:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pandas 3.1 announces an offset in place of its name
-        found = pd.infer_freq(index)
-    return getattr(found, "freqstr", found)
-
-
-def regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
-    """A series on the grid of `freq`, or as it is where `freq` is None; then it must be regular already."""
-    index = values.index
-    if freq is None:
-        if len(index) > 2 and inferred_frequency(index) is None:
-            gaps = index.to_series().diff()
-            odd = gaps.index[gaps.notna() & (gaps != gaps.mode()[0])][0]
-            raise ValueError(
-                f"{what} has irregular timestamps, such as {odd}: resample it, or give freq "
-                "(such as 'h', 'D' or 'B') to put it on that grid with NaN where nothing was observed."
-            )
-        return values
-    grid = pd.date_range(index[0], index[-1], freq=freq)
-    off_grid = index.difference(grid)
-    if len(off_grid):
-        raise ValueError(
-            f"{what} has {len(off_grid)} timestamps off the grid of freq={freq!r}, such as {off_grid[0]}."
-        )
-    return values.reindex(grid)
 
 
 def store(name: str, series: SeriesByName) -> Path:

@@ -14,20 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .sources import (
-    HubDataset,
-    PackagedSeries,
-    SeriesByName,
-    SeriesFile,
-    YearlyTsf,
-    inferred_frequency,
-    seasonality_of,
-    store,
-)
+from ..checkpoints.pipelines import QUANTILE_LEVELS
+from ..data.series import SeriesByName, inferred_frequency
+from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store
 
-__all__ = ["QUANTILE_LEVELS", "EvaluationTask", "file_task", "find_tasks", "list_tasks"]
-
-QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+__all__ = ["EvaluationTask", "file_task", "find_tasks", "list_tasks"]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from ..checkpoints.dense import as_pipeline, load_chronos
+from ..checkpoints.dense import load_chronos
 from ..checkpoints.families import family_of
+from ..checkpoints.pipelines import QUANTILE_LEVELS, as_pipeline
 from ..checkpoints.summary import summarize
 from ..evaluation.evaluate import seasonal_naive
-from ..evaluation.tasks import QUANTILE_LEVELS, import_fev
+from ..evaluation.tasks import import_fev
 from ..plots import Forecast, Panel, import_pyplot, plot_forecasts
 from .sweep import SHOWN, compressed_models, model_name
 

@@ -12,15 +12,16 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedModel
 
-from ..analysis.spectra import EPSILONS as PAPER_EPSILONS
-from ..checkpoints.dense import as_pipeline, load_chronos, write_text
+from ..checkpoints.dense import load_chronos
+from ..checkpoints.pipelines import as_pipeline
 from ..checkpoints.summary import summarize
 from ..compression.calibration import calibrate
 from ..compression.compress import compress_pretrained
 from ..evaluation.evaluate import evaluate
 from ..evaluation.tasks import EvaluationTask
+from ..files import write_text
 
-__all__ = ["METHODS", "PAPER_EPSILONS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
+__all__ = ["METHODS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -22,11 +22,10 @@ from typing import Any
 import pandas as pd
 import torch
 from chronos import BaseChronosPipeline
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
-from ..checkpoints.pipelines import fingerprint, load_pipeline
-from ..evaluation.tasks import QUANTILE_LEVELS
+from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
+from ..progress import progress_display
 from .batches import Request, forecast_series
 from .long_file import (
     LongFile,
@@ -194,9 +193,7 @@ def forecast_file(
     parts = Parts(output, pa.schema(names + numbers))
 
     start = time.perf_counter()
-    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*bars, TimeRemainingColumn(), transient=True, disable=not show_progress, console=console) as bar:
+    with progress_display(TimeRemainingColumn(), show=show_progress) as bar:
         contents = parts.unfinished(run, resume=resume)
         if contents is None:
             step = bar.add_task("Checking the series", total=None)

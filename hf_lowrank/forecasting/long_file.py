@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..evaluation.sources import LONG_FORMAT, check_columns, inferred_frequency, regular, series_of_frame
+from ..data.series import LONG_FORMAT, check_columns, inferred_frequency, regular, series_of_frame
 
 __all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "series_by_item", "whole_series"]
 

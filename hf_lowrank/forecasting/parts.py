@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..checkpoints.dense import new_folder
+from ..files import new_folder
 from .long_file import Contents, import_pyarrow
 
 __all__ = ["Parts"]

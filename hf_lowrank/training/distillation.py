@@ -27,17 +27,13 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ..checkpoints.dense import check_output, checkpoint_path, save_compressed
+from ..checkpoints.dense import checkpoint_path
+from ..checkpoints.export import save_compressed
 from ..checkpoints.families import FAMILIES, T5, family_of
-from ..data.windows import (
-    IGNORED_LABEL,
-    SeriesBatches,
-    SyntheticBatches,
-    held_out_ends,
-    read_series,
-    single_batch,
-    tokenize_pieces,
-)
+from ..data.series import read_series
+from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches, tokenize_pieces
+from ..data.windows import held_out_ends, single_batch
+from ..files import check_output
 from .runs import (
     HELD_OUT_SEED,
     Hopeless,

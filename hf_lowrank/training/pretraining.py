@@ -32,20 +32,14 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ..checkpoints.dense import check_output, checkpoint_path, load_chronos, new_folder, write_text
+from ..checkpoints.dense import checkpoint_path, load_chronos
 from ..checkpoints.families import BOLT, FAMILIES, T5, Family
 from ..checkpoints.published import CHRONOS_BOLT, CHRONOS_T5, SHAPES
 from ..checkpoints.summary import summarize
-from ..data.windows import (
-    SeriesWindows,
-    SyntheticBatches,
-    SyntheticWindows,
-    held_out_ends,
-    read_series,
-    single_batch,
-    stack_pieces,
-    tokenize_pieces,
-)
+from ..data.series import read_series
+from ..data.tokens import SyntheticBatches, tokenize_pieces
+from ..data.windows import SeriesWindows, SyntheticWindows, held_out_ends, single_batch, stack_pieces
+from ..files import check_output, new_folder, write_text
 from .initialization import fresh_model
 from .runs import (
     HELD_OUT_SEED,

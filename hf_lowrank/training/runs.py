@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..checkpoints.dense import write_text
+from ..files import write_text
+from ..progress import progress_display
 
 __all__ = [
     "HELD_OUT_SEED",
@@ -48,9 +48,9 @@ def public_name(model: Any) -> str:
 
 
 class _ProgressCallback(TrainerCallback):
-    def __init__(self, progress: Progress, steps: int) -> None:
+    def __init__(self, progress: Progress, title: str, steps: int) -> None:
         self.progress = progress
-        self.task = progress.add_task("", total=steps, loss="")
+        self.task = progress.add_task(title, total=steps, loss="")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
@@ -63,15 +63,8 @@ class _ProgressCallback(TrainerCallback):
 @contextmanager
 def progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
     """A callback for a Trainer that draws a progress bar on the standard error stream."""
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, transient=True, disable=not show, console=Console(stderr=True)) as progress:
-        yield _ProgressCallback(progress, steps)
+    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
+        yield _ProgressCallback(progress, title, steps)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from hf_lowrank import compress_pretrained, export_stock_t5, save_compressed
-from hf_lowrank.checkpoints.dense import as_full_rank, check_output, checkpoint_path, load_dense, new_folder
+from hf_lowrank.checkpoints.dense import as_full_rank, checkpoint_path, load_dense
+from hf_lowrank.files import check_output, new_folder
 
 # Random weights have flat spectra, and the user is told so; tests/test_compression.py tests that.
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")

@@ -35,7 +35,7 @@ from hf_lowrank import (
     compress_pretrained,
     summarize,
 )
-from hf_lowrank.checkpoints.dense import as_pipeline
+from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.compression.calibration import Calibration, calibrate
 from hf_lowrank.models.modeling_lowrank_layers import LatentAttention, PerHeadAttention
 from hf_lowrank.models.pipeline_lowrank_t5 import LowRankChronosPipeline

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
-from hf_lowrank.data.windows import SeriesBatches, SyntheticBatches, read_series, single_batch, tokenize_windows
+from hf_lowrank.data.series import read_series
+from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, tokenize_windows
+from hf_lowrank.data.windows import single_batch
 
 NAN = float("nan")
 

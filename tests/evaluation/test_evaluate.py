@@ -29,10 +29,11 @@ pytest.importorskip("aeon")
 import datasets  # noqa: E402
 import huggingface_hub  # noqa: E402
 
+from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS  # noqa: E402
 from hf_lowrank.cli.app import app  # noqa: E402
 from hf_lowrank.evaluation.evaluate import METRICS, EvaluationResult, evaluate, seasonal_naive  # noqa: E402
 from hf_lowrank.evaluation.sources import seasonality_of  # noqa: E402
-from hf_lowrank.evaluation.tasks import QUANTILE_LEVELS, file_task, find_tasks, list_tasks  # noqa: E402
+from hf_lowrank.evaluation.tasks import file_task, find_tasks, list_tasks  # noqa: E402
 
 FAMILIES = ("t5", "bolt", "chronos2")
 SIZE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}

@@ -24,9 +24,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
-from hf_lowrank.checkpoints.dense import as_pipeline, checkpoint_path
+from hf_lowrank.checkpoints.dense import checkpoint_path
+from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.cli.app import app
-from hf_lowrank.evaluation.sources import inferred_frequency, seasonality_of
+from hf_lowrank.data.series import inferred_frequency
+from hf_lowrank.evaluation.sources import seasonality_of
 from hf_lowrank.forecasting.batches import SHORT, batches_by_length
 from hf_lowrank.forecasting.long_file import LongFile, Seen, whole_series
 

@@ -19,7 +19,8 @@ import hf_lowrank
 from hf_lowrank import LowRankT5ForConditionalGeneration, RankCallback
 from hf_lowrank.analysis.projections import find_attention
 from hf_lowrank.analysis.rank_callback import measure_ranks
-from hf_lowrank.data.windows import SeriesWindows, WindowCollator, held_out_ends
+from hf_lowrank.data.tokens import WindowCollator
+from hf_lowrank.data.windows import SeriesWindows, held_out_ends
 
 SERIES = [5 + np.sin(np.arange(60) / 2), 3 + np.cos(np.arange(45) / 3) + np.arange(45) / 9, np.full(30, 2.0)]
 PARTS = ("query", "key", "value", "output", "qk", "vo")

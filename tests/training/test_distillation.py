@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from hf_lowrank import compress_pretrained
 from hf_lowrank.cli.app import app
-from hf_lowrank.data.windows import SyntheticBatches
+from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.training import distillation as room
 from hf_lowrank.training.distillation import distillation_loss, recover
 from hf_lowrank.training.runs import public_name

@@ -1,0 +1,164 @@
+"""Windows of series as the tokens that a Chronos-T5 reads, and as the batches that transformers' Trainer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import ChronosConfig
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig
+
+from .windows import SeriesWindows, SyntheticWindows, stack_pieces
+
+__all__ = [
+    "IGNORED_LABEL",
+    "SeriesBatches",
+    "SyntheticBatches",
+    "WindowCollator",
+    "tokenize_pieces",
+    "tokenize_windows",
+]
+
+IGNORED_LABEL = -100
+
+
+def tokenize_windows(
+    chronos_config: ChronosConfig, context: torch.Tensor, target: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Turn windows of series into a Chronos-T5 training batch.
+
+    Args:
+        chronos_config: The tokenizer's settings. Both windows are scaled by the context's mean absolute value.
+        context: Past values, float of shape (batch, context_length); NaN is missing or padding.
+        target: Future values, float of shape (batch, chronos_config.prediction_length); NaN is missing.
+
+    Returns:
+        `input_ids` and `attention_mask` of shape (batch, context_length + 1) and `labels` of shape
+        (batch, prediction_length + 1), int64; the last token is EOS, missing targets have the label -100.
+    """
+    tokenizer = chronos_config.create_tokenizer()
+    input_ids, attention_mask, scale = tokenizer.context_input_transform(context)
+    labels, observed = tokenizer.label_input_transform(target, scale)
+    labels[~observed] = IGNORED_LABEL
+    return {"input_ids": input_ids, "attention_mask": attention_mask.long(), "labels": labels}
+
+
+def tokenize_pieces(
+    chronos_config: ChronosConfig, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
+) -> dict[str, torch.Tensor]:
+    """Turn windows of unlike lengths into a Chronos-T5 training batch, as long as the longest of them.
+
+    Contexts are padded on the left and masked; targets, of at most the model's horizon, are padded on the right with
+    the label -100. A target that is shorter than the model's horizon has no EOS: its series did not end there.
+    """
+    window = stack_pieces(contexts, targets)
+    resized = replace(chronos_config, prediction_length=window["target"].shape[1])
+    batch = tokenize_windows(resized, **window)
+    if chronos_config.use_eos_token:
+        complete = torch.tensor([len(future) == chronos_config.prediction_length for future in targets])
+        batch["labels"][~complete, -1] = IGNORED_LABEL
+        if not complete.any():
+            batch["labels"] = batch["labels"][:, :-1].contiguous()
+    return batch
+
+
+class SyntheticBatches(Dataset):
+    """`SyntheticWindows` as tokens of a Chronos-T5. A target that is shorter than the model's horizon has no EOS.
+
+    Takes the arguments of `SyntheticWindows`; one value is one token.
+    """
+
+    def __init__(
+        self, chronos_config: ChronosConfig, num_batches: int, *, max_tokens: int = 4096, **more: Any
+    ) -> None:
+        self.chronos_config = chronos_config
+        self.windows = SyntheticWindows(
+            chronos_config.context_length,
+            chronos_config.prediction_length,
+            num_batches,
+            max_values=max_tokens,
+            **more,
+        )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        window = self.windows[index]
+        horizon = window["target"].shape[1]
+        batch = tokenize_windows(replace(self.chronos_config, prediction_length=horizon), **window)
+        if horizon < self.chronos_config.prediction_length:
+            batch["labels"] = batch["labels"][:, :-1].contiguous()
+        return batch
+
+
+class SeriesBatches(Dataset):
+    """`SeriesWindows` as tokens of a Chronos-T5: contexts padded on the left and masked, targets padded with the label -100.
+
+    As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there. Takes the
+    arguments of `SeriesWindows`; one value is one token.
+    """
+
+    def __init__(
+        self,
+        chronos_config: ChronosConfig,
+        series: list[NDArray[np.float64]],
+        num_batches: int,
+        *,
+        max_tokens: int = 4096,
+        **more: Any,
+    ) -> None:
+        self.chronos_config = chronos_config
+        self.windows = SeriesWindows(
+            chronos_config.context_length,
+            chronos_config.prediction_length,
+            series,
+            num_batches,
+            max_values=max_tokens,
+            **more,
+        )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return tokenize_pieces(self.chronos_config, *self.windows[index].values())
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """The collator that makes of windows what a Chronos-T5 or a Chronos-Bolt trains on.
+
+    A window is an item of `SeriesWindows` with `max_windows=1`, so that the Trainer's batch size counts windows, or any dictionary with
+    such lists of `contexts` and `targets`. Give the Trainer `remove_unused_columns=False`, and `label_names` for its evaluation.
+
+    Raises:
+        ValueError: It is another model.
+    """
+
+    config: PreTrainedConfig
+
+    def __post_init__(self) -> None:
+        if "prediction_length" not in (getattr(self.config, "chronos_config", None) or {}):
+            raise ValueError(
+                f"config must be that of a Chronos-T5 or a Chronos-Bolt, found a {type(self.config).__name__}. A Chronos-2 is "
+                "fine-tuned with Chronos2Pipeline.fit."
+            )
+
+    @property
+    def label_names(self) -> list[str]:
+        """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt by itself."""
+        return ["labels"] if "tokenizer_class" in self.config.chronos_config else ["target"]
+
+    def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, torch.Tensor]:
+        contexts, targets = (
+            [values for item in features for values in item[name]] for name in ("contexts", "targets")
+        )
+        if self.label_names == ["labels"]:
+            return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
+        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}
