@@ -28,12 +28,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..checkpoints.dense import as_full_rank, checkpoint_path
 from ..progress import progress
+from ..published_figures import EPSILONS
 from .bounds import Bound, attention_bounds, embedding_bounds, flow_bounds
 from .probe import Probe, evaluating
 from .projections import Attention, find_attention
 from .report import verdict
 from .samples import family_name, feeds
-from .spectra import EPSILONS, Spectrum
+from .spectra import Spectrum
 from .structures import AttentionStructure, StateStructure, VariateStructure, attention_structure
 
 __all__ = ["Analysis", "analyze", "load_model"]

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plots import BLUE, COLOURS, GREEN, INK, LINES, ORANGE, STYLE, VERMILION, import_pyplot
+from ..published_figures import EPSILONS
 from .analyze import Analysis
 from .report import stacks
-from .spectra import EPSILONS, FloatArray
+from .spectra import FloatArray
 from .structures import AttentionStructure
 
 __all__ = ["plot_analysis"]

@@ -9,7 +9,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from .spectra import EPSILONS, Spectrum, largest_rank
+from ..published_figures import EPSILONS
+from .spectra import Spectrum, largest_rank
 
 if TYPE_CHECKING:
     from .analyze import Analysis

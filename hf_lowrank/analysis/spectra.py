@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..compression.factorization import by_head, square_root
+from ..published_figures import EPSILONS
 
-__all__ = ["EPSILONS", "Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
+__all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
 
-EPSILONS = (1e-3, 10**-2.5, 1e-2, 10**-1.5)  # the paper's
 FloatArray = NDArray[np.float64]
 # Directions below this share of the largest eigenvalue of a Gram matrix are rounding errors.
 CUTOFF = 1e-13

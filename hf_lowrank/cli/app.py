@@ -695,9 +695,9 @@ def sweep(
 ) -> None:
     """Accuracy against compression: several methods, several sizes, beside the paper's published points."""
     with plain_messages():
-        from ..experiments.sweep import PAPER_EPSILONS, PAPER_RATIOS, PUBLISHED
         from ..experiments.sweep import sweep as run
         from ..plots import Curve, plot_pareto
+        from ..published_figures import EPSILONS, TRUNCATED_RATIOS, TRUNCATED_WQL
 
         def numbers(text: str | None) -> list[float] | None:
             return None if text is None else [float(number) for number in text.split(",")]
@@ -705,7 +705,7 @@ def sweep(
         result = run(
             source,
             ratios=numbers(ratios),
-            epsilons=PAPER_EPSILONS if epsilons == "paper" else numbers(epsilons),
+            epsilons=EPSILONS if epsilons == "paper" else numbers(epsilons),
             methods=methods.split(","),
             tasks=tasks.split(","),
             num_samples=num_samples,
@@ -734,7 +734,7 @@ def sweep(
                 points = [point for point in result.points if point.method == method]
                 low, high = ([point.wql[i] for point in points] for i in (1, 2))
                 curves.append(Curve(method, [p.kept for p in points], [p.wql[0] for p in points], low, high))
-            published = [Curve(label, PAPER_RATIOS, scores) for label, scores in PUBLISHED.items()]
+            published = [Curve(label, TRUNCATED_RATIOS, scores) for label, scores in TRUNCATED_WQL.items()]
             plot_pareto(curves, published, plot, title=f"{source}, compressed without training")
             console.print(f"Drawn in {plot}.")
 

@@ -20,8 +20,9 @@ from ..compression.compress import compress_pretrained
 from ..evaluation.evaluate import evaluate
 from ..evaluation.tasks import EvaluationTask
 from ..files import write_text
+from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 
-__all__ = ["METHODS", "PAPER_RATIOS", "PUBLISHED", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
+__all__ = ["METHODS", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -32,12 +33,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "paper"},
 }
 SHOWN = ("default", "weights", "paper")
-PAPER_RATIOS = (0.393, 0.237, 0.151, 0.073)
-# Post-training WQL of Chronos relative to the original at these ratios, by benchmark: arXiv 2510.03358.
-PUBLISHED = {
-    "published, in-domain": (1.009, 1.053, 1.991, 4.409),
-    "published, zero-shot": (0.990, 1.030, 1.566, 3.562),
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class SweepResult:
         """Write a JSON file with `points`, `published` and `settings`; it appears whole or not at all."""
         content = {
             "points": [asdict(point) for point in self.points],
-            "published": {"ratios": PAPER_RATIOS, **PUBLISHED},
+            "published": {"ratios": TRUNCATED_RATIOS, **TRUNCATED_WQL},
             "settings": self.settings,
         }
         write_text(path, json.dumps(content, indent=2) + "\n")
@@ -135,7 +130,7 @@ def sweep(
         raise ValueError("Give either ratios or epsilons, not both.")
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
-    policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or PAPER_RATIOS)
+    policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or TRUNCATED_RATIOS)
     dense = load_chronos(source)
     models = compressed_models(dense, methods, policy, values, seed=seed, progress=progress)
     pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}

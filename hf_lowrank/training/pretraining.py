@@ -40,6 +40,7 @@ from ..data.series import read_series
 from ..data.tokens import SyntheticBatches, tokenize_pieces
 from ..data.windows import SeriesWindows, SyntheticWindows, held_out_ends, single_batch, stack_pieces
 from ..files import check_output, new_folder, write_text
+from ..published_figures import PRETRAINED_RATIOS
 from .initialization import fresh_model
 from .runs import (
     HELD_OUT_SEED,
@@ -51,10 +52,8 @@ from .runs import (
     working_folder,
 )
 
-__all__ = ["PAPER_RATIOS", "Plan", "PretrainingSettings", "model_of", "plan_of", "pretrain"]
+__all__ = ["Plan", "PretrainingSettings", "model_of", "plan_of", "pretrain"]
 
-# (d~_0, alpha) of the paper's three pretrained models, and the ratio of the attention that its table reports.
-PAPER_RATIOS = {(3.0, 0.27): 0.075, (5.0, 0.35): 0.150, (7.0, 0.40): 0.250}
 RECORD_FILE = "pretraining.json"
 SMALL = {"d_model": 128, "num_heads": 4, "d_kv": 32, "num_layers": 4}  # of the shipped reference checkpoints
 SIZES = ("d_model", "num_heads", "d_kv", "d_ff", "num_layers", "num_decoder_layers")
@@ -286,7 +285,7 @@ def plan_of(settings: PretrainingSettings) -> Plan:
         model.num_parameters(),
         config.attention_ranks,
         summarize(config).attention_ratio,
-        PAPER_RATIOS.get((schedule.get("base_rank", 0.0), schedule.get("rank_growth", 0.0))),
+        PRETRAINED_RATIOS.get((schedule.get("base_rank", 0.0), schedule.get("rank_growth", 0.0))),
     )
 
 

@@ -35,9 +35,10 @@ from hf_lowrank.analysis.probe import Probe
 from hf_lowrank.analysis.projections import find_attention
 from hf_lowrank.analysis.report import tables
 from hf_lowrank.analysis.samples import feeds, mix, windows
-from hf_lowrank.analysis.spectra import EPSILONS, Spectrum, StateSum, head_alignment, product_spectra
+from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, product_spectra
 from hf_lowrank.checkpoints.dense import as_full_rank, checkpoint_path
 from hf_lowrank.cli.app import app
+from hf_lowrank.published_figures import EPSILONS
 
 SEEDS = st.integers(0, 2**32 - 1)
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 2}

@@ -14,7 +14,8 @@ pytest.importorskip("fev")
 
 from hf_lowrank.cli.app import app
 from hf_lowrank.evaluation.tasks import file_task
-from hf_lowrank.experiments.sweep import PAPER_EPSILONS, PAPER_RATIOS, sweep
+from hf_lowrank.experiments.sweep import sweep
+from hf_lowrank.published_figures import EPSILONS, TRUNCATED_RATIOS
 
 
 @pytest.fixture
@@ -58,9 +59,9 @@ def test_epsilons_are_the_papers_rule(dense_folder: str, task) -> None:
 
 
 def test_the_papers_settings_pair_up() -> None:
-    assert len(PAPER_EPSILONS) == len(PAPER_RATIOS) == 4
-    assert sorted(PAPER_RATIOS, reverse=True) == list(PAPER_RATIOS)
-    assert sorted(PAPER_EPSILONS) == list(PAPER_EPSILONS)
+    assert len(EPSILONS) == len(TRUNCATED_RATIOS) == 4
+    assert sorted(TRUNCATED_RATIOS, reverse=True) == list(TRUNCATED_RATIOS)
+    assert sorted(EPSILONS) == list(EPSILONS)
 
 
 def test_bad_arguments(dense_folder: str, task) -> None:

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from hf_lowrank import LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
-from hf_lowrank.training.pretraining import PAPER_RATIOS, PretrainingSettings, model_of, plan_of, pretrain
+from hf_lowrank.published_figures import PRETRAINED_RATIOS
+from hf_lowrank.training.pretraining import PretrainingSettings, model_of, plan_of, pretrain
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers": 2}
 TINY = PretrainingSettings(
@@ -62,7 +63,7 @@ def weights_are_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 # --- models ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", PAPER_RATIOS)
+@pytest.mark.parametrize("schedule", PRETRAINED_RATIOS)
 def test_the_papers_models_have_its_head_dimensions(schedule: tuple[float, float]) -> None:
     base, growth = schedule
     settings = PretrainingSettings(shape="t5-base", base_rank=base, rank_growth=growth)
@@ -71,7 +72,7 @@ def test_the_papers_models_have_its_head_dimensions(schedule: tuple[float, float
     for entries in plan.attention_ranks.values():
         assert [entry["qk"] for entry in entries] == [entry["vo"] for entry in entries] == PAPER_HEADS[schedule]
     assert plan.attention_ratio == pytest.approx(np.mean(PAPER_HEADS[schedule]) / 64)
-    assert f"the paper reports {PAPER_RATIOS[schedule]:.1%}" in plan.text
+    assert f"the paper reports {PRETRAINED_RATIOS[schedule]:.1%}" in plan.text
     own, cross = PAPER_POWERS[schedule]
     plan = plan_of(replace(settings, rank_rounding="pow2"))
     assert plan.attention_ranks is not None
