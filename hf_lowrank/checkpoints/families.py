@@ -28,7 +28,8 @@ class Family:
     """One family.
 
     Attributes:
-        name: `"t5"`, `"bolt"` or `"chronos2"`.
+        name: `"t5"`, `"bolt"` or `"chronos2"`: in code.
+        title: `"chronos-t5"`, `"chronos-bolt"` or `"chronos-2"`: of its Chronos models, for people.
         classes: Dense model classes, and the low-rank class of each.
         config_class: The low-rank configuration.
         attention, feed_forward: Where the layers of each kind are.
@@ -38,6 +39,7 @@ class Family:
     """
 
     name: str
+    title: str
     classes: Mapping[type[PreTrainedModel], type[PreTrainedModel]]
     config_class: type[PreTrainedConfig]
     attention: Mapping[str, Place]
@@ -70,6 +72,7 @@ T5_FEED_FORWARD = {
 }
 T5 = Family(
     "t5",
+    "chronos-t5",
     {
         T5ForConditionalGeneration: LowRankT5ForConditionalGeneration,
         T5Model: LowRankT5Model,
@@ -83,6 +86,7 @@ T5 = Family(
 )
 BOLT = Family(
     "bolt",
+    "chronos-bolt",
     {ChronosBoltModelForForecasting: LowRankChronosBoltModelForForecasting},
     LowRankChronosBoltConfig,
     T5_ATTENTION,
@@ -91,6 +95,7 @@ BOLT = Family(
 )
 CHRONOS2 = Family(
     "chronos2",
+    "chronos-2",
     {Chronos2Model: LowRankChronos2Model},
     LowRankChronos2Config,
     {
