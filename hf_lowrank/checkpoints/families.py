@@ -36,6 +36,7 @@ class Family:
         pipelines: That of dense models, and that of low-rank ones.
         rotary: The kinds of attention with rotary embeddings: heads keep whole frequencies, and no latent is possible.
         cached: The kinds of attention whose keys and values are kept during a forecast.
+        across_series: The kinds of attention whose positions are series: their tensors have the batch second.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Family:
     pipelines: tuple[type[BaseChronosPipeline], type[BaseChronosPipeline]]
     rotary: frozenset[str] = frozenset()
     cached: frozenset[str] = frozenset()
+    across_series: frozenset[str] = frozenset()
 
     @property
     def places(self) -> dict[str, Place]:
@@ -105,6 +107,7 @@ CHRONOS2 = Family(
     {"encoder_feed_forward": ("encoder", "encoder.block.{}.layer.2.mlp")},
     (Chronos2Pipeline, LowRankChronos2Pipeline),
     rotary=frozenset({"time"}),
+    across_series=frozenset({"group"}),
 )
 FAMILIES = (T5, BOLT, CHRONOS2)
 

@@ -8,9 +8,9 @@ to build every layer (`Options`) and answers with one of them for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,15 @@ __all__ = [
 ]
 
 
+Name = TypeVar("Name", bound=Hashable)  # of a layer
+
+
 @dataclass(frozen=True)
 class Component:
     """What a policy knows of one component: a point of a layer at which a projection of some rank can be inserted.
 
     Attributes:
-        name: Unique, `"cross.3.qk"` say.
+        name: Unique; written as `cross.3.qk`, say.
         singular_values: Shape (groups, full_rank), descending along the ranks. The groups (the heads of a layer) share one
             rank.
         weight: The loss at rank 0, in the unit in which the losses of all components are compared. Without calibration
@@ -40,7 +43,7 @@ class Component:
         step: Its ranks are multiples of this: 2 where they are pairs of a rotary embedding.
     """
 
-    name: str
+    name: Hashable
     singular_values: NDArray[np.float64]
     weight: float = 1.0
     step: int = 1
@@ -72,12 +75,12 @@ class Options:
     """The ways in which one layer can be built.
 
     Attributes:
-        entries: The ranks of each way, as a layer's entry in a rank table.
+        entries: The ranks of each way.
         loss: Shape (options,): the sum of the components' losses.
         costs: Of each kind (`"parameters"`, `"cache"`, `"seconds"`) an array of shape (options,).
     """
 
-    entries: tuple[dict[str, Any], ...]
+    entries: tuple[Any, ...]
     loss: NDArray[np.float64]
     costs: dict[str, NDArray[np.float64]]
 
@@ -102,12 +105,12 @@ def check_argument(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be {wanted}, found {value!r}.")
 
 
-def _each(components: Sequence[Component], rank: Callable[[Component], int], multiple_of: int) -> dict[str, int]:
+def _each(components: Sequence[Component], rank: Callable[[Component], int], multiple_of: int) -> dict[Hashable, int]:
     check_argument("multiple_of", multiple_of)
     return {component.name: component.round_up(rank(component), multiple_of) for component in components}
 
 
-def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The same rank everywhere.
 
     Raises:
@@ -121,7 +124,7 @@ def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of:
     return _each(components, lambda _: rank, multiple_of)
 
 
-def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The paper's rule: the number of singular values with sigma_j / sigma_1 >= epsilon.
 
     sigma_1 is the largest over the groups of the component, and the group that needs the most decides.
@@ -133,7 +136,7 @@ def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multipl
     return _each(components, lambda component: int((component.relative >= epsilon).sum(axis=1).max()), multiple_of)
 
 
-def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> dict[str, int]:
+def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> dict[Hashable, int]:
     """The paper's rule at the smallest epsilon that keeps at most `ratio` of the ranks, all components counting alike.
 
     Raises:
@@ -143,7 +146,7 @@ def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> 
     full = sum(component.full_rank for component in components)
     thresholds = np.unique(np.concatenate([component.relative.ravel() for component in components] + [[0.0, 1.0]]))
 
-    def ranks_at(index: int) -> dict[str, int]:
+    def ranks_at(index: int) -> dict[Hashable, int]:
         return allocate_epsilon(components, float(thresholds[index]))
 
     def share(index: int) -> float:
@@ -158,7 +161,7 @@ def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> 
     return ranks_at(low)
 
 
-def allocate_energy(components: Sequence[Component], tolerance: float, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_energy(components: Sequence[Component], tolerance: float, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The smallest rank at which the dropped squared singular values are at most `tolerance` of their sum.
 
     Raises:
@@ -170,7 +173,7 @@ def allocate_energy(components: Sequence[Component], tolerance: float, *, multip
     )
 
 
-def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def allocate_budget(layers: Mapping[Name, Options], budgets: Mapping[str, float]) -> dict[Name, Any]:
     """One option a layer that keep all budgets together and lose the least: name of the layer to entry.
 
     Minimises the sum of losses by one Lagrange price for each kind of cost, the same for all layers: every layer takes the option of
@@ -193,10 +196,10 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
     }
     loss = {name: options.loss for name, options in layers.items()}
 
-    def choose(prices: NDArray[np.float64]) -> dict[str, int]:
+    def choose(prices: NDArray[np.float64]) -> dict[Name, int]:
         return {name: int(np.argmin(loss[name] + prices @ costs[name])) for name in layers}
 
-    def spent(chosen: Mapping[str, int]) -> NDArray[np.float64]:
+    def spent(chosen: Mapping[Name, int]) -> NDArray[np.float64]:
         return sum((costs[name][:, i] for name, i in chosen.items()), start=np.zeros(len(budgets)))
 
     # The lowest price is not zero: of options that lose the same, tails of rounding errors too, the cheapest is taken.
@@ -229,7 +232,7 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
             if gains[i] > most:
                 best, most = (name, i), gains[i]
         if best is None:
-            return {name: dict(layers[name].entries[i]) for name, i in chosen.items()}
+            return {name: layers[name].entries[i] for name, i in chosen.items()}
         name, i = best
         left = left - (costs[name][:, i] - costs[name][:, chosen[name]])
         chosen[name] = i
