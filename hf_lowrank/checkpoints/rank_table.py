@@ -6,6 +6,7 @@ frozen records, by form: `PerHeadRanks`, `LatentRanks`, `FeedForwardRanks`. A `R
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -190,12 +191,18 @@ class RankTable(Mapping[LayerName, LayerRanks]):
         """Put these ranks into a low-rank configuration, which keeps those of the other layers.
 
         Raises:
-            ValueError: They do not fit the model.
+            ValueError: They do not fit the model, and the configuration stays as it is.
         """
+        before = {name: getattr(config, name) for name in ("attention_ranks", "feed_forward_ranks")}
+        attention, feed_forward = copy.deepcopy(before).values()
         for name, ranks in self.items():
-            if name.is_feed_forward:
-                column = config.feed_forward_ranks[name.kind.removesuffix(FEED_FORWARD)]
-            else:
-                column = config.attention_ranks[name.kind]
+            column = (
+                feed_forward[name.kind.removesuffix(FEED_FORWARD)] if name.is_feed_forward else attention[name.kind]
+            )
             column[name.index] = ranks.to_dict()
-        config.validate_ranks()
+        config.attention_ranks, config.feed_forward_ranks = attention, feed_forward
+        try:
+            config.validate_ranks()
+        except ValueError:
+            config.attention_ranks, config.feed_forward_ranks = before.values()
+            raise

@@ -35,7 +35,7 @@ __all__ = ["Speed", "default_workload", "measure_speed"]
 
 FEED_FORWARD_KINDS = {"encoder_feed_forward": "encoder", "decoder_feed_forward": "decoder"}
 # Of one timed pass: multiply-adds with weights and bytes of weights and caches at most. What a forecast has beyond is scaled.
-ARITHMETIC, BYTES = 2**31, 2**27
+TIMED_ARITHMETIC, TIMED_BYTES = 2**31, 2**27
 # Of each kind of layer, and of the rest: seconds, and how many rounds at least and at most.
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 2.0, 3, 31
 # Decode steps that are timed, where a forecast has more.
@@ -317,7 +317,7 @@ class Bench:
         """How many of these sequences are timed."""
         weights = self.config.d_model * max(2 * self.config.num_heads * self.config.d_kv, self.config.d_ff)
         numbers = cached * 2 * self.config.num_heads * self.config.d_kv
-        limits = ARITHMETIC // (tokens * weights), BYTES // (self.dtype.itemsize * max(1, numbers))
+        limits = TIMED_ARITHMETIC // (tokens * weights), TIMED_BYTES // (self.dtype.itemsize * max(1, numbers))
         return max(1, min(rows, *limits))
 
     def layers(self, kind: str, ranks: LayerRanks, cached: int) -> list[nn.Module]:
@@ -340,7 +340,7 @@ class Bench:
         layers = [build().to(self.device, self.dtype).eval()]
         numbers = sum(weight.numel() for weight in layers[0].parameters())
         numbers += cached * 2 * self.config.num_heads * self.config.d_kv
-        copies = min(self.depth(kind), BYTES // 4 // (self.dtype.itemsize * numbers))
+        copies = min(self.depth(kind), TIMED_BYTES // 4 // (self.dtype.itemsize * numbers))
         return layers + [build().to(self.device, self.dtype).eval() for _ in range(copies - 1)]
 
     def random(self, *shape: int) -> torch.Tensor:

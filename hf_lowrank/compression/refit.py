@@ -45,7 +45,7 @@ __all__ = ["refit"]
 # Of the mean squared feature: how strongly the matrix is held to its closed form.
 RIDGE = 1e-5
 # The arithmetic that it may take, in multiplications, and the tokens that it takes in any case.
-ARITHMETIC, LEAST_TOKENS = 3e12, 16384
+REFIT_ARITHMETIC, LEAST_TOKENS = 3e12, 16384
 
 
 class _Caught(Exception):
@@ -83,7 +83,7 @@ def refit(
     """
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     objective = objective_of(checkpoint.config, checkpoint.model_class)
-    batches = _affordable(checkpoint, objective, dense, calibration.batches)
+    batches = _first_batches(checkpoint, objective, dense, calibration.batches)
     with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
         task = progress.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
@@ -109,7 +109,7 @@ def refit(
             ]
 
 
-def _affordable(
+def _first_batches(
     checkpoint: DenseCheckpoint, objective: Objective, dense: PreTrainedModel, batches: Sequence[Batch]
 ) -> Sequence[Batch]:
     """As many of the batches as the arithmetic allows."""
@@ -117,7 +117,7 @@ def _affordable(
         parameter.numel() for stack in checkpoint.stacks for parameter in getattr(dense, stack).block.parameters()
     )
     tokens = np.cumsum([objective.num_tokens(batch) for batch in batches])
-    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, ARITHMETIC / (2 * size))))]
+    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, REFIT_ARITHMETIC / (2 * size))))]
 
 
 def _enter(

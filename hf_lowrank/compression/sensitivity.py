@@ -22,7 +22,7 @@ from .objectives import Batch, Objective, objective_of
 __all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
-ARITHMETIC, TOKENS = 3e12, (1024, 16384)
+PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 16384)
 
 
 @contextmanager
@@ -100,9 +100,11 @@ def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Seq
     return float(behind[list(starts)].sum())
 
 
-def _affordable(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
+def _affordable_tokens(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
     """The tokens that the arithmetic buys for one run from each of these blocks on."""
-    return int(ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
+    return int(
+        PROBE_ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts))
+    )
 
 
 def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
@@ -148,10 +150,12 @@ def measured_losses(
         for layer in layers
     }
     work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
-    affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    affordable = _affordable_tokens(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
     if affordable < TOKENS[0]:
         work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
-        affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+        affordable = _affordable_tokens(
+            blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work]
+        )
     probes = _probes(objective, batches, affordable)
     answers, wanted = [], []
     for batch in probes:

@@ -130,7 +130,7 @@ def test_each_timed_layer_does_the_work_of_a_forecast(tiny_config):
 
 
 def test_what_is_too_large_to_time_is_scaled(tiny_config, monkeypatch):
-    monkeypatch.setattr(speed, "ARITHMETIC", 1)
+    monkeypatch.setattr(speed, "TIMED_ARITHMETIC", 1)
     bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
     (_, times), (_, projections) = bench.work("cross", bench.small_ranks("cross"))
     assert times == pytest.approx(2 * 3 / 3)  # one series of two, with all its paths

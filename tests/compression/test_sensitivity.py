@@ -201,7 +201,7 @@ def test_many_components_are_measured_on_fewer_tokens(monkeypatch, chronos_t5, c
         return tokens, losses
 
     tokens, losses = measure()
-    monkeypatch.setattr(sensitivity, "ARITHMETIC", 0)
+    monkeypatch.setattr(sensitivity, "PROBE_ARITHMETIC", 0)
     monkeypatch.setattr(sensitivity, "TOKENS", (100, 200))
     fewer, estimates = measure()
     assert fewer < tokens / 10
