@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,13 +68,26 @@ def compress_pretrained(
     elif arguments:
         raise ValueError(f"Give either settings or {', '.join(arguments)}, not both.")
     dense = load_dense(model)
-    config = _lowrank_config(dense, settings)
-    if settings.method == "paper":
-        return _as_the_paper(dense, config, settings, show_progress)
-    speed = None if settings.target_speedup is None else _speed(dense, config)
-    calibration = _calibration(dense, settings, show_progress)
-    attention = _attention_layers(dense, settings, config, calibration, show_progress)
-    feed_forward = _feed_forward_layers(dense, settings, calibration, show_progress)
+    work = _Work(dense, settings, _lowrank_config(dense, settings), show_progress)
+    return _as_the_paper(work) if settings.method == "paper" else _jointly(work)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one compression works with: the dense model, what is asked for, and the configuration that it fills in."""
+
+    dense: DenseCheckpoint
+    settings: CompressionSettings
+    config: PreTrainedConfig
+    show_progress: bool
+
+
+def _jointly(work: _Work) -> PreTrainedModel:
+    """Queries with keys and values with outputs, each layer at the ranks that it needs, smaller at run time."""
+    settings = work.settings
+    speed = None if settings.target_speedup is None else _speed(work)
+    calibration = _calibration(work)
+    attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)
     layers: list[Layer] = [*attention, *feed_forward]
     components = {
         name: component
@@ -81,18 +95,16 @@ def compress_pretrained(
         for name, component in layer.components(weight=1.0 if calibration is None else None).items()
     }
     if calibration is not None and (settings.has_budgets or feed_forward):
-        components = _weighed(
-            dense, settings, attention, feed_forward, components, config, speed, calibration, show_progress
-        )
-    table = choose_ranks(settings, attention, feed_forward, components, config, speed)
-    table.write(config)
+        components = _weighed(work, attention, feed_forward, components, speed, calibration)
+    table = choose_ranks(settings, attention, feed_forward, components, work.config, speed)
+    table.write(work.config)
     losses = {name: float(components[name].loss[rank]) for name, rank in component_ranks(layers, table).items()}
-    config.compression = _record(dense, settings, layers, table, losses, calibration, speed)
+    work.config.compression = _record(work, layers, table, losses, calibration, speed)
     if calibration is None:
-        warn_of_loss(settings, losses, kept_share(config, [layer.name for layer in attention]), stacklevel=2)
-    return factorize(
-        dense, config, layers, table, calibration if settings.refit else None, show_progress=show_progress
-    )
+        kept = kept_share(work.config, [layer.name for layer in attention])
+        warn_of_loss(settings, losses, kept, stacklevel=3)
+    data = calibration if settings.refit else None
+    return factorize(work.dense, work.config, layers, table, data, show_progress=work.show_progress)
 
 
 def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> PreTrainedConfig:
@@ -108,20 +120,20 @@ def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> Pr
         raise ValueError(f"ranks is no table for this model: {error}") from error
 
 
-def _speed(dense: DenseCheckpoint, config: PreTrainedConfig) -> Speed:
+def _speed(work: _Work) -> Speed:
     """What ranks cost where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
-    weight = next(iter(dense.weights.values()))
+    weight = next(iter(work.dense.weights.values()))
     return measure_speed(
-        config,
-        encoder_only=dense.model_class is T5EncoderModel,
+        work.config,
+        encoder_only=work.dense.model_class is T5EncoderModel,
         device=weight.device,
         dtype=weight.dtype if weight.device.type == "cuda" else torch.float32,
     )
 
 
-def _calibration(dense: DenseCheckpoint, settings: CompressionSettings, show_progress: bool) -> Calibration | None:
+def _calibration(work: _Work) -> Calibration | None:
     """The calibration that was given, or that of the data that were given; None for weights alone."""
-    data = settings.calibration
+    dense, settings, data = work.dense, work.settings, work.settings.calibration
     if isinstance(data, (str, os.PathLike)) and str(data).endswith(".safetensors"):
         data = Calibration.load(data)
     if isinstance(data, Calibration):
@@ -134,25 +146,20 @@ def _calibration(dense: DenseCheckpoint, settings: CompressionSettings, show_pro
         warnings.warn(
             f"{dense.source} is no Chronos checkpoint, so there is nothing to calibrate it on; it is compressed by its weights alone. "
             "Give calibration= batches of tokens, or calibration=None to say that this is meant.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     return calibrate(
-        dense, data, feed_forward=settings.has_feed_forward, seed=settings.seed, show_progress=show_progress
+        dense, data, feed_forward=settings.has_feed_forward, seed=settings.seed, show_progress=work.show_progress
     )
 
 
-def _attention_layers(
-    dense: DenseCheckpoint,
-    settings: CompressionSettings,
-    config: PreTrainedConfig,
-    calibration: Calibration | None,
-    show_progress: bool,
-) -> list[AttentionLayer]:
+def _attention_layers(work: _Work, calibration: Calibration | None) -> list[AttentionLayer]:
     """All attention layers, with the bases of the forms that each may get."""
-    forms, given = settings.forms_for(dense.family), RankTable.of(config)
+    dense, settings = work.dense, work.settings
+    forms, given = settings.forms_for(dense.family), RankTable.of(work.config)
     layers = []
-    for name, _ in progress(dense.layers, "Measuring attention", show_progress):
+    for name, _ in progress(dense.layers, "Measuring attention", work.show_progress):
         form = given[name].form if settings.policy == "ranks" else forms[name.kind]
         layers.append(
             attention_layer(
@@ -167,58 +174,55 @@ def _attention_layers(
     return layers
 
 
-def _feed_forward_layers(
-    dense: DenseCheckpoint, settings: CompressionSettings, calibration: Calibration | None, show_progress: bool
-) -> list[FeedForwardLayer]:
+def _feed_forward_layers(work: _Work, calibration: Calibration | None) -> list[FeedForwardLayer]:
     """All feed-forward layers where they are compressed, otherwise none."""
-    if not settings.has_feed_forward:
+    if not work.settings.has_feed_forward:
         return []
+    names = progress(work.dense.feed_forward_layers, "Measuring feed-forward", work.show_progress)
     return [
-        feed_forward_layer(dense, name, None if calibration is None else calibration.feed_forward(name))
-        for name, _ in progress(dense.feed_forward_layers, "Measuring feed-forward", show_progress)
+        feed_forward_layer(work.dense, name, None if calibration is None else calibration.feed_forward(name))
+        for name, _ in names
     ]
 
 
 def _weighed(
-    dense: DenseCheckpoint,
-    settings: CompressionSettings,
+    work: _Work,
     attention: list[AttentionLayer],
     feed_forward: list[FeedForwardLayer],
     components: Mapping[ComponentName, Component],
-    config: PreTrainedConfig,
     speed: Speed | None,
     calibration: Calibration,
-    show_progress: bool,
 ) -> dict[ComponentName, Component]:
     """The components with losses as they are measured: their spectra say how a loss falls with the rank, not how much it is.
 
     Each form is measured at the ranks that it would get alone: a guess for one beside a measurement of the other would often win
     by being wrong.
     """
+    dense, settings = work.dense, work.settings
     has_choice = "auto" in settings.forms_for(dense.family).values()
     rounds = [[layer.only(form) for layer in attention] for form in FORMS] if has_choice else [attention]
     losses: dict[ComponentName, float] = {}
     ranks: dict[ComponentName, int] = {}
     float_model = dense.float_model()
     for alone in rounds:
-        trial = choose_ranks(settings, alone, feed_forward, components, config, speed)
+        trial = choose_ranks(settings, alone, feed_forward, components, work.config, speed)
         new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
         ranks |= component_ranks(new, trial)
         losses |= measured_losses(
-            dense, float_model, new, trial, calibration.batches, components, show_progress=show_progress
+            dense, float_model, new, trial, calibration.batches, components, show_progress=work.show_progress
         )
     return reweighted(components, ranks, losses)
 
 
 def _record(
-    dense: DenseCheckpoint,
-    settings: CompressionSettings,
+    work: _Work,
     layers: list[Layer],
     table: RankTable,
     losses: Mapping[ComponentName, float],
     calibration: Calibration | None,
     speed: Speed | None,
 ) -> dict[str, Any]:
+    dense, settings = work.dense, work.settings
     more: dict[str, Any] = {
         "calibration": None if calibration is None else {**calibration.record, "refit": settings.refit}
     }
@@ -231,12 +235,11 @@ def _record(
     return record_of(dense, settings, losses, seed=None if calibration is None else settings.seed, **more)
 
 
-def _as_the_paper(
-    dense: DenseCheckpoint, config: PreTrainedConfig, settings: CompressionSettings, show_progress: bool
-) -> PreTrainedModel:
+def _as_the_paper(work: _Work) -> PreTrainedModel:
     """The paper's post-training method: each of q, k, v and o at its own rank, written back dense."""
+    dense, settings, config = work.dense, work.settings, work.config
     truncated, kept, losses = truncate_matrices(
-        dense, settings.policy, settings.policy_value, show_progress=show_progress
+        dense, settings.policy, settings.policy_value, show_progress=work.show_progress
     )
     share = sum(kept.values()) / (len(kept) * min(dense.config.d_model, dense.config.num_heads * dense.config.d_kv))
     kept_ranks = {str(name): rank for name, rank in kept.items()}
