@@ -41,7 +41,7 @@ import torch
 from hf_lowrank import calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import load_dense
 from hf_lowrank.data.synthesis import synthetic_series
-from hf_lowrank.data.windows import tokenize_windows
+from hf_lowrank.data.tokens import tokenize_windows
 from chronos import ChronosConfig
 
 def peak():
