@@ -67,6 +67,7 @@ class ForecastSummary:
     series_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
+        """What the command line prints as JSON."""
         return asdict(self) | {"left_out_because": "no value in the context" if self.num_left_out else None}
 
 

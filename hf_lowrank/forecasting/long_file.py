@@ -30,6 +30,7 @@ def import_pyarrow() -> Any:
 
 
 def check_suffix(path: Path, argument: str) -> None:
+    """Raise a ValueError where a file is neither CSV nor parquet by its name."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{argument} must end in .csv or .parquet, found {path.name!r}.")
 
@@ -165,6 +166,7 @@ class LongFile:
 
     @property
     def what(self) -> str:
+        """What errors call the file."""
         return f"input: file {self.path.name!r}"
 
     def identity(self) -> dict[str, Any]:

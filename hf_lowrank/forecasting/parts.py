@@ -30,30 +30,32 @@ class Parts:
     schema: Any
 
     @property
-    def run(self) -> UnfinishedRun:
+    def unfinished_run(self) -> UnfinishedRun:
+        """The folder and its record."""
         return UnfinishedRun.beside(self.output, "parts", MANIFEST)
 
     @property
     def folder(self) -> Path:
-        return self.run.folder
+        """`OUTPUT.parts`."""
+        return self.unfinished_run.folder
 
-    def unfinished(self, run: Mapping[str, Any], *, resume: bool) -> Contents | None:
-        """What an unfinished run with the same input, model and options found in the input; None where there is none.
+    def unfinished(self, record: Mapping[str, Any], *, resume: bool) -> Contents | None:
+        """What the input holds, as an unfinished run with the same record has seen it; None where there is no such run.
 
         Raises:
             FileExistsError, ValueError: See `UnfinishedRun.recorded`.
         """
-        record = self.run.recorded(run, resume=resume)
-        if record is None:
+        recorded = self.unfinished_run.recorded(record, resume=resume)
+        if recorded is None:
             return None
         try:
-            return Contents(**record["contents"])
+            return Contents(**recorded["contents"])
         except (KeyError, TypeError) as error:
-            raise self.run.foreign(f"its contents: {error}") from None
+            raise self.unfinished_run.foreign(f"its contents: {error}") from None
 
-    def begin(self, run: Mapping[str, Any], contents: Contents) -> None:
+    def begin(self, record: Mapping[str, Any], contents: Contents) -> None:
         """Make the folder, in place of one that `unfinished` has looked at."""
-        self.run.begin({**run, "contents": asdict(contents)})
+        self.unfinished_run.begin({**record, "contents": asdict(contents)})
 
     def path(self, number: int) -> Path:
         """The file of a finished part."""
@@ -85,7 +87,7 @@ class Parts:
                 for table in self._tables(count):
                     writer.write_table(table)
         os.replace(joined, self.output)
-        self.run.remove()
+        self.unfinished_run.remove()
 
     def _tables(self, count: int, columns: list[str] | None = None) -> Iterator[Any]:
         parquet = import_pyarrow().parquet

@@ -52,6 +52,7 @@ class _Limits:
 
     @classmethod
     def of(cls, config: PreTrainedConfig, batch_tokens: int) -> _Limits:
+        """Those of batches of about so many tokens."""
         values_each, max_windows = T5_LIMITS if WindowCollator(config).has_tokens else BOLT_LIMITS
         lengths = config.chronos_config["context_length"], config.chronos_config["prediction_length"]
         return cls(lengths, values_each * batch_tokens, max_windows)

@@ -149,17 +149,18 @@ def recover(
         record = names | asdict(settings) | {"series": description, "before": asdict(before), "after": asdict(after)}
         learner.config.compression = (getattr(learner.config, "compression", None) or {}) | {"recovery": record}
         save_compressed(learner, output, overwrite=overwrite)
-    was, now = (
-        (1 - distillation_weight) * score.cross_entropy + distillation_weight * score.divergence
-        for score in (before, after)
-    )
+    _warn_if_worse(names["student"], before, after, distillation_weight)
+    return learner
+
+
+def _warn_if_worse(name: str, before: RecoveryScore, after: RecoveryScore, weight: float) -> None:
+    was, now = ((1 - weight) * score.cross_entropy + weight * score.divergence for score in (before, after))
     if now > was:
         warnings.warn(
-            f"The training made {names['student']} worse on held-out windows, from {was:.4f} to {now:.4f} nats a token: "
+            f"The training made {name} worse on held-out windows, from {was:.4f} to {now:.4f} nats a token: "
             "give a lower learning_rate, or more steps.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return learner
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -262,6 +263,7 @@ class _DistillationTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        """`distillation_loss` of a batch; Trainer calls it."""
         model.eval()  # dropout would be noise on the way to an answer that is known
         student, teacher, labels = _logits(model, self.teacher, inputs)
         loss = distillation_loss(

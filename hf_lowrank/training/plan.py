@@ -92,6 +92,7 @@ class Plan:
 
     @property
     def text(self) -> str:
+        """The plan in some lines for people."""
         lines = [f"{self.model}, {self.parameters:,} parameters"]
         for kind, entries in (self.attention_ranks or {}).items():
             lines.append(f"  {kind}: " + ", ".join(_rank_text(entry) for entry in entries))

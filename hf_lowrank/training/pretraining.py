@@ -113,7 +113,7 @@ def _data(settings: PretrainingSettings, config: PreTrainedConfig, num_batches: 
         seed=settings.seed,
         batch_tokens=settings.batch_tokens,
         ramp=usual_ramp if settings.ramp is None else settings.ramp,
-        thin_out=False,
+        thin_out=False,  # as in earlier runs, so that held-out losses can be compared
     )
 
 

@@ -1,4 +1,4 @@
-"""A training run that may be cut off: its folder, its last checkpoint, its progress bar."""
+"""A training run that may be cut off: its folder, its last checkpoint, and what it calls models."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
-from ..progress import progress_display
 from ..unfinished import UnfinishedRun
 
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
     "last_checkpoint",
-    "progress_bar",
     "public_name",
     "working_folder",
 ]
@@ -37,26 +34,6 @@ def public_name(model: Any) -> str:
     name = str(model.config.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else model)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
     return name if is_hub_id else Path(name).name
-
-
-class _ProgressCallback(TrainerCallback):
-    def __init__(self, progress: Progress, title: str, steps: int) -> None:
-        self.progress = progress
-        self.task = progress.add_task(title, total=steps, loss="")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
-
-
-@contextmanager
-def progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
-    """A callback for a Trainer that draws a progress bar on the standard error stream."""
-    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
-        yield _ProgressCallback(progress, title, steps)
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainingArguments
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from .runs import Hopeless, last_checkpoint, progress_bar
+from ..progress import progress_display
+from .runs import Hopeless, last_checkpoint
 
 __all__ = ["WHOLE_BATCHES", "Diverged", "run_trainer", "training_arguments"]
 
@@ -48,6 +52,26 @@ def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
     return complete
 
 
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, progress: Progress, title: str, steps: int) -> None:
+        self.progress = progress
+        self.task = progress.add_task(title, total=steps, loss="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+
+@contextmanager
+def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
+    """A callback for a Trainer that draws a progress bar on the standard error stream."""
+    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
+        yield _ProgressCallback(progress, title, steps)
+
+
 def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
     """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
 
@@ -55,6 +79,6 @@ def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
     """
     trainer.remove_callback(PrinterCallback)
     show = show_progress and PartialState().is_main_process
-    with progress_bar(title, trainer.args.max_steps, show=show) as bar:
+    with _progress_bar(title, trainer.args.max_steps, show=show) as bar:
         trainer.add_callback(bar)
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
