@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,9 +29,14 @@ def checkpoint_path(name: str | os.PathLike) -> str:
     return str(REFERENCES.get(str(name), name))
 
 
-def public_name(source: str | os.PathLike) -> str:
-    """What a checkpoint is called where others read it: a Hub id, or a folder's name; its path is the machine's business."""
-    return Path(source).name if Path(source).is_dir() else str(source)
+def public_name(source: str | os.PathLike | PreTrainedModel) -> str:
+    """What a checkpoint is called where others read it: a Hub id, or the last part of a path, the rest of which is the machine's business."""
+    if isinstance(source, PreTrainedModel):
+        name = source.config.name_or_path or type(source).__name__
+    else:
+        name = str(source)
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if is_hub_id else Path(name).name
 
 
 def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTrainedConfig:
@@ -48,7 +54,7 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
     try:
         return AutoConfig.from_pretrained(path)
     except OSError as error:
-        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
+        raise OSError(f"{argument}: {path} is no checkpoint, neither a folder nor a Hub id, that can be read ({error}).") from error
     except ValueError as error:
         raise ValueError(f"{argument}: {path} must be a checkpoint with the config.json of a T5 ({error}).") from error
 

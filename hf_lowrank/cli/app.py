@@ -439,8 +439,9 @@ def pretrain(
 ) -> None:
     """Pretrain a Chronos-T5 or Chronos-Bolt, low-rank or dense, from scratch or from a checkpoint."""
     with plain_messages():
-        from ..training.pretraining import PretrainingSettings, plan_of
+        from ..training.plan import plan_of
         from ..training.pretraining import pretrain as run
+        from ..training.settings import PretrainingSettings
 
         given: dict[str, Any] = {
             "start": start,

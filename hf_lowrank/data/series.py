@@ -1,11 +1,11 @@
-"""Time series in any of the usual shapes, and tables of them in long format: one row a value, with its item and its time."""
+"""Time series in any of the usual shapes, as arrays; tables of them in long format, as series on their times; frequencies and grids."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "LONG_FORMAT",
+    "LongColumns",
     "SeriesByName",
     "check_columns",
     "in_order",
@@ -27,7 +28,16 @@ __all__ = [
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
 
-LONG_FORMAT = ("item_id", "timestamp", "target")
+
+class LongColumns(NamedTuple):
+    """The names of the columns of a table in long format: one row a value, with its item and its time."""
+
+    item: str = "item_id"
+    time: str = "timestamp"
+    value: str = "target"
+
+
+LONG_FORMAT = LongColumns()
 
 
 def read_series(data: Any) -> list[NDArray[np.float64]]:
@@ -125,7 +135,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     return readers[path.suffix](path)
 
 
-def series_of_frame(frame: pd.DataFrame, what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> SeriesByName:
+def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> SeriesByName:
     """The series of a table in long format, each in the order of time.
 
     `what` names the table in errors, `columns` are those of item, time and value.
@@ -148,13 +158,13 @@ def series_of_frame(frame: pd.DataFrame, what: str, columns: tuple[str, str, str
     }
 
 
-def check_columns(found: Iterable[object], what: str, columns: tuple[str, str, str] = LONG_FORMAT) -> None:
+def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:
     """Raise a ValueError where a table does not have the columns of the long format."""
-    names = [str(name) for name in found]
-    if missing := [column for column in columns if column not in names]:
+    present = [str(name) for name in names]
+    if missing := [column for column in columns if column not in present]:
         raise ValueError(
-            f"{what} has no column {', '.join(missing)}; found {', '.join(names)}. "
-            f"The long format has the columns {', '.join(columns[:2])} and {columns[2]}."
+            f"{what} has no column {', '.join(missing)}; found {', '.join(present)}. "
+            f"The long format has the columns {columns.item}, {columns.time} and {columns.value}."
         )
 
 
@@ -187,8 +197,8 @@ def inferred_frequency(index: pd.DatetimeIndex) -> str | None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pandas 3.1 announces an offset in place of its name
-        found = pd.infer_freq(index)
-    return getattr(found, "freqstr", found)
+        freq = pd.infer_freq(index)
+    return getattr(freq, "freqstr", freq)
 
 
 def regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:

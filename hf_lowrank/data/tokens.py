@@ -1,9 +1,10 @@
-"""Windows of series as the tokens that a Chronos-T5 reads, and as the batches that transformers' Trainer takes."""
+"""Windows of series as what models read: the tokens of a Chronos-T5, the values of a Chronos-Bolt; batches for transformers' Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "IGNORED_LABEL",
     "SeriesBatches",
     "SyntheticBatches",
+    "WindowBatches",
     "WindowCollator",
     "tokenize_pieces",
     "tokenize_windows",
@@ -67,7 +69,23 @@ def tokenize_pieces(
     return batch
 
 
-class SyntheticBatches(Dataset):
+class WindowBatches(Dataset):
+    """Batches of windows as a model reads them: the items of `windows`, each as the arguments of `read`."""
+
+    def __init__(
+        self, windows: SyntheticWindows | SeriesWindows, read: Callable[..., dict[str, torch.Tensor]]
+    ) -> None:
+        self.windows = windows
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.read(**self.windows[index])
+
+
+class SyntheticBatches(WindowBatches):
     """`SyntheticWindows` as tokens of a Chronos-T5. A target that is shorter than the model's horizon has no EOS.
 
     Takes the arguments of `SyntheticWindows`; one value is one token.
@@ -76,28 +94,22 @@ class SyntheticBatches(Dataset):
     def __init__(
         self, chronos_config: ChronosConfig, num_batches: int, *, max_tokens: int = 4096, **more: Any
     ) -> None:
-        self.chronos_config = chronos_config
-        self.windows = SyntheticWindows(
-            chronos_config.context_length,
-            chronos_config.prediction_length,
-            num_batches,
-            max_values=max_tokens,
-            **more,
-        )
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        window = self.windows[index]
-        horizon = window["target"].shape[1]
-        batch = tokenize_windows(replace(self.chronos_config, prediction_length=horizon), **window)
-        if horizon < self.chronos_config.prediction_length:
-            batch["labels"] = batch["labels"][:, :-1].contiguous()
-        return batch
+        lengths = chronos_config.context_length, chronos_config.prediction_length
+        windows = SyntheticWindows(*lengths, num_batches, max_values=max_tokens, **more)
+        super().__init__(windows, partial(_tokenize_synthetic, chronos_config))
 
 
-class SeriesBatches(Dataset):
+def _tokenize_synthetic(
+    chronos_config: ChronosConfig, context: torch.Tensor, target: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    horizon = target.shape[1]
+    batch = tokenize_windows(replace(chronos_config, prediction_length=horizon), context, target)
+    if horizon < chronos_config.prediction_length:
+        batch["labels"] = batch["labels"][:, :-1].contiguous()
+    return batch
+
+
+class SeriesBatches(WindowBatches):
     """`SeriesWindows` as tokens of a Chronos-T5: contexts padded on the left and masked, targets padded with the label -100.
 
     As in `SyntheticBatches`, a target that is shorter than the model's horizon has no EOS: the series did not end there. Takes the
@@ -113,21 +125,9 @@ class SeriesBatches(Dataset):
         max_tokens: int = 4096,
         **more: Any,
     ) -> None:
-        self.chronos_config = chronos_config
-        self.windows = SeriesWindows(
-            chronos_config.context_length,
-            chronos_config.prediction_length,
-            series,
-            num_batches,
-            max_values=max_tokens,
-            **more,
-        )
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return tokenize_pieces(self.chronos_config, *self.windows[index].values())
+        lengths = chronos_config.context_length, chronos_config.prediction_length
+        windows = SeriesWindows(*lengths, series, num_batches, max_values=max_tokens, **more)
+        super().__init__(windows, partial(tokenize_pieces, chronos_config))
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,25 @@ class WindowCollator:
             )
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether the model is a Chronos-T5, which reads and writes tokens; a Chronos-Bolt reads values."""
+        return "tokenizer_class" in self.config.chronos_config
+
+    @property
     def label_names(self) -> list[str]:
         """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt by itself."""
-        return ["labels"] if "tokenizer_class" in self.config.chronos_config else ["target"]
+        return ["labels"] if self.has_tokens else ["target"]
+
+    def batch(
+        self, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
+    ) -> dict[str, torch.Tensor]:
+        """Windows of unlike lengths as one batch: of `tokenize_pieces`, or of `stack_pieces` in float32."""
+        if self.has_tokens:
+            return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
+        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}
 
     def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, torch.Tensor]:
         contexts, targets = (
             [values for item in features for values in item[name]] for name in ("contexts", "targets")
         )
-        if self.label_names == ["labels"]:
-            return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
-        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}
+        return self.batch(contexts, targets)

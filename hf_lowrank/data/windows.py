@@ -1,7 +1,7 @@
-"""Datasets for transformers' Trainer: windows of series, and token batches of them for a Chronos-T5.
+"""Windows of series, a context and the target behind it, as datasets for transformers' Trainer, and a window held out of each.
 
-The synthetic ones need no data; the others draw their windows from the user's own series, which `read_series` takes in
-whatever shape they come.
+Synthetic windows need no data; the others are drawn from series as `read_series` makes them. `hf_lowrank.data.tokens` makes of both
+what a model reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def stack_pieces(
 ) -> dict[str, torch.Tensor]:
     """Windows of unlike lengths as `context` (batch, length) and `target` (batch, horizon), float64, as long as the longest.
 
-    Contexts are padded on the left, targets on the right, with NaN.
+    Contexts are padded on the left, targets on the right, with NaN. Both are sequences of 1-D arrays, one a window.
     """
     context = np.full((len(contexts), max(map(len, contexts))), np.nan)
     target = np.full((len(targets), max(map(len, targets))), np.nan)
@@ -34,7 +34,35 @@ def stack_pieces(
     return {"context": torch.from_numpy(context), "target": torch.from_numpy(target)}
 
 
-class SyntheticWindows(Dataset):
+class _WindowSupply(Dataset):
+    """Batches of windows, made when they are asked for; item i depends on the arguments and i alone.
+
+    A batch holds about `max_values` values of context and target, and at most `max_windows` windows.
+    """
+
+    def __init__(self, num_batches: int, *, seed: int, max_values: int, max_windows: int) -> None:
+        self.num_batches = num_batches
+        self.seed = seed
+        self.max_values = max_values
+        self.max_windows = max_windows
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
+        return self._batch(index)
+
+    def _batch(self, index: int) -> dict[str, Any]:
+        """The item of an index that is in range."""
+        raise NotImplementedError
+
+    def _num_windows(self, values_each: int) -> int:
+        return min(self.max_windows, max(1, self.max_values // values_each))
+
+
+class SyntheticWindows(_WindowSupply):
     """A long supply of batches of synthetic windows; item i depends on the arguments and i alone.
 
     An item has a `context` (batch, length) and a `target` (batch, horizon), float32. All windows of a batch have the same context
@@ -60,21 +88,13 @@ class SyntheticWindows(Dataset):
         max_values: int = 4096,
         max_windows: int = 64,
     ) -> None:
+        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
         self.limits = context_length, prediction_length
-        self.num_batches = num_batches
-        self.seed = seed
         self.ramp = ramp
         self.first_lengths = first_lengths
         self.min_lengths = min_lengths
-        self.max_values = max_values
-        self.max_windows = max_windows
 
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < self.num_batches:
-            raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
+    def _batch(self, index: int) -> dict[str, torch.Tensor]:
         # numpy takes [s, 0] for [s]: no list of seeds ends in zero.
         rng = np.random.default_rng([self.seed, 0, index + 1])
         limits = np.array(self.limits) + 1
@@ -82,7 +102,7 @@ class SyntheticWindows(Dataset):
         longest = progress * np.log(limits) + (1 - progress) * np.log(np.minimum(self.first_lengths, limits))
         shortest = np.log(np.minimum(self.min_lengths, limits - 1))
         length, horizon = np.exp(rng.uniform(shortest, longest)).astype(int)
-        count = min(self.max_windows, max(1, self.max_values // int(length + horizon)))
+        count = self._num_windows(int(length + horizon))
         series = synthetic_series(count, int(length + horizon), seed=[self.seed, 1, index + 1])
         context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)
         if rng.random() < 0.1:
@@ -118,7 +138,7 @@ def held_out_ends(
     return pasts, contexts, targets
 
 
-class SeriesWindows(Dataset):
+class SeriesWindows(_WindowSupply):
     """A supply of batches of windows of given series; item i depends on the arguments and i alone.
 
     An item has lists of 1-D arrays, the `contexts` and `targets` of its windows. For each window a series is drawn uniformly, then
@@ -147,11 +167,8 @@ class SeriesWindows(Dataset):
         max_windows: int = 64,
         min_length: int = 64,
     ) -> None:
+        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
         self.context_length, self.prediction_length = context_length, prediction_length
-        self.num_batches = num_batches
-        self.seed = seed
-        self.max_values = max_values
-        self.max_windows = max_windows
         self.min_length = min(min_length, context_length)
         # Beside each series, how many of its values before every step are observed.
         counted = [(values, np.append(0, np.cumsum(~np.isnan(values)))) for values in series]
@@ -162,9 +179,6 @@ class SeriesWindows(Dataset):
                 f"{self.min_length + prediction_length} steps, a context and a target."
             )
 
-    def __len__(self) -> int:
-        return self.num_batches
-
     def _origins(self, observed: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The steps that can be the first of a target: a value is observed in the `length` steps before, and in the horizon."""
         last = len(observed) - 1
@@ -173,16 +187,13 @@ class SeriesWindows(Dataset):
         after = observed[np.minimum(steps + self.prediction_length, last)] - observed
         return np.flatnonzero((before > 0) & (after > 0))
 
-    def __getitem__(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
-        if not 0 <= index < self.num_batches:
-            raise IndexError(f"index must be in [0, {self.num_batches}), found {index}.")
+    def _batch(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
         rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
         horizon = self.prediction_length
         limits = np.array([self.min_length, self.context_length + 1])
         length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
         longest = max(len(values) for values, _ in self.series) - 1
-        values_each = min(length, longest) + min(horizon, longest)
-        count = min(self.max_windows, max(1, self.max_values // values_each))
+        count = self._num_windows(min(length, longest) + min(horizon, longest))
         contexts, targets = [], []
         for i in rng.integers(len(self.series), size=count):
             values, observed = self.series[i]

@@ -14,6 +14,7 @@ from chronos import BaseChronosPipeline, ForecastType
 from numpy.typing import NDArray
 
 from ..checkpoints.pipelines import in_lean_pipeline, predict_quantiles, stable_seed
+from ..data.series import LongColumns
 
 __all__ = ["Request", "batches_by_length", "forecast_series"]
 
@@ -79,7 +80,7 @@ def forecast_series(
     series: Mapping[Any, pd.Series],
     freq: str,
     request: Request,
-    columns: tuple[str, str, str],
+    columns: LongColumns,
     advance: Callable[[int], object] = lambda count: None,
 ) -> pd.DataFrame:
     """The table of forecasts of the series, which are on the grid of `freq`; `advance` is told the size of each batch."""
@@ -99,9 +100,9 @@ def forecast_series(
         )
         advance(len(batch))
     forecasts = {
-        columns[0]: pd.Series(items).repeat(request.horizon).to_numpy(),
-        columns[1]: _following([series[item].index[-1] for item in items], freq, request.horizon),
-        "target_name": columns[2],
+        columns.item: pd.Series(items).repeat(request.horizon).to_numpy(),
+        columns.time: _following([series[item].index[-1] for item in items], freq, request.horizon),
+        "target_name": columns.value,
         "predictions": mean.ravel(),
     }
     forecasts |= {str(level): quantiles[..., i].ravel() for i, level in enumerate(request.quantiles)}

@@ -22,12 +22,14 @@ from typing import Any
 import pandas as pd
 import torch
 from chronos import BaseChronosPipeline
-from rich.progress import TimeRemainingColumn
+from rich.progress import Progress, TimeRemainingColumn
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
+from ..data.series import LongColumns
 from ..progress import progress_display
 from .batches import Request, forecast_series
 from .long_file import (
+    Contents,
     LongFile,
     aligned,
     check_suffix,
@@ -65,6 +67,7 @@ class ForecastSummary:
     series_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
+        """What the command line prints as JSON."""
         return asdict(self) | {"left_out_because": "no value in the context" if self.num_left_out else None}
 
 
@@ -165,84 +168,125 @@ def forecast_file(
 
     Raises:
         ImportError: pyarrow is not installed.
-        OSError: The model or the input cannot be had, or `output` exists.
+        OSError: The model or the input cannot be had, `output` exists, or `OUTPUT.parts` is something else.
         ValueError: An argument or the input is not as it should be, or `OUTPUT.parts` belongs to a run that differs.
     """
-    pa = import_pyarrow()
-    columns = _columns(id_column, timestamp_column, target)
-    file, output = LongFile(Path(input), columns), Path(output)
-    _check_output(file.path, output, overwrite)
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
+    import_pyarrow()
+    file = LongFile(Path(input), _columns(id_column, timestamp_column, target))
+    _check_file_arguments(file.path, Path(output), overwrite=overwrite, chunk_rows=chunk_rows, dtype=dtype)
     pipeline = (
         model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=_device(device), dtype=dtype)
     )
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
-    inner = pipeline.inner_model
-    identity = file.identity()
-    run = {
-        "input": identity | dict(zip(("id_column", "timestamp_column", "target"), columns)),
-        "model": {"weights": fingerprint(pipeline), "device": str(inner.device), "dtype": str(inner.dtype)},
-        "options": asdict(request) | {"freq": freq, "chunk_rows": chunk_rows},
-        "versions": {name: version(name) for name in ("hf-lowrank", "torch", "transformers", "chronos-forecasting")},
-    }
-    numbers = [(name, pa.float32()) for name in ("predictions", *map(str, request.quantiles))]
-    names = [*zip(columns, file.types()), ("target_name", pa.string())]
-    parts = Parts(output, pa.schema(names + numbers))
-
+    parts = Parts(Path(output), _schema(file, request))
+    work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
+    record = work.record()
     start = time.perf_counter()
-    with progress_display(TimeRemainingColumn(), show=show_progress) as bar:
-        contents = parts.unfinished(run, resume=resume)
-        if contents is None:
-            step = bar.add_task("Checking the series", total=None)
-            contents = file.look(
-                freq=freq,
-                context_length=request.context_length,
-                chunk_rows=chunk_rows,
-                advance=lambda count: bar.advance(step, count),
-            )
-            parts.begin(run, contents)
-            bar.remove_task(step)
-        forecast_step = bar.add_task("Forecasting", total=contents.num_series - contents.num_left_out)
-        num_resumed = num_rows = num_parts = 0
-        for number, frame in enumerate(file.tables(chunk_rows)):
-            finished = parts.num_rows(number)
-            if finished is None:
-                series = file.series(frame, contents.freq, fill=freq is not None)
-                forecasts = forecast_series(
-                    pipeline, series, contents.freq, request, columns, lambda count: bar.advance(forecast_step, count)
-                )
-                parts.write(number, forecasts)
-                num_rows += len(forecasts)
-            else:
-                num_rows += finished
-                num_resumed += finished // request.horizon
-                bar.advance(forecast_step, finished // request.horizon)
-            num_parts += 1
-        if file.identity() != identity:
-            raise ValueError(
-                f"{file.what} must stay as it is while it is read, but it has changed: begin anew with resume=False (--no-resume)."
-            )
-        parts.join(num_parts)
+    with progress_display(TimeRemainingColumn(), show=show_progress) as display:
+        contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume)
     seconds = time.perf_counter() - start
     return ForecastSummary(
-        output=str(output),
-        num_series=contents.num_series,
-        num_rows=contents.num_rows,
-        freq=contents.freq,
-        num_forecast_rows=num_rows,
-        num_left_out=contents.num_left_out,
-        left_out=contents.left_out,
+        output=str(Path(output)),
+        **asdict(contents),
+        num_forecast_rows=num_forecast_rows,
         num_resumed=num_resumed,
         seconds=seconds,
-        series_per_second=(num_rows // request.horizon - num_resumed) / seconds,
+        series_per_second=(num_forecast_rows // request.horizon - num_resumed) / seconds,
     )
 
 
-def _columns(id_column: str, timestamp_column: str, target: str) -> tuple[str, str, str]:
-    columns = (id_column, timestamp_column, target)
+@dataclass(frozen=True)
+class _FileForecast:
+    """A file, what is asked of a model about it, and the parts that are finished."""
+
+    pipeline: BaseChronosPipeline
+    file: LongFile
+    request: Request
+    freq: str | None  # None: that of the first series
+    chunk_rows: int
+    parts: Parts
+
+    def record(self) -> dict[str, Any]:
+        """All that the forecasts depend on, as the folder of the parts keeps it."""
+        inner = self.pipeline.inner_model
+        packages = ("hf-lowrank", "torch", "transformers", "chronos-forecasting")
+        return {
+            "input": self.file.identity() | dict(zip(("id_column", "timestamp_column", "target"), self.file.columns)),
+            "model": {
+                "weights": fingerprint(self.pipeline),
+                "device": str(inner.device),
+                "dtype": str(inner.dtype),
+            },
+            "options": asdict(self.request) | {"freq": self.freq, "chunk_rows": self.chunk_rows},
+            "versions": {name: version(name) for name in packages},
+        }
+
+    def run(self, record: dict[str, Any], display: Progress, *, resume: bool) -> tuple[Contents, int, int]:
+        """Do what is not done yet of the run that `record` tells, and write the output.
+
+        Returns:
+            What the file holds, the number of rows of forecasts, and that of series that were done before.
+
+        Raises:
+            FileExistsError, ValueError: An unfinished run is in the way, or the input is not as it should be.
+        """
+        contents = self.parts.unfinished(record, resume=resume)
+        if contents is None:
+            contents = self._look(display)
+            self.parts.begin(record, contents)
+        num_parts, num_rows, num_resumed = self._forecast(contents, display)
+        if not self.file.identity().items() <= record["input"].items():
+            raise ValueError(
+                f"{self.file.what} must stay as it is while it is read, but it has changed: begin anew with resume=False (--no-resume)."
+            )
+        self.parts.join(num_parts)
+        return contents, num_rows, num_resumed
+
+    def _look(self, display: Progress) -> Contents:
+        step = display.add_task("Checking the series", total=None)
+        contents = self.file.look(
+            freq=self.freq,
+            context_length=self.request.context_length,
+            chunk_rows=self.chunk_rows,
+            advance=lambda count: display.advance(step, count),
+        )
+        display.remove_task(step)
+        return contents
+
+    def _forecast(self, contents: Contents, display: Progress) -> tuple[int, int, int]:
+        """Make the parts that are missing: parts, rows of forecasts, and series that were done before."""
+        step = display.add_task("Forecasting", total=contents.num_series - contents.num_left_out)
+        num_parts = num_rows = num_resumed = 0
+        for number, frame in enumerate(self.file.tables(self.chunk_rows)):
+            finished_rows = self.parts.num_rows(number)
+            if finished_rows is None:
+                forecasts = forecast_series(
+                    self.pipeline,
+                    self.file.series(frame, contents.freq, fill=self.freq is not None),
+                    contents.freq,
+                    self.request,
+                    self.file.columns,
+                    lambda count: display.advance(step, count),
+                )
+                self.parts.write(number, forecasts)
+                num_rows += len(forecasts)
+            else:
+                num_rows += finished_rows
+                num_resumed += finished_rows // self.request.horizon
+                display.advance(step, finished_rows // self.request.horizon)
+            num_parts += 1
+        return num_parts, num_rows, num_resumed
+
+
+def _schema(file: LongFile, request: Request) -> Any:
+    """That of the table of forecasts, in arrow's words."""
+    pa = import_pyarrow()
+    numbers = [(name, pa.float32()) for name in ("predictions", *map(str, request.quantiles))]
+    return pa.schema([*zip(file.columns, file.types()), ("target_name", pa.string()), *numbers])
+
+
+def _columns(id_column: str, timestamp_column: str, target: str) -> LongColumns:
+    columns = LongColumns(id_column, timestamp_column, target)
     if len(set(columns)) < 3:
         raise ValueError(
             f"id_column, timestamp_column and target must be three different columns, found {', '.join(columns)}."
@@ -250,7 +294,7 @@ def _columns(id_column: str, timestamp_column: str, target: str) -> tuple[str, s
     return columns
 
 
-def _check_output(input: Path, output: Path, overwrite: bool) -> None:
+def _check_file_arguments(input: Path, output: Path, *, overwrite: bool, chunk_rows: int, dtype: str) -> None:
     check_suffix(output, "output")
     if output.is_dir():
         raise FileExistsError(f"output: {output} is a folder; give a file.")
@@ -259,6 +303,10 @@ def _check_output(input: Path, output: Path, overwrite: bool) -> None:
             raise ValueError(f"output must be another file than input, found {output} twice.")
         if not overwrite:
             raise FileExistsError(f"output: {output} exists; give another file, or overwrite=True (--overwrite).")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
 
 
 def _device(device: str | None) -> str:

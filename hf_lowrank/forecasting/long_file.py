@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..data.series import LONG_FORMAT, check_columns, inferred_frequency, regular, series_of_frame
+from ..data.series import LONG_FORMAT, LongColumns, check_columns, inferred_frequency, regular, series_of_frame
 
 __all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "series_by_item", "whole_series"]
 
@@ -30,6 +30,7 @@ def import_pyarrow() -> Any:
 
 
 def check_suffix(path: Path, argument: str) -> None:
+    """Raise a ValueError where a file is neither CSV nor parquet by its name."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{argument} must end in .csv or .parquet, found {path.name!r}.")
 
@@ -37,7 +38,7 @@ def check_suffix(path: Path, argument: str) -> None:
 # ---- From tables to series -------------------------------------------------------------------------------------------
 
 
-def series_by_item(frame: pd.DataFrame, what: str, columns: tuple[str, str, str]) -> dict[Any, pd.Series]:
+def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns) -> dict[Any, pd.Series]:
     """The series of a long table by the item as the table has it, in the order of their first rows, each in the order of time.
 
     Raises:
@@ -52,37 +53,37 @@ def series_by_item(frame: pd.DataFrame, what: str, columns: tuple[str, str, str]
             f"{what} must have numbers as {target}, found {row[target]!r} at {timestamp} {row[timestamp]} of "
             f"{item_id} {row[item_id]!r}."
         )
-    found = series_of_frame(frame, what, columns)
-    for name, values in found.items():
+    by_name = series_of_frame(frame, what, columns)
+    for name, values in by_name.items():
         if np.isinf(values.to_numpy()).any():
             when = values.index[np.isinf(values.to_numpy())][0]
             raise ValueError(
                 f"{item_id} {name!r} of {what} has an infinite {target} at {when}: leave it empty if it is missing."
             )
     items = frame[item_id].drop_duplicates()
-    return {item: found[name] for item, name in zip(items, items.astype(str))}
+    return {item: by_name[name] for item, name in zip(items, items.astype(str))}
 
 
-def frequency_of(series: Mapping[Any, pd.Series], what: str, columns: tuple[str, str, str]) -> str | None:
+def frequency_of(series: Mapping[Any, pd.Series], what: str, columns: LongColumns) -> str | None:
     """The pandas frequency of the first series with three values, which are enough to tell; None where there is none."""
     for item, values in series.items():
         if len(values) > 2:
-            regular(values, None, f"{columns[0]} {str(item)!r} of {what}")
+            regular(values, None, f"{columns.item} {str(item)!r} of {what}")
             return inferred_frequency(values.index)
     return None
 
 
 def aligned(
-    series: Mapping[Any, pd.Series], freq: str, what: str, columns: tuple[str, str, str], *, fill: bool
+    series: Mapping[Any, pd.Series], freq: str, what: str, columns: LongColumns, *, fill: bool
 ) -> dict[Any, pd.Series]:
     """The series, every one on the grid of `freq`; with `fill`, NaN where a time of the grid is missing.
 
     Raises:
         ValueError: A series has times off the grid or, without `fill`, lacks some.
     """
-    found = {}
+    on_grid = {}
     for item, values in series.items():
-        name = f"{columns[0]} {str(item)!r} of {what}"
+        name = f"{columns.item} {str(item)!r} of {what}"
         inferred = inferred_frequency(values.index)
         if inferred != freq:
             if fill:
@@ -96,8 +97,8 @@ def aligned(
                         f"{name} must have the frequency {freq!r} of the first series, found {inferred or 'other steps'!r} from "
                         f"{values.index[0]} to {values.index[-1]}: forecast it apart, or give freq to put all on one grid."
                     )
-        found[item] = values
-    return found
+        on_grid[item] = values
+    return on_grid
 
 
 def whole_series(batches: Iterable[pd.DataFrame], item_id: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
@@ -151,7 +152,7 @@ class LongFile:
     """
 
     path: Path
-    columns: tuple[str, str, str] = LONG_FORMAT
+    columns: LongColumns = LONG_FORMAT
 
     def __post_init__(self) -> None:
         check_suffix(self.path, "input")
@@ -165,6 +166,7 @@ class LongFile:
 
     @property
     def what(self) -> str:
+        """What errors call the file."""
         return f"input: file {self.path.name!r}"
 
     def identity(self) -> dict[str, Any]:
@@ -174,7 +176,7 @@ class LongFile:
 
     def tables(self, chunk_rows: int) -> Iterator[pd.DataFrame]:
         """Tables of whole series of about `chunk_rows` rows each, see `whole_series`."""
-        return whole_series(self._batches(min(BATCH_ROWS, chunk_rows)), self.columns[0], chunk_rows)
+        return whole_series(self._batches(min(BATCH_ROWS, chunk_rows)), self.columns.item, chunk_rows)
 
     def types(self) -> tuple[Any, Any]:
         """The arrow types of item and time in a table of forecasts."""
@@ -182,7 +184,7 @@ class LongFile:
         if self.path.suffix == ".csv":
             return pa.string(), pa.timestamp("us")
         schema = pa.parquet.read_schema(self.path)
-        item, time = (schema.field(name).type for name in self.columns[:2])
+        item, time = (schema.field(name).type for name in (self.columns.item, self.columns.time))
         item = item.value_type if pa.types.is_dictionary(item) else item
         return item, pa.timestamp(time.unit if pa.types.is_timestamp(time) else "us")
 
@@ -201,13 +203,13 @@ class LongFile:
         num_series = num_rows = num_left_out = 0
         left_out: list[str] = []
         for frame in self.tables(chunk_rows):
-            items = frame[self.columns[0]].to_numpy()
+            items = frame[self.columns.item].to_numpy()
             starts = np.concatenate([[0], np.flatnonzero(items[1:] != items[:-1]) + 1])
             again = seen.add(items[starts])
             if again is not None:
                 raise ValueError(
-                    f"{self.what} must have all rows of a series together, found {self.columns[0]} {str(items[starts[again]])!r} again "
-                    f"in row {num_rows + starts[again] + 1} after other series: sort it by {self.columns[0]}."
+                    f"{self.what} must have all rows of a series together, found {self.columns.item} {str(items[starts[again]])!r} again "
+                    f"in row {num_rows + starts[again] + 1} after other series: sort it by {self.columns.item}."
                 )
             series = self.series(frame, shared, fill=freq is not None)
             empty = [str(item) for item, values in series.items() if values.iloc[-context_length:].isna().all()]
@@ -226,8 +228,8 @@ class LongFile:
 
     def series(self, frame: pd.DataFrame, freq: str, *, fill: bool) -> dict[Any, pd.Series]:
         """The series of one of the `tables`, on the grid of `freq`."""
-        found = series_by_item(frame, self.what, self.columns)
-        return aligned(found, freq, self.what, self.columns, fill=fill)
+        by_item = series_by_item(frame, self.what, self.columns)
+        return aligned(by_item, freq, self.what, self.columns, fill=fill)
 
     def _frequency(self, chunk_rows: int) -> str:
         is_empty = True
@@ -248,15 +250,15 @@ class LongFile:
     def _batches(self, rows: int) -> Iterator[pd.DataFrame]:
         try:
             for frame in self._read_csv(rows) if self.path.suffix == ".csv" else self._read_parquet(rows):
-                if frame[self.columns[0]].isna().any():
-                    raise ValueError(f"there are rows without {self.columns[0]}")
+                if frame[self.columns.item].isna().any():
+                    raise ValueError(f"there are rows without {self.columns.item}")
                 if len(frame):
                     yield frame
         except ValueError as error:  # pandas' and arrow's own among them
             raise ValueError(f"{self.what} cannot be read: {error}") from None
 
     def _read_csv(self, rows: int) -> Iterator[pd.DataFrame]:
-        dtype: dict[Hashable, Any] = {self.columns[0]: str}
+        dtype: dict[Hashable, Any] = {self.columns.item: str}
         with pd.read_csv(self.path, usecols=list(self.columns), dtype=dtype, chunksize=rows) as frames:
             yield from frames
 
@@ -266,8 +268,8 @@ class LongFile:
         with parquet.ParquetFile(self.path, buffer_size=2**18) as file:
             for batch in file.iter_batches(rows, columns=list(self.columns)):
                 frame = batch.to_pandas(ignore_metadata=True)  # where a column is the index of a saved frame
-                if isinstance(frame[self.columns[0]].dtype, pd.CategoricalDtype):
-                    frame[self.columns[0]] = frame[self.columns[0]].astype(object)
+                if isinstance(frame[self.columns.item].dtype, pd.CategoricalDtype):
+                    frame[self.columns.item] = frame[self.columns.item].astype(object)
                 yield frame
 
 

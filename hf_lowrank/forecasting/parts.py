@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import new_folder
+from ..unfinished import UnfinishedRun
 from .long_file import Contents, import_pyarrow
 
 __all__ = ["Parts"]
@@ -23,7 +21,7 @@ MICROSECONDS_OF_A_DAY = 86_400 * 10**6
 
 @dataclass(frozen=True)
 class Parts:
-    """`OUTPUT.parts`: a manifest that says which run it belongs to, and a parquet file for each finished table.
+    """The unfinished run in `OUTPUT.parts`: its record, and a parquet file for each finished table.
 
     Every file appears whole or not at all. `schema` is that of the forecasts in arrow's words.
     """
@@ -32,48 +30,35 @@ class Parts:
     schema: Any
 
     @property
-    def folder(self) -> Path:
-        return self.output.with_name(self.output.name + ".parts")
+    def unfinished_run(self) -> UnfinishedRun:
+        """The folder and its record."""
+        return UnfinishedRun.beside(self.output, "parts", MANIFEST)
 
-    def unfinished(self, run: Mapping[str, Any], *, resume: bool) -> Contents | None:
-        """What an unfinished run with the same input, model and options found in the input; None where there is no run, or, without
-        `resume`, one that need not be the same.
+    @property
+    def folder(self) -> Path:
+        """`OUTPUT.parts`."""
+        return self.unfinished_run.folder
+
+    def unfinished(self, record: Mapping[str, Any], *, resume: bool) -> Contents | None:
+        """What the input holds, as an unfinished run with the same record has seen it; None where there is no such run.
 
         Raises:
-            ValueError: The folder belongs to another run, or is none of a run.
+            FileExistsError, ValueError: See `UnfinishedRun.recorded`.
         """
-        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+        recorded = self.unfinished_run.recorded(record, resume=resume)
+        if recorded is None:
             return None
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            contents = Contents(**manifest.pop("contents"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"output: {self.folder} must be the folder of an unfinished run, but its {MANIFEST} cannot be read ({error}). "
-                "Remove it, or choose another output."
-            ) from None
-        if not resume:
-            return None
-        before, now = _flat(manifest), _flat(run)
-        different = [
-            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted(before | now)
-            if before.get(name) != now.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"output: {self.folder} holds an unfinished run that differs: {'; '.join(different)}. Run it with the same input, model and "
-                "options, or begin anew with resume=False (--no-resume), which deletes it."
-            )
-        return contents
+            return Contents(**recorded["contents"])
+        except (KeyError, TypeError) as error:
+            raise self.unfinished_run.foreign(f"its contents: {error}") from None
 
-    def begin(self, run: Mapping[str, Any], contents: Contents) -> None:
+    def begin(self, record: Mapping[str, Any], contents: Contents) -> None:
         """Make the folder, in place of one that `unfinished` has looked at."""
-        with new_folder(self.folder, overwrite=True) as folder:
-            manifest = json.dumps({**run, "contents": asdict(contents)}, indent=2) + "\n"
-            (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+        self.unfinished_run.begin({**record, "contents": asdict(contents)})
 
     def path(self, number: int) -> Path:
+        """The file of a finished part."""
         return self.folder / f"part-{number:06d}.parquet"
 
     def num_rows(self, number: int) -> int | None:
@@ -84,11 +69,12 @@ class Parts:
             return None
 
     def write(self, number: int, forecasts: pd.DataFrame) -> None:
+        """Write a finished part, a table of `forecast_series`."""
         pa = import_pyarrow()
         table = pa.Table.from_pandas(forecasts, schema=self.schema, preserve_index=False, safe=False)
-        unfinished = self.folder / "unfinished"
-        pa.parquet.write_table(table, unfinished)
-        os.replace(unfinished, self.path(number))
+        growing = self.folder / "unfinished"
+        pa.parquet.write_table(table, growing)
+        os.replace(growing, self.path(number))
 
     def join(self, count: int) -> None:
         """Move the parts as one file to the output, and remove the folder."""
@@ -101,7 +87,7 @@ class Parts:
                 for table in self._tables(count):
                     writer.write_table(table)
         os.replace(joined, self.output)
-        shutil.rmtree(self.folder)
+        self.unfinished_run.remove()
 
     def _tables(self, count: int, columns: list[str] | None = None) -> Iterator[Any]:
         parquet = import_pyarrow().parquet
@@ -124,11 +110,3 @@ class Parts:
                 table.to_pandas().to_csv(
                     file, index=False, header=number == 0, date_format=finest, lineterminator="\n"
                 )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"name": "x"}} -> {"model.name": "x"}, values as JSON has them."""
-    found: dict[str, Any] = {}
-    for name, value in json.loads(json.dumps(values)).items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found

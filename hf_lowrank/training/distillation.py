@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-)
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, Trainer
 
 from ..checkpoints.export import save_compressed
-from ..checkpoints.families import FAMILIES, T5, family_of
-from ..checkpoints.loading import checkpoint_path
-from ..data.series import read_series
-from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches, tokenize_pieces
-from ..data.windows import held_out_ends, single_batch
+from ..checkpoints.loading import public_name
+from ..data.tokens import IGNORED_LABEL
+from ..data.windows import single_batch
 from ..files import check_output
-from .runs import (
-    HELD_OUT_SEED,
-    Hopeless,
-    check_count,
-    last_checkpoint,
-    progress_bar,
-    public_name,
-    working_folder,
-)
+from .batches import RunData, run_data
+from .loaders import load_chronos_t5
+from .runs import working_folder
+from .settings import DistillationSettings, check_count
+from .trainer import Diverged, run_trainer, training_arguments
 
 __all__ = ["RecoveryScore", "distillation_loss", "recover"]
 
@@ -57,45 +42,6 @@ class RecoveryScore:
     divergence: float  # KL(teacher || student)
     cross_entropy: float
     teacher_cross_entropy: float
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The numbers that the outcome of a run depends on."""
-
-    steps: int
-    learning_rate: float
-    distillation_weight: float
-    temperature: float
-    seed: int
-    batch_tokens: int
-
-    def check(self) -> None:
-        for name in ("steps", "batch_tokens"):
-            check_count(name, getattr(self, name))
-        for name, allowed, is_allowed in (
-            ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
-            ("distillation_weight", "in [0, 1]", 0 <= self.distillation_weight <= 1),
-            ("temperature", "above 0", 0 < self.temperature < math.inf),
-            ("seed", f"an integer in [0, {HELD_OUT_SEED})", self.seed in range(HELD_OUT_SEED)),
-        ):
-            if not is_allowed:
-                raise ValueError(f"{name} must be {allowed}, found {getattr(self, name)!r}.")
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What a run is trained and scored on. `description` is published with the model, `digest` tells one run from another."""
-
-    description: str | dict[str, int]
-    digest: str
-    batches: Dataset
-    held_out: Sequence[dict[str, torch.Tensor]]
-
-
-class _Diverged(Hopeless):
-    def __init__(self, settings: _Settings) -> None:
-        super().__init__(f"learning_rate={settings.learning_rate} made the training diverge; give a lower one.")
 
 
 def distillation_loss(
@@ -176,85 +122,49 @@ def recover(
         FileExistsError: `output` exists and is not empty, and `overwrite` is false.
         OSError: A checkpoint or a file of series cannot be read.
     """
-    settings = _Settings(steps, learning_rate, distillation_weight, temperature, seed, batch_tokens)
-    settings.check()
+    settings = DistillationSettings(
+        steps=steps,
+        learning_rate=learning_rate,
+        distillation_weight=distillation_weight,
+        temperature=temperature,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
     check_count("evaluation_batches", evaluation_batches)
     check_output(output, overwrite=overwrite)
     names = {"student": public_name(student), "teacher": public_name(teacher)}
-    learner, expert = _load(student, "student"), _load(teacher, "teacher")
+    learner, expert = load_chronos_t5(student, "student"), load_chronos_t5(teacher, "teacher")
     _check_same_tokens(learner, expert, names)
-    chronos_config = ChronosConfig(**learner.config.chronos_config)
-    if isinstance(series, str) and series == "synthetic":
-        data = _synthetic_data(chronos_config, settings, evaluation_batches)
-    else:
-        data = _own_data(chronos_config, read_series(series), settings, evaluation_batches)
-    identity = {"student": _weights_digest(learner), "teacher": _weights_digest(expert), "series": data.digest}
+    data = run_data(
+        learner.config,
+        series,
+        steps,
+        evaluation_batches=evaluation_batches,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    description, series_digest = _description_and_digest(data)
+    identity = {"student": _weights_digest(learner), "teacher": _weights_digest(expert), "series": series_digest}
     with working_folder(output, "recovery", asdict(settings) | identity, resume=resume) as folder:
         before, after = _train(learner, expert, data, settings, folder, show_progress)
-        record = (
-            names | asdict(settings) | {"series": data.description, "before": asdict(before), "after": asdict(after)}
-        )
+        record = names | asdict(settings) | {"series": description, "before": asdict(before), "after": asdict(after)}
         learner.config.compression = (getattr(learner.config, "compression", None) or {}) | {"recovery": record}
         save_compressed(learner, output, overwrite=overwrite)
-    was, now = (
-        (1 - distillation_weight) * score.cross_entropy + distillation_weight * score.divergence
-        for score in (before, after)
-    )
-    if now > was:
-        warnings.warn(
-            f"The training made {names['student']} worse on held-out windows, from {was:.4f} to {now:.4f} nats a token: "
-            "give a lower learning_rate, or more steps.",
-            stacklevel=2,
-        )
+    _warn_if_worse(names["student"], before, after, distillation_weight)
     return learner
 
 
+def _warn_if_worse(name: str, before: RecoveryScore, after: RecoveryScore, weight: float) -> None:
+    was, now = ((1 - weight) * score.cross_entropy + weight * score.divergence for score in (before, after))
+    if now > was:
+        warnings.warn(
+            f"The training made {name} worse on held-out windows, from {was:.4f} to {now:.4f} nats a token: "
+            "give a lower learning_rate, or more steps.",
+            stacklevel=3,
+        )
+
+
 # --- models ------------------------------------------------------------------------------------------------------
-
-
-def _check_family(source: str, argument: str) -> None:
-    """Raise ValueError where the checkpoint is of another family; what cannot be read, its loading reports."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
-        return
-    architecture = (config.architectures or [""])[0]
-    pairs = (pair for family in FAMILIES if family is not T5 for pair in family.classes.items())
-    if architecture in {cls.__name__ for pair in pairs for cls in pair}:
-        raise ValueError(
-            f"{argument}: {source} is a {architecture}; recover is for a Chronos-T5. Fine-tune it with transformers' Trainer."
-        )
-
-
-def _load(model: Any, argument: str) -> PreTrainedModel:
-    """A Chronos-T5 of our own, dense or low-rank, in its own dtype; `argument` names it in errors."""
-    if isinstance(model, PreTrainedModel):
-        loaded, missing = copy.deepcopy(model), set()
-    elif isinstance(model, (str, os.PathLike)):
-        _check_family(checkpoint_path(model), argument)
-        try:
-            loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
-                checkpoint_path(model), dtype="auto", output_loading_info=True
-            )
-        except Exception as error:  # the formats of weights have no error in common
-            raise OSError(
-                f"{argument}: {model} is no checkpoint of a Chronos-T5 that can be read ({error})."
-            ) from error
-        missing = info["missing_keys"]
-    else:
-        raise ValueError(f"{argument} must be a folder, a Hub id or a loaded model, found a {type(model).__name__}.")
-    name = public_name(model)
-    chronos_config = getattr(loaded.config, "chronos_config", None) or {}
-    if not loaded.can_generate() or family_of(type(loaded)) is not T5 or "tokenizer_class" not in chronos_config:
-        raise ValueError(
-            f"{argument}: {name} is a {type(loaded).__name__} without the tokenizer of a Chronos-T5; "
-            "it must be a Chronos-T5, dense or compressed."
-        )
-    if missing:
-        raise ValueError(
-            f"{argument}: {name} lacks the weights {', '.join(sorted(missing)[:5])} ({len(missing)} in all)."
-        )
-    return loaded.requires_grad_(True)
 
 
 def _check_same_tokens(student: PreTrainedModel, teacher: PreTrainedModel, names: dict[str, str]) -> None:
@@ -286,34 +196,16 @@ def _digest(arrays: Iterable[NDArray]) -> str:
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def _synthetic_data(chronos_config: ChronosConfig, settings: _Settings, evaluation_batches: int) -> _Data:
-    batches, held_out = (
-        SyntheticBatches(chronos_config, count, seed=seed, max_tokens=settings.batch_tokens)
-        for count, seed in ((settings.steps, settings.seed), (evaluation_batches, HELD_OUT_SEED))
-    )
-    return _Data("synthetic", "synthetic", batches, list(held_out))
-
-
-def _own_data(
-    chronos_config: ChronosConfig, series: list[NDArray[np.float64]], settings: _Settings, evaluation_batches: int
-) -> _Data:
-    """The user's series up to where the held-out windows begin, and those windows."""
-    pasts, contexts, targets = held_out_ends(series, chronos_config.context_length, chronos_config.prediction_length)
-    count = max(1, settings.batch_tokens // (max(map(len, contexts)) + max(map(len, targets))))
-    kept = np.linspace(0, len(targets) - 1, min(len(targets), count * evaluation_batches)).round().astype(int)
-    held_out = [
-        tokenize_pieces(chronos_config, [contexts[i] for i in rows], [targets[i] for i in rows])
-        for rows in (kept[start : start + count] for start in range(0, len(kept), count))
-    ]
-    batches = SeriesBatches(
-        chronos_config, pasts, settings.steps, seed=settings.seed, max_tokens=settings.batch_tokens
-    )
+def _description_and_digest(data: RunData) -> tuple[str | dict[str, int], str]:
+    """What is published of the series with the model, and what tells one run from another."""
+    if data.series is None:
+        return "synthetic", "synthetic"
     description = {
-        "series": len(series),
-        "values": sum(int((~np.isnan(values)).sum()) for values in series),
-        "held_out_windows": len(kept),
+        "series": len(data.series),
+        "values": sum(int((~np.isnan(values)).sum()) for values in data.series),
+        "held_out_windows": data.num_held_out_windows,
     }
-    return _Data(description, _digest([np.array([len(values) for values in series]), *series]), batches, held_out)
+    return description, _digest([np.array([len(values) for values in data.series]), *data.series])
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -322,24 +214,23 @@ def _own_data(
 def _train(
     learner: PreTrainedModel,
     expert: PreTrainedModel,
-    data: _Data,
-    settings: _Settings,
+    data: RunData,
+    settings: DistillationSettings,
     folder: Path,
     show_progress: bool,
 ) -> tuple[RecoveryScore, RecoveryScore]:
     """Train `learner` in place, in float32, and leave it in its dtype and in evaluation mode; its scores before and after."""
     dtype, use_cache = learner.dtype, learner.config.use_cache
     trainer = _DistillationTrainer(learner.float().eval(), expert.float().eval(), data.batches, settings, folder)
-    before = _score(learner, expert, data.held_out)
+    held_out = list(data.held_out)
+    before = _score(learner, expert, held_out)
     if not math.isfinite(before.divergence):
         raise ValueError("student or teacher: the logits of one of them are not finite.")
-    with progress_bar("Recovering", settings.steps, show=show_progress) as bar:
-        trainer.add_callback(bar)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    run_trainer(trainer, "Recovering", show_progress=show_progress)
     learner.to(dtype).float()  # scored as it is saved
-    after = _score(learner, expert, data.held_out)
+    after = _score(learner, expert, held_out)
     if not math.isfinite(after.divergence):
-        raise _Diverged(settings)
+        raise Diverged(settings.learning_rate, settings.steps)
     learner.config.use_cache = use_cache  # Trainer has set it
     learner.to("cpu", dtype).eval()
     return before, after
@@ -351,38 +242,29 @@ class _DistillationTrainer(Trainer):
         student: PreTrainedModel,
         teacher: PreTrainedModel,
         batches: Dataset,
-        settings: _Settings,
+        settings: DistillationSettings,
         folder: Path,
     ) -> None:
-        arguments = TrainingArguments(
-            output_dir=str(folder),
+        arguments = training_arguments(
+            folder,
             max_steps=settings.steps,
-            per_device_train_batch_size=1,  # an item of the dataset is a whole batch
-            train_sampling_strategy="sequential",
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(1, settings.steps // 10),
             weight_decay=0.0,
-            optim="adamw_torch_fused",
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
             logging_strategy="no",
             save_steps=math.ceil(settings.steps / 10),
             save_total_limit=1,
-            report_to="none",
-            disable_tqdm=True,
             seed=settings.seed,
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # one batch cannot be spread over several
         super().__init__(model=student, args=arguments, train_dataset=batches, data_collator=single_batch)
-        self.remove_callback(PrinterCallback)  # it writes to the standard output
         self.settings = settings
         self.teacher = teacher.to(self.args.device)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        """`distillation_loss` of a batch; Trainer calls it."""
         model.eval()  # dropout would be noise on the way to an answer that is known
         student, teacher, labels = _logits(model, self.teacher, inputs)
         loss = distillation_loss(
@@ -393,7 +275,7 @@ class _DistillationTrainer(Trainer):
             temperature=self.settings.temperature,
         )
         if not torch.isfinite(loss):
-            raise _Diverged(self.settings)
+            raise Diverged(self.settings.learning_rate, self.state.global_step)
         return loss
 
 

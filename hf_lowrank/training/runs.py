@@ -1,30 +1,21 @@
-"""A training run that may be cut off: its folder, its last checkpoint, its progress bar."""
+"""A training run that may be cut off: its folder, and its last checkpoint."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, TrainerCallback
 
-from ..files import write_text
-from ..progress import progress_display
+from ..unfinished import UnfinishedRun
 
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
-    "check_count",
     "last_checkpoint",
-    "progress_bar",
-    "public_name",
     "working_folder",
 ]
 
@@ -33,38 +24,6 @@ HELD_OUT_SEED = 1_000_003  # of synthetic series; never a training seed
 
 class Hopeless(ValueError):
     """The run must not be gone on with: its checkpoints are removed."""
-
-
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}.")
-
-
-def public_name(model: Any) -> str:
-    """A Hub id, or the last part of a path: the rest of it is the machine's business, and would be published."""
-    name = str(model.config.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else model)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_id else Path(name).name
-
-
-class _ProgressCallback(TrainerCallback):
-    def __init__(self, progress: Progress, title: str, steps: int) -> None:
-        self.progress = progress
-        self.task = progress.add_task(title, total=steps, loss="")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
-
-
-@contextmanager
-def progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
-    """A callback for a Trainer that draws a progress bar on the standard error stream."""
-    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
-        yield _ProgressCallback(progress, title, steps)
 
 
 @contextmanager
@@ -78,47 +37,26 @@ def working_folder(output: str | os.PathLike, kind: str, settings: dict[str, Any
         FileExistsError: The folder is something else.
         ValueError: The unfinished run has other settings.
     """
-    output = Path(os.path.abspath(output))
-    folder = output.with_name(f"{output.name}.{kind}")
+    run = UnfinishedRun.beside(output, kind, f"{kind}.json")
     state = PartialState()
     with state.main_process_first():
-        _open(folder, kind, settings, resume=resume or not state.is_main_process)
+        if run.recorded(settings, resume=resume or not state.is_main_process) is None:
+            run.begin(settings)
     is_over = False
     try:
-        yield folder
+        yield run.folder
         is_over = True
         state.wait_for_everyone()
     except Hopeless:
         is_over = True
         raise
     finally:
-        if state.is_main_process and (is_over or last_checkpoint(folder) is None):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _open(folder: Path, kind: str, settings: dict[str, Any], *, resume: bool) -> None:
-    file = folder / f"{kind}.json"
-    if folder.exists() and not file.is_file():
-        raise FileExistsError(
-            f"output: {folder} is in the way, and no unfinished {kind}; move it, or give another output."
-        )
-    if file.is_file() and not resume:
-        shutil.rmtree(folder)
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        different = [
-            f"{name} {found.get(name)} and not {value}" for name, value in settings.items() if found.get(name) != value
-        ]
-        if different:
-            raise ValueError(
-                f"resume: {folder} is an unfinished run with {', '.join(different)}. Give the same arguments to go on with "
-                "it, or resume=False (--no-resume) to begin anew."
-            )
-    else:
-        write_text(file, json.dumps(settings, indent=2))
+        if state.is_main_process and (is_over or last_checkpoint(run.folder) is None):
+            run.remove()
 
 
 def last_checkpoint(folder: Path) -> str | None:
+    """The path of the last whole checkpoint of a Trainer in its folder; None where there is none."""
     # Trainer writes this file last: a checkpoint that has it is whole.
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[-1]))) if whole else None

@@ -285,7 +285,7 @@ def test_windows_are_pieces_of_the_series(data, seed, tiny_chronos_config):
 
     batches = SeriesBatches(chronos_config, series, 3, seed=seed, max_tokens=60, max_windows=4, min_length=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_lowrank.data.windows.tokenize_windows", spy)
+        patch.setattr("hf_lowrank.data.tokens.tokenize_windows", spy)
         items = list(batches)
     for item, (config, context, target) in zip(items, seen):
         count, length = context.shape

@@ -447,7 +447,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, tiny) -> None:
     folder.mkdir()
     (folder / "mine.txt").write_text("precious")
     for resume in (True, False):
-        with pytest.raises(ValueError, match=r"out.csv.parts must be the folder of an unfinished run"):
+        with pytest.raises(FileExistsError, match=r"out.csv.parts must be the folder of an unfinished run"):
             forecast_file(tiny, path, tmp_path / "out.csv", resume=resume)
     assert (folder / "mine.txt").read_text() == "precious"
 

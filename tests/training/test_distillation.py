@@ -19,8 +19,9 @@ from hf_lowrank import compress_pretrained
 from hf_lowrank.cli.app import app
 from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.training import distillation as room
+from hf_lowrank.training.batches import run_data
 from hf_lowrank.training.distillation import distillation_loss, recover
-from hf_lowrank.training.runs import public_name
+from hf_lowrank.training.runs import HELD_OUT_SEED, public_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping", "ignore:The training made")
 
@@ -111,7 +112,7 @@ def test_the_held_out_loss_falls(student, teacher, tmp_path, weight, falls, seri
 def test_the_scores_are_those_of_the_models(student, teacher, tmp_path, tiny_chronos_config):
     recover(student, teacher, tmp_path / "out", **QUICK)
     recovered = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
-    batches = SyntheticBatches(tiny_chronos_config, 3, seed=room.HELD_OUT_SEED, max_tokens=300)
+    batches = SyntheticBatches(tiny_chronos_config, 3, seed=HELD_OUT_SEED, max_tokens=300)
     for model, name in ((student, "before"), (recovered, "after")):
         total, tokens = 0.0, 0
         for batch in batches:
@@ -209,12 +210,11 @@ def test_files_and_frames_are_series(student, teacher, tmp_path):
     assert outcomes[0].config.compression["recovery"]["series"]["values"] == 40
 
 
-def test_many_held_out_windows_are_thinned_out_evenly(tiny_chronos_config):
+def test_many_held_out_windows_are_thinned_out_evenly(teacher):
     series = [np.full(60, float(i + 1)) for i in range(100)]
-    settings = room._Settings(1, 1e-3, 1.0, 1.0, 0, batch_tokens=480)
-    data = room._own_data(tiny_chronos_config, series, settings, evaluation_batches=2)
+    data = run_data(teacher.config, series, 1, evaluation_batches=2, seed=0, batch_tokens=480)
     assert [len(batch["labels"]) for batch in data.held_out] == [10, 10]
-    assert data.description["held_out_windows"] == 20
+    assert data.num_held_out_windows == 20
 
 
 @pytest.mark.parametrize("series", [[[1.0, 2.0]], [[1.0, 2.0, 3.0, float("nan")]]])
@@ -263,13 +263,13 @@ def test_other_arguments_do_not_go_on_with_a_run(student, teacher, tmp_path, mon
             recover(student, teacher, tmp_path / "out", **QUICK)
     before = content(tmp_path / "out.recovery")
     for changes, message in (
-        ({"learning_rate": 2e-2}, "learning_rate 0.01 and not 0.02"),
-        ({"steps": 13, "seed": 4}, "steps 12 and not 13, seed 0 and not 4"),
-        ({"series": SERIES}, "series synthetic and not"),
+        ({"learning_rate": 2e-2}, "learning_rate was 0.01, is 0.02"),
+        ({"steps": 13, "seed": 4}, "seed was 0, is 4; steps was 12, is 13"),
+        ({"series": SERIES}, "series was 'synthetic', is"),
     ):
-        with pytest.raises(ValueError, match=f"out.recovery is an unfinished run with {message}"):
+        with pytest.raises(ValueError, match=f"out.recovery holds an unfinished run that differs: {message}"):
             recover(student, teacher, tmp_path / "out", **QUICK | changes)
-    with pytest.raises(ValueError, match="unfinished run with student"):
+    with pytest.raises(ValueError, match="unfinished run that differs: student was"):
         recover(compress_pretrained(teacher, uniform=3), teacher, tmp_path / "out", **QUICK)
     assert content(tmp_path / "out.recovery") == before
 
@@ -282,7 +282,7 @@ def test_a_folder_of_someone_else_is_left_alone(student, teacher, tmp_path):
     (tmp_path / "out.recovery").mkdir()
     (tmp_path / "out.recovery" / "mine.txt").write_text("precious")
     for resume in (True, False):
-        with pytest.raises(FileExistsError, match=r"out.recovery is in the way"):
+        with pytest.raises(FileExistsError, match=r"out.recovery must be the folder of an unfinished run"):
             recover(student, teacher, tmp_path / "out", resume=resume, **QUICK)
     assert content(tmp_path / "out.recovery") == {"mine.txt"}
 
@@ -337,7 +337,7 @@ def test_a_hub_id_is_a_public_name(teacher):
         ({"distillation_weight": 1.1}, r"distillation_weight must be in \[0, 1\], found 1.1"),
         ({"temperature": -1.0}, "temperature must be above 0, found -1.0"),
         ({"seed": -1}, r"seed must be an integer in \[0, 1000003\), found -1"),
-        ({"seed": room.HELD_OUT_SEED}, "seed must be an integer"),
+        ({"seed": HELD_OUT_SEED}, "seed must be an integer"),
         ({"series": []}, "series is empty"),
         ({"series": "my.txt"}, "file must end in .csv or .parquet, found 'my.txt'"),
         ({"learning_rate": 1e12}, r"learning_rate=1000000000000.0 made the training diverge"),

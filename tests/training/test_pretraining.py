@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 from hf_lowrank import LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
 from hf_lowrank.published_figures import PRETRAINED_RATIOS
-from hf_lowrank.training.pretraining import PretrainingSettings, model_of, plan_of, pretrain
+from hf_lowrank.training.plan import model_of, plan_of
+from hf_lowrank.training.pretraining import pretrain
+from hf_lowrank.training.settings import PretrainingSettings
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers": 2}
 TINY = PretrainingSettings(
@@ -161,7 +163,7 @@ def test_a_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut off"):
         pretrain(tmp_path / "cut", TINY, callbacks=[CutOff(3)])
     assert sorted(os.listdir(tmp_path)) == ["cut.pretraining", "whole"]
-    with pytest.raises(ValueError, match=r"unfinished run with seed 0 and not 1.*--no-resume"):
+    with pytest.raises(ValueError, match=r"unfinished run that differs: seed was 0, is 1.*--no-resume"):
         pretrain(tmp_path / "cut", replace(TINY, seed=1))
     assert weights_are_equal(whole, pretrain(tmp_path / "cut", TINY))
     assert sorted(os.listdir(tmp_path)) == ["cut", "whole"]
@@ -197,7 +199,7 @@ def test_a_finished_model_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_foreign_folder_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "new.pretraining").mkdir()
-    with pytest.raises(FileExistsError, match="in the way"):
+    with pytest.raises(FileExistsError, match="must be the folder of an unfinished run"):
         pretrain(tmp_path / "new", TINY)
 
 

@@ -1,0 +1,116 @@
+"""What a run is trained and scored on: batches of synthetic series or of the user's, and others that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import ChronosConfig
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig
+
+from ..data.series import read_series
+from ..data.tokens import SyntheticBatches, WindowBatches, WindowCollator
+from ..data.windows import SeriesWindows, SyntheticWindows, held_out_ends
+from .runs import HELD_OUT_SEED
+
+__all__ = ["RunData", "run_data"]
+
+# Values that count as one token, and windows in a batch at most. A Chronos-Bolt's token is a patch of 16 values; four times the values
+# are a quarter of the tokens.
+T5_LIMITS, BOLT_LIMITS = (1, 64), (4, 128)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Batches as the model reads them; an item of each is a whole batch.
+
+    Attributes:
+        batches: To train on, in their order.
+        held_out: To score on. Synthetic batches are made anew whenever they are asked for.
+        series: The user's; None where they are synthetic.
+        num_held_out_windows: In all batches of `held_out`, where the series are the user's.
+    """
+
+    batches: Dataset
+    held_out: Sequence[dict[str, torch.Tensor]] | Dataset
+    series: list[NDArray[np.float64]] | None = None
+    num_held_out_windows: int = 0
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a batch of a Chronos-T5 or Chronos-Bolt of this configuration may hold."""
+
+    lengths: tuple[int, int]  # of the longest context and target
+    max_values: int
+    max_windows: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, batch_tokens: int) -> _Limits:
+        """Those of batches of about so many tokens."""
+        values_each, max_windows = T5_LIMITS if WindowCollator(config).has_tokens else BOLT_LIMITS
+        lengths = config.chronos_config["context_length"], config.chronos_config["prediction_length"]
+        return cls(lengths, values_each * batch_tokens, max_windows)
+
+
+def run_data(
+    config: PreTrainedConfig,
+    series: Any,
+    num_batches: int,
+    *,
+    evaluation_batches: int,
+    seed: int,
+    batch_tokens: int,
+    ramp: float = 0.0,
+    thin_out: bool = True,
+) -> RunData:
+    """The batches of a run.
+
+    Args:
+        config: That of a Chronos-T5 or Chronos-Bolt.
+        series: `"synthetic"`, or what `read_series` takes: series of which the last horizon (a third, where that is shorter) is
+            held out.
+        num_batches: To train on.
+        evaluation_batches: To score on, at most.
+        seed: Of the training batches.
+        batch_tokens: Tokens in a batch, about.
+        ramp: The share of the batches in which the longest context grows to its full length, of synthetic series.
+        thin_out: Which of too many held-out windows to take: evenly spaced ones, or the first.
+
+    Raises:
+        ValueError: `series` is no series, or no window can be drawn or held out.
+        OSError: A file of series cannot be read.
+    """
+    limits = _Limits.of(config, batch_tokens)
+    if isinstance(series, str) and series == "synthetic":
+        return RunData(
+            _synthetic(config, limits, num_batches, seed, int(ramp * num_batches)),
+            _synthetic(config, limits, evaluation_batches, HELD_OUT_SEED),
+        )
+    arrays = read_series(series)
+    collator = WindowCollator(config)
+    pasts, contexts, targets = held_out_ends(arrays, *limits.lengths)
+    windows = SeriesWindows(
+        *limits.lengths, pasts, num_batches, seed=seed, max_values=limits.max_values, max_windows=limits.max_windows
+    )
+    each = max(1, limits.max_values // (max(map(len, contexts)) + max(map(len, targets))))
+    count = min(len(targets), each * evaluation_batches)
+    kept = np.linspace(0, len(targets) - 1, count).round().astype(int) if thin_out else np.arange(count)
+    held_out = [
+        collator.batch([contexts[i] for i in rows], [targets[i] for i in rows])
+        for rows in (kept[first : first + each] for first in range(0, count, each))
+    ]
+    return RunData(WindowBatches(windows, collator.batch), held_out, arrays, count)
+
+
+def _synthetic(config: PreTrainedConfig, limits: _Limits, num_batches: int, seed: int, ramp: int = 0) -> Dataset:
+    shared: dict[str, Any] = {"seed": seed, "ramp": ramp, "max_windows": limits.max_windows}
+    if WindowCollator(config).has_tokens:
+        chronos_config = ChronosConfig(**config.chronos_config)
+        return SyntheticBatches(chronos_config, num_batches, max_tokens=limits.max_values, **shared)
+    return SyntheticWindows(*limits.lengths, num_batches, max_values=limits.max_values, **shared)

@@ -1,0 +1,126 @@
+"""The model that settings describe: its class and configuration, its first weights, and what to expect of it before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, T5Config
+
+from ..checkpoints.families import BOLT, T5, Family
+from ..checkpoints.published import CHRONOS_BOLT, CHRONOS_T5, SHAPES
+from ..checkpoints.summary import summarize
+from ..published_figures import PRETRAINED_RATIOS
+from .initialization import fresh_model
+from .loaders import class_and_config, load_start
+from .settings import RANKS, SIZES, PretrainingSettings, check_count
+
+__all__ = ["Plan", "initial_model", "model_of", "plan_of"]
+
+SMALL = {"d_model": 128, "num_heads": 4, "d_kv": 32, "num_layers": 4}  # of the shipped reference checkpoints
+# Of a fresh model: the family, its published chronos_config, and the pipeline that loads it.
+FRESH: dict[str, tuple[Family, dict[str, Any], str]] = {
+    "t5": (T5, CHRONOS_T5, "ChronosPipeline"),
+    "bolt": (BOLT, CHRONOS_BOLT, "ChronosBoltPipeline"),
+}
+
+
+def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class and configuration of the model that these settings describe.
+
+    Raises:
+        ValueError: The ranks do not fit the sizes, or `start` is no Chronos-T5 or Chronos-Bolt.
+        OSError: There is no checkpoint `start`.
+    """
+    if settings.start is not None:
+        return class_and_config(settings.start)
+    family, published, pipeline_class = FRESH[(settings.shape or settings.family or "t5").partition("-")[0]]
+    chronos_config = published | {"context_length": 512}
+    for length in ("context_length", "prediction_length"):
+        if getattr(settings, length) is not None:
+            check_count(length, getattr(settings, length))
+            chronos_config[length] = getattr(settings, length)
+    config = T5Config(
+        **_sizes(settings),
+        vocab_size=CHRONOS_T5["n_tokens"],  # a Bolt has none
+        dropout_rate=0.0,  # synthetic data never repeat
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        chronos_config=chronos_config,
+        chronos_pipeline_class=pipeline_class,
+    )
+    model_class = next(cls for cls in family.classes if cls.__name__ != "T5Model")
+    ranks = {name: getattr(settings, name) for name in RANKS if getattr(settings, name) is not None}
+    if not ranks:
+        return model_class, config
+    return family.classes[model_class], family.lowrank_config(config, **ranks)
+
+
+def _sizes(settings: PretrainingSettings) -> dict[str, int]:
+    if settings.shape is not None:
+        d_model, d_ff, num_layers, num_heads = SHAPES[settings.shape]
+        return {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}
+    sizes: dict[str, int] = SMALL | {
+        name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None
+    }
+    for name, value in sizes.items():
+        check_count(name, value)
+    return {"d_ff": 4 * sizes["d_model"]} | sizes
+
+
+def initial_model(settings: PretrainingSettings) -> PreTrainedModel:
+    """The model in float32, before the first step; see `model_of` for the errors."""
+    model_class, config = model_of(settings)
+    if settings.start is None:
+        return fresh_model(model_class, config, seed=settings.seed)
+    return load_start(settings.start)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will train: the model's class, its size, its ranks, and what the paper reports for the same schedule."""
+
+    model: str
+    parameters: int
+    attention_ranks: dict[str, list[dict[str, Any]]] | None = None
+    attention_ratio: float | None = None  # of the dense model's attention parameters
+    paper_ratio: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The plan in some lines for people."""
+        lines = [f"{self.model}, {self.parameters:,} parameters"]
+        for kind, entries in (self.attention_ranks or {}).items():
+            lines.append(f"  {kind}: " + ", ".join(_rank_text(entry) for entry in entries))
+        if self.attention_ratio is not None:
+            paper = (
+                "" if self.paper_ratio is None else f" (the paper reports {self.paper_ratio:.1%} for this schedule)"
+            )
+            lines.append(f"attention: {self.attention_ratio:.1%} of the dense model's{paper}")
+        return "\n".join(lines)
+
+
+def _rank_text(entry: Mapping[str, Any]) -> str:
+    if set(entry) == {"qk", "vo"}:
+        return str(entry["qk"]) if entry["qk"] == entry["vo"] else f"{entry['qk']}/{entry['vo']}"
+    return f"latent {entry['latent']}"
+
+
+def plan_of(settings: PretrainingSettings) -> Plan:
+    """What these settings will train; see `model_of` for the errors."""
+    model_class, config = model_of(settings)
+    with torch.device("meta"):
+        model = model_class(config)
+    if not hasattr(config, "attention_ranks"):
+        return Plan(model_class.__name__, model.num_parameters())
+    schedule = (config.compression or {}).get("arguments") or {}
+    return Plan(
+        model_class.__name__,
+        model.num_parameters(),
+        config.attention_ranks,
+        summarize(config).attention_ratio,
+        PRETRAINED_RATIOS.get((schedule.get("base_rank", 0.0), schedule.get("rank_growth", 0.0))),
+    )

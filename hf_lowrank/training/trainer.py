@@ -1,0 +1,84 @@
+"""What every training here asks of transformers' Trainer: batches as the dataset makes them, quiet, resumed from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from ..progress import progress_display
+from .runs import Hopeless, last_checkpoint
+
+__all__ = ["WHOLE_BATCHES", "Diverged", "run_trainer", "training_arguments"]
+
+# What a dataset needs whose items are whole batches, in an order of its own: contexts grow in it.
+WHOLE_BATCHES: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "train_sampling_strategy": "sequential",
+    "remove_unused_columns": False,
+}
+
+
+class Diverged(Hopeless):
+    """The loss is no number any more."""
+
+    def __init__(self, learning_rate: float, step: int) -> None:
+        super().__init__(f"learning_rate={learning_rate} made the training diverge by step {step}; give a lower one.")
+
+
+def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
+    """The arguments of a Trainer that keeps its checkpoints in `folder`; `arguments` go before the defaults.
+
+    Raises:
+        TypeError: Trainer has no such argument.
+    """
+    defaults = WHOLE_BATCHES | {
+        "optim": "adamw_torch_fused",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    complete = TrainingArguments(output_dir=str(folder), **(defaults | arguments))
+    complete._n_gpu = min(1, complete.n_gpu)  # one batch cannot be spread over several
+    return complete
+
+
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, progress: Progress, title: str, steps: int) -> None:
+        self.progress = progress
+        self.task = progress.add_task(title, total=steps, loss="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+
+@contextmanager
+def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
+    """A callback for a Trainer that draws a progress bar on the standard error stream."""
+    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
+        yield _ProgressCallback(progress, title, steps)
+
+
+def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
+    """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
+
+    The progress bar, of the main process, is on the standard error stream; nothing goes to the standard output.
+    """
+    trainer.remove_callback(PrinterCallback)
+    show = show_progress and PartialState().is_main_process
+    with _progress_bar(title, trainer.args.max_steps, show=show) as bar:
+        trainer.add_callback(bar)
+        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
