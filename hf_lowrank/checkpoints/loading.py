@@ -54,7 +54,7 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
     try:
         return AutoConfig.from_pretrained(path)
     except OSError as error:
-        raise OSError(f"{argument}: {path} is no checkpoint, neither a folder nor a Hub id, that can be read ({error}).") from error
+        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
     except ValueError as error:
         raise ValueError(f"{argument}: {path} must be a checkpoint with the config.json of a T5 ({error}).") from error
 

@@ -384,7 +384,7 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
     with pytest.raises(ValueError, match="student must be a folder, a Hub id or a loaded model, found a dict"):
         recover({}, teacher, tmp_path / "out", **QUICK)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=r"student: .*empty is no checkpoint"):
+    with pytest.raises(OSError, match=r"student: .*empty is no folder and no Hub id that can be read"):
         recover(tmp_path / "empty", teacher, tmp_path / "out", **QUICK)
     with torch.no_grad():
         student.shared.weight[3] = float("nan")
