@@ -16,12 +16,13 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, TrainerCallback
 from typer.testing import CliRunner
 
 from hf_lowrank import compress_pretrained
+from hf_lowrank.checkpoints.loading import public_name
 from hf_lowrank.cli.app import app
 from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.training import distillation as room
 from hf_lowrank.training.batches import run_data
 from hf_lowrank.training.distillation import distillation_loss, recover
-from hf_lowrank.training.runs import HELD_OUT_SEED, public_name
+from hf_lowrank.training.runs import HELD_OUT_SEED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping", "ignore:The training made")
 
