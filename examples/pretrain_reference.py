@@ -1,4 +1,4 @@
-"""Train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
+"""Experiment on internals: train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
 
     python examples/pretrain_reference.py train runs/reference
     python examples/pretrain_reference.py train runs/bolt --family bolt

@@ -1,4 +1,6 @@
-"""Five small studies of rank in time-series transformers; each is one command, and model_cards/studies.md says what came out.
+"""Experiments on internals: five small studies of rank in time-series transformers.
+
+Each is one command, and model_cards/studies.md says what came out.
 
     python examples/studies.py schedule      ranks that grow with depth, against the same rank everywhere, against ranks that fall
     python examples/studies.py sketch        a sketch for every head (smaller heads), against one for all heads (a latent)

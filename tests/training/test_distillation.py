@@ -419,7 +419,8 @@ def folders(student, teacher, tmp_path) -> list[Path]:
 
 
 def test_the_command_prints_its_record_and_nothing_else(folders, tmp_path):
-    code, out, err = run("recover", *folders, "--learning-rate", "0.01", "--temperature", "2", "--seed", "5", "--json")
+    options = ["--learning-rate", "0.01", "--temperature", "2", "--seed", "5", "--json", "-"]
+    code, out, err = run("recover", *folders, *options)
     assert code == 0, err
     report = json.loads(out)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
