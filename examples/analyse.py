@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lowrank.analysis.analyze import analyze
-from hf_lowrank.analysis.plots import plot_analysis
+from hf_lowrank import analyze, plot_analysis
 
 
 def main(

@@ -1,4 +1,4 @@
-"""What each part of the calibrated factorization is worth, against the alternatives that it won over.
+"""Experiment on internals: what each part of the calibrated factorization is worth, against the alternatives that it won over.
 
     python examples/compare_alternatives.py reference --json alternatives.json
 

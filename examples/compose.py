@@ -25,10 +25,7 @@ from rich.table import Table
 from torch import nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-from hf_lowrank import compress_pretrained
-from hf_lowrank.checkpoints.pipelines import load_pipeline
-from hf_lowrank.checkpoints.published import build_checkpoint
-from hf_lowrank.evaluation.evaluate import evaluate
+from hf_lowrank import build_checkpoint, compress_pretrained, evaluate, load_pipeline
 
 
 def int8(pipeline: BaseChronosPipeline) -> None:

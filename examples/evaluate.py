@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lowrank.evaluation.evaluate import evaluate
-from hf_lowrank.evaluation.tasks import file_task
+from hf_lowrank import evaluate, file_task
 
 
 def main(

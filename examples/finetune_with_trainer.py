@@ -17,17 +17,18 @@ from typing import Annotated
 
 import torch
 import typer
-from chronos import BaseChronosPipeline
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_lowrank import RankCallback
-from hf_lowrank.checkpoints.loading import checkpoint_path
-from hf_lowrank.data.series import read_series
-from hf_lowrank.data.tokens import WindowCollator
-from hf_lowrank.data.windows import SeriesWindows, held_out_ends
-from hf_lowrank.evaluation.tasks import find_tasks
-from hf_lowrank.files import check_output
+from hf_lowrank import (
+    RankCallback,
+    SeriesWindows,
+    WindowCollator,
+    find_tasks,
+    held_out_ends,
+    load_pipeline,
+    read_series,
+)
 
 
 def load_series(data: str) -> tuple[list, int | None]:
@@ -62,9 +63,10 @@ def main(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in OUTPUT.")] = False,
     seed: int = 0,
 ) -> None:
-    check_output(output, overwrite=resume)
+    if output.is_dir() and any(output.iterdir()) and not resume:
+        raise FileExistsError(f"OUTPUT: {output} is a folder that is not empty; give a new folder, or --resume.")
     set_seed(seed)
-    network = BaseChronosPipeline.from_pretrained(checkpoint_path(model), dtype="auto").inner_model
+    network = load_pipeline(model, device=None, dtype="auto").inner_model
     dtype, use_cache, settings = network.dtype, network.config.use_cache, network.config.chronos_config
     network.float()
     if gradient_checkpointing:

@@ -22,7 +22,7 @@ class Forecaster:
     """Loads the model once and forecasts one group of whole series after the other."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        from hf_lowrank.checkpoints.pipelines import load_pipeline
+        from hf_lowrank import load_pipeline
 
         self.pipeline = load_pipeline(model, device=None, dtype="float32")
         self.options = options

@@ -1,4 +1,4 @@
-"""Train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
+"""Experiment on internals: train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
 
     python examples/pretrain_reference.py train runs/reference
     python examples/pretrain_reference.py train runs/bolt --family bolt
@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.data.tokens import SyntheticBatches
-from hf_lowrank.training.pretraining import PretrainingSettings, pretrain
+from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.runs import HELD_OUT_SEED
+from hf_lowrank.training.settings import PretrainingSettings
 
 app = typer.Typer(add_completion=False, help=__doc__)
 

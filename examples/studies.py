@@ -1,4 +1,6 @@
-"""Five small studies of rank in time-series transformers; each is one command, and model_cards/studies.md says what came out.
+"""Experiments on internals: five small studies of rank in time-series transformers.
+
+Each is one command, and model_cards/studies.md says what came out.
 
     python examples/studies.py schedule      ranks that grow with depth, against the same rank everywhere, against ranks that fall
     python examples/studies.py sketch        a sketch for every head (smaller heads), against one for all heads (a latent)
@@ -36,8 +38,9 @@ from hf_lowrank.data.tokens import tokenize_windows
 from hf_lowrank.data.windows import single_batch
 from hf_lowrank.evaluation.evaluate import evaluate
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
-from hf_lowrank.training.pretraining import PretrainingSettings, pretrain
+from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.runs import HELD_OUT_SEED
+from hf_lowrank.training.settings import PretrainingSettings
 
 app = typer.Typer(add_completion=False, help=__doc__)
 console = Console()

@@ -16,8 +16,7 @@ from typing import Annotated
 import typer
 from autogluon.timeseries import TimeSeriesDataFrame, TimeSeriesPredictor
 
-from hf_lowrank import compress_pretrained
-from hf_lowrank.experiments.demo import packaged_series
+from hf_lowrank import compress_pretrained, packaged_series
 
 
 def main(

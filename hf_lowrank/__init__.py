@@ -1,27 +1,49 @@
 """Chronos time-series foundation models, small and fast: low-rank transformers that load like any other.
 
-Importing the package registers its classes with transformers' Auto classes and with the Chronos pipelines, and does
-nothing else.
+Importing the package registers its classes with transformers' Auto classes and with the Chronos pipelines. Everything else that it
+offers is imported when it is first asked for: `hf_lowrank.compress_pretrained`, or `from hf_lowrank import compress_pretrained`.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import chronos
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
-from .checkpoints.export import export_stock_t5, save_compressed
-from .checkpoints.summary import CompressionSummary, summarize
-from .compression.calibration import Calibration, calibrate
-from .compression.compress import compress_pretrained
-from .forecasting.forecast import forecast_file, forecast_frame
-from .hub.model_card import render_card
-from .hub.push import push_to_hub
 from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
 from .models.configuration_lowrank_t5 import LowRankT5Config
 from .models.modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
 from .models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from .models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
 from .models.pipeline_lowrank_t5 import LowRankChronosPipeline
+
+if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
+    from .analysis.analyze import Analysis, analyze
+    from .analysis.plots import plot_analysis
+    from .analysis.rank_callback import RankCallback
+    from .benchmarking.benchmark import Benchmark, benchmark, benchmark_shape
+    from .checkpoints.export import export_stock_t5, save_compressed
+    from .checkpoints.pipelines import load_pipeline
+    from .checkpoints.published import build_checkpoint
+    from .checkpoints.summary import CompressionSummary, summarize
+    from .compression.calibration import Calibration, calibrate
+    from .compression.compress import compress_pretrained
+    from .compression.settings import CompressionSettings
+    from .data.series import read_series
+    from .data.tokens import WindowCollator
+    from .data.windows import SeriesWindows, held_out_ends
+    from .evaluation.evaluate import EvaluationResult, evaluate
+    from .evaluation.tasks import EvaluationTask, file_task, find_tasks, list_tasks
+    from .experiments.demo import packaged_series
+    from .experiments.sweep import SweepResult, sweep
+    from .forecasting.forecast import forecast_file, forecast_frame
+    from .hub.model_card import render_card
+    from .hub.push import push_to_hub
+    from .training.distillation import recover
+    from .training.pretraining import pretrain
+    from .training.settings import PretrainingSettings
+
+    __version__: str
 
 AutoConfig.register("lowrank_t5", LowRankT5Config)
 AutoModel.register(LowRankT5Config, (LowRankT5Model, LowRankT5EncoderModel))
@@ -39,8 +61,13 @@ chronos.chronos_bolt.LowRankChronosBoltModelForForecasting = LowRankChronosBoltM
 chronos.chronos2.LowRankChronos2Model = LowRankChronos2Model
 
 __all__ = [
+    "Analysis",
+    "Benchmark",
     "Calibration",
+    "CompressionSettings",
     "CompressionSummary",
+    "EvaluationResult",
+    "EvaluationTask",
     "LowRankChronos2Config",
     "LowRankChronos2Model",
     "LowRankChronos2Pipeline",
@@ -52,22 +79,82 @@ __all__ = [
     "LowRankT5EncoderModel",
     "LowRankT5ForConditionalGeneration",
     "LowRankT5Model",
+    "PretrainingSettings",
     "RankCallback",
+    "SeriesWindows",
+    "SweepResult",
+    "WindowCollator",
+    "__version__",
+    "analyze",
+    "benchmark",
+    "benchmark_shape",
+    "build_checkpoint",
     "calibrate",
     "compress_pretrained",
+    "evaluate",
     "export_stock_t5",
+    "file_task",
+    "find_tasks",
     "forecast_file",
     "forecast_frame",
+    "held_out_ends",
+    "list_tasks",
+    "load_pipeline",
+    "packaged_series",
+    "plot_analysis",
+    "pretrain",
     "push_to_hub",
+    "read_series",
+    "recover",
     "render_card",
     "save_compressed",
     "summarize",
+    "sweep",
 ]
+
+_LAZY = {
+    ".analysis.analyze": ("Analysis", "analyze"),
+    ".analysis.plots": ("plot_analysis",),
+    ".analysis.rank_callback": ("RankCallback",),
+    ".benchmarking.benchmark": ("Benchmark", "benchmark", "benchmark_shape"),
+    ".checkpoints.export": ("export_stock_t5", "save_compressed"),
+    ".checkpoints.pipelines": ("load_pipeline",),
+    ".checkpoints.published": ("build_checkpoint",),
+    ".checkpoints.summary": ("CompressionSummary", "summarize"),
+    ".compression.calibration": ("Calibration", "calibrate"),
+    ".compression.compress": ("compress_pretrained",),
+    ".compression.settings": ("CompressionSettings",),
+    ".data.series": ("read_series",),
+    ".data.tokens": ("WindowCollator",),
+    ".data.windows": ("SeriesWindows", "held_out_ends"),
+    ".evaluation.evaluate": ("EvaluationResult", "evaluate"),
+    ".evaluation.tasks": ("EvaluationTask", "file_task", "find_tasks", "list_tasks"),
+    ".experiments.demo": ("packaged_series",),
+    ".experiments.sweep": ("SweepResult", "sweep"),
+    ".forecasting.forecast": ("forecast_file", "forecast_frame"),
+    ".hub.model_card": ("render_card",),
+    ".hub.push": ("push_to_hub",),
+    ".training.distillation": ("recover",),
+    ".training.pretraining": ("pretrain",),
+    ".training.settings": ("PretrainingSettings",),
+}
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RankCallback":  # what it measures with takes long to import
-        from .analysis.rank_callback import RankCallback
+    """Import what is asked for the first time."""
+    value: Any
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return RankCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = version("hf-lowrank")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name], __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

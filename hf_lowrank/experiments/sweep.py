@@ -63,14 +63,17 @@ class SweepResult:
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame([asdict(point) for point in self.points])
 
-    def save(self, path: str | Path) -> None:
-        """Write a JSON file with `points`, `published` and `settings`; it appears whole or not at all."""
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        """The `points`, the paper's `published` ones beside them, and the `settings`, as JSON has them."""
+        return {
             "points": [asdict(point) for point in self.points],
             "published": {"ratios": TRUNCATED_RATIOS, **TRUNCATED_WQL},
             "settings": self.settings,
         }
-        write_text(path, json.dumps(content, indent=2) + "\n")
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` to a JSON file; it appears whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def compressed_models(

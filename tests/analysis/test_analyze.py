@@ -541,7 +541,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def test_the_command_prints_json_and_draws(chronos_t5: PreTrainedModel, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     chronos_t5.save_pretrained(tmp_path / "model")
-    code, out, err = run(tmp_path / "model", "--num-series", 5, "--plots", tmp_path / "plots", "--json")
+    code, out, err = run(tmp_path / "model", "--num-series", 5, "--plots", tmp_path / "plots", "--json", "-")
     assert code == 0, err
     report = json.loads(out)
     assert report["source"] == "model"

@@ -414,7 +414,7 @@ def test_arguments_are_checked_before_anything_is_loaded(options, message):
             ["--shape", "t5-tiny", "--batch-size", "1,x"],
             "batch_size must be integers separated by commas, found '1,x'",
         ),
-        (["--shape", "t5-tiny", "--json", "no/such/file.json"], "--json must be a file in a folder that exists"),
+        (["--shape", "t5-tiny", "--json", "no/such/file.json"], "--json must be a .json file in a folder that exists"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, message):

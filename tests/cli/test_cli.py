@@ -34,7 +34,7 @@ def stored_parameters(folder: Path) -> int:
 
 def test_compress_writes_what_its_json_says(dense_folder: Path, tmp_path: Path) -> None:
     code, out, _ = run(
-        "compress", dense_folder, tmp_path / "small", "--ratio", "0.5", "--form", "cross=latent", "--json"
+        "compress", dense_folder, tmp_path / "small", "--ratio", "0.5", "--form", "cross=latent", "--json", "-"
     )
     assert code == 0
     report = json.loads(out)
@@ -69,7 +69,7 @@ def test_every_policy_is_an_option(dense_folder: Path, tmp_path: Path) -> None:
         "ranks": ("--ranks", table),
     }
     for name, options in policies.items():
-        code, out, err = run("compress", dense_folder, tmp_path / name, *options, "--json")
+        code, out, err = run("compress", dense_folder, tmp_path / name, *options, "--json", "-")
         assert code == 0, err
         assert json.loads(out)["compression"]["policy"] == name
 

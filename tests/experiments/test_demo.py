@@ -68,10 +68,8 @@ def dense_folder(chronos_t5, tmp_path: Path) -> Path:
 
 
 def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        app,
-        ["demo", "--source", str(dense_folder), "--ratios", "0.5,0.3", "--plot", str(tmp_path / "a.png"), "--json"],
-    )
+    options = ["--ratios", "0.5,0.3", "--plot", str(tmp_path / "a.png"), "--json", "-"]
+    result = CliRunner().invoke(app, ["demo", "--source", str(dense_folder), *options])
     assert result.exit_code == 0, result.stderr
     rows = {row["name"]: row for row in json.loads(result.stdout)["results"]}
     assert list(rows) == ["dense"] + [f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in SHOWN]

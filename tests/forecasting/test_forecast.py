@@ -605,7 +605,7 @@ def test_the_command_writes_what_its_json_says(tmp_path: Path, reference_bolt) -
     path = write(GOOD, tmp_path / "in.csv")
     output = tmp_path / "new" / "out.parquet"
     command = ["forecast", "reference-bolt", str(path), str(output), "--horizon", "4", "--quantiles", "0.1,0.5"]
-    result = CliRunner().invoke(app, [*command, "--device", "cpu", "--json"])
+    result = CliRunner().invoke(app, [*command, "--device", "cpu", "--json", "-"])
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["num_series"], report["num_rows"], report["num_forecast_rows"]) == (2, 40, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -27,6 +28,24 @@ def test_the_readmes_example_runs(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(code + "print(tuple(quantiles.shape), tuple(mean.shape))\n")
     assert run_script(script, folder=tmp_path).strip() == "(1, 24, 9) (1, 24)"
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of this package that a script imports from, here or in a function."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "hf_lowrank"}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.stem)
+def test_what_is_no_experiment_needs_the_public_names_alone(script: Path) -> None:
+    tree = ast.parse(script.read_text())
+    is_experiment = ast.get_docstring(tree).startswith(("Experiment on internals: ", "Experiments on internals: "))
+    assert (imported(tree) == {"hf_lowrank"}) != is_experiment
 
 
 def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:

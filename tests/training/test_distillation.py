@@ -385,7 +385,7 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
     with pytest.raises(ValueError, match="student must be a folder, a Hub id or a loaded model, found a dict"):
         recover({}, teacher, tmp_path / "out", **QUICK)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=r"student: .*empty is no folder and no Hub id that can be read"):
+    with pytest.raises(ValueError, match=r"student: .*empty must be a checkpoint with the config.json"):
         recover(tmp_path / "empty", teacher, tmp_path / "out", **QUICK)
     with torch.no_grad():
         student.shared.weight[3] = float("nan")
@@ -420,7 +420,8 @@ def folders(student, teacher, tmp_path) -> list[Path]:
 
 
 def test_the_command_prints_its_record_and_nothing_else(folders, tmp_path):
-    code, out, err = run("recover", *folders, "--learning-rate", "0.01", "--temperature", "2", "--seed", "5", "--json")
+    options = ["--learning-rate", "0.01", "--temperature", "2", "--seed", "5", "--json", "-"]
+    code, out, err = run("recover", *folders, *options)
     assert code == 0, err
     report = json.loads(out)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")

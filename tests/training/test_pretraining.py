@@ -305,7 +305,7 @@ def settings_file(folder: Path) -> Path:
 
 def test_the_command_trains_what_it_plans(tmp_path: Path) -> None:
     config = ["--config", str(settings_file(tmp_path))]
-    planned = CliRunner().invoke(app, ["pretrain", *config, "--plan", "--json"])
+    planned = CliRunner().invoke(app, ["pretrain", *config, "--plan", "--json", "-"])
     assert planned.exit_code == 0
     done = CliRunner().invoke(app, ["pretrain", str(tmp_path / "new"), *config, "--steps", "2"])
     assert done.exit_code == 0, done.stderr
@@ -326,7 +326,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "-m", "hf_lowrank", "pretrain"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, str(tmp_path / "both"), "--config", str(config), "--json"],
+        [*command, str(tmp_path / "both"), "--config", str(config), "--json", "-"],
         env=environment,
         capture_output=True,
         text=True,

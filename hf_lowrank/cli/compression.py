@@ -1,0 +1,168 @@
+"""`hf-lowrank compress`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .options import json_option
+from .output import plain_messages, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..checkpoints.summary import CompressionSummary
+
+
+def compress(  # as long as its list of options
+    source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
+    total_ratio: Annotated[
+        float | None, typer.Option(help="The same of attention and feed-forward parameters together.")
+    ] = None,
+    max_cache_ratio: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the key/value cache.")
+    ] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="Forecast this many times as fast, by what ranks cost on this machine.")
+    ] = None,
+    feed_forward_ratio: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the feed-forward parameters.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Keep singular values with sigma_j / sigma_1 >= epsilon.")
+    ] = None,
+    energy: Annotated[float | None, typer.Option(help="Drop at most this share of each component's loss.")] = None,
+    uniform: Annotated[int | None, typer.Option(help="The same rank everywhere.")] = None,
+    base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
+    rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
+    rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
+    ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of ranks.")] = None,
+    form: Annotated[
+        str, typer.Option(help="'auto', 'per_head', 'latent', or KIND=FORM,... for each kind of attention.")
+    ] = "auto",
+    method: Annotated[str, typer.Option(help="'joint', or 'paper' for the baseline.")] = "joint",
+    multiple_of: Annotated[int, typer.Option(help="Round ranks up to a multiple.")] = 1,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="'synthetic', 'none' (weights alone), a CSV or parquet file of series, or a file of --save-calibration."
+        ),
+    ] = "synthetic",
+    save_calibration: Annotated[
+        Path | None, typer.Option(help="Keep the calibration in this .safetensors file, for other compressions.")
+    ] = None,
+    refit: Annotated[bool, typer.Option(help="Refit the last matrix of each layer by least squares.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    json_file: Annotated[Path | None, json_option("the summary")] = None,
+) -> None:
+    """Turn a dense Chronos-T5 (or any T5) checkpoint into a low-rank one."""
+    with plain_messages(json_file) as console:
+        from ..checkpoints.export import save_compressed
+        from ..compression.calibration import calibrate
+        from ..compression.compress import compress_pretrained
+        from ..files import check_output
+
+        if base_rank is None and (rank_growth is not None or rank_rounding is not None):
+            raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
+        schedule = None if base_rank is None else (base_rank, rank_growth or 0.0, rank_rounding or "ceil")
+        arguments: dict[str, Any] = {
+            "ratio": ratio,
+            "total_ratio": total_ratio,
+            "max_cache_ratio": max_cache_ratio,
+            "target_speedup": target_speedup,
+            "feed_forward_ratio": feed_forward_ratio,
+            "epsilon": epsilon,
+            "energy": energy,
+            "uniform": uniform,
+            "schedule": schedule,
+            "ranks": None if ranks is None else json.loads(ranks.read_text()),
+            "form": dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form,
+            "method": method,
+            "multiple_of": multiple_of,
+            "refit": refit,
+            "seed": seed,
+        }
+        check_output(output, overwrite=overwrite)
+        data: Any = None if calibration == "none" else calibration
+        if save_calibration is not None:
+            if data is None or method == "paper":
+                raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
+            data = calibrate(source, data, seed=seed, show_progress=True)
+            data.save(save_calibration)
+        model = compress_pretrained(source, **arguments, calibration=data, show_progress=True)
+        save_compressed(model, output, overwrite=overwrite)
+        report_compression(console, model, output, json_file)
+
+
+def report_compression(console: Console, model: PreTrainedModel, output: Path, json_file: Path | None) -> None:
+    """What a compressed model keeps: a table of its layers, the totals in a sentence, and all of it as JSON."""
+    from ..checkpoints.summary import summarize
+
+    summary, width = summarize(model.config), model.dtype.itemsize
+    parameters = model.num_parameters()
+    dense_parameters = parameters - summary.total("parameters") + summary.total("dense_parameters")
+    content = {
+        "output": str(output),
+        "parameters": parameters,
+        "dense_parameters": dense_parameters,
+        "bytes": parameters * width,
+        "dense_bytes": dense_parameters * width,
+        "compression": model.config.compression,
+        **summary.to_dict(bytes_per_number=width),
+    }
+    write_json(json_file, content)
+    console.print(compression_table(summary, width))
+    if model.config.compression["method"] == "paper":
+        console.print(
+            f"The paper's method keeps {model.config.compression['kept_rank_ratio']:.1%} of the ranks and all the "
+            "dense shapes: nothing is smaller or faster."
+        )
+    console.print(
+        f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
+        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB; "
+        f"attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
+    )
+
+
+def compression_table(summary: CompressionSummary, width: int) -> Table:
+    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, cache that of a token."""
+
+    def short(number: int) -> str:
+        return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+
+    table = Table(title="Each layer, before → after; ranks kept / had", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("ranks", min_width=18)
+    for heading in ("parameters", "KiB", "cache B"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
+    for row in changed:
+        table.add_row(
+            f"{row.kind} {row.layer}",
+            row.ranks_text,
+            f"{short(row.dense_parameters)} → {short(row.parameters)}",
+            f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
+            f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
+            if row.dense_cached_numbers
+            else "",
+        )
+    table.add_section()
+    before, now = summary.total("dense_parameters"), summary.total("parameters")
+    cached_before, cached = summary.total("dense_cached_numbers"), summary.total("cached_numbers")
+    table.add_row(
+        "all layers",
+        f"{len(changed)} of {len(summary.rows)} changed",
+        f"{short(before)} → {short(now)}",
+        f"{before * width / 1024:,.0f} → {now * width / 1024:,.0f}",
+        f"{cached_before * width:,} → {cached * width:,}",
+    )
+    return table

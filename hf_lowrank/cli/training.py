@@ -1,0 +1,135 @@
+"""`hf-lowrank pretrain` and `hf-lowrank recover`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .options import json_option
+from .output import plain_messages, write_json
+
+
+def pretrain(  # as long as its list of options
+    output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON file of settings; the options below take their place.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from this checkpoint, dense or compressed, in place of a fresh model.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="'t5' (default) or 'bolt', of the reference's size.")] = None,
+    shape: Annotated[str | None, typer.Option(help="A published shape, such as t5-base or bolt-small.")] = None,
+    base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
+    rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
+    rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
+    ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of attention ranks.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default 8000.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate; default 2e-3.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, about; default 4096.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that make batches; default 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and of the data; default 0.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the model's ranks and size, and stop.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    json_file: Annotated[Path | None, json_option("the plan, or the record of the run,")] = None,
+) -> None:
+    """Pretrain a Chronos-T5 or Chronos-Bolt, low-rank or dense, from scratch or from a checkpoint."""
+    with plain_messages(json_file) as console:
+        from ..training.plan import plan_of
+        from ..training.pretraining import pretrain as run
+        from ..training.settings import PretrainingSettings
+
+        given: dict[str, Any] = {
+            "start": start,
+            "family": family,
+            "shape": shape,
+            "base_rank": base_rank,
+            "rank_growth": rank_growth,
+            "rank_rounding": rank_rounding,
+            "attention_ranks": None if ranks is None else json.loads(ranks.read_text()),
+            "data": data,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "batch_tokens": batch_tokens,
+            "workers": workers,
+            "seed": seed,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = PretrainingSettings(**given) if config is None else PretrainingSettings.from_file(config, **given)
+        is_main = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts
+        planned = plan_of(settings)
+        if is_main:
+            console.print(planned.text, soft_wrap=True, highlight=False)
+        if plan:
+            write_json(json_file, asdict(planned))
+            return
+        if output is None:
+            raise ValueError("OUTPUT is missing: the folder to write.")
+        run(output, settings, resume=resume, overwrite=overwrite, show_progress=True)
+        record = json.loads((output / "pretraining.json").read_text())
+        if is_main:
+            write_json(json_file, record)
+            loss = f"; loss {record['held_out_loss']:.3f} on held-out series" if "held_out_loss" in record else ""
+            console.print(f"{output}: {record['steps']:,} steps{loss}.", soft_wrap=True, highlight=False)
+
+
+def recover(
+    compressed: Annotated[str, typer.Argument(help="The compressed Chronos-T5: a folder or a Hub id.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    teacher: Annotated[str, typer.Option(help="The dense model it was made from: Hub id, folder, or 'reference'.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 500,
+    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-4,
+    distillation_weight: Annotated[
+        float, typer.Option(help="1: learn from the teacher alone; 0: from the series alone.")
+    ] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the training windows.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    json_file: Annotated[Path | None, json_option("the record of the run")] = None,
+) -> None:
+    """Fine-tune a compressed model for a short while on what its dense teacher says."""
+    with plain_messages(json_file) as console:
+        from ..training.distillation import recover as run
+
+        model = run(
+            compressed,
+            teacher,
+            output,
+            series="synthetic" if data is None else data,
+            steps=steps,
+            learning_rate=learning_rate,
+            distillation_weight=distillation_weight,
+            temperature=temperature,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            show_progress=True,
+        )
+        record = model.config.compression["recovery"]
+        write_json(json_file, {"output": str(output), "recovery": record})
+        before, after = record["before"], record["after"]
+        table = Table(
+            title=f"{compressed} before and after {steps} steps", caption="On held-out windows, in nats a token."
+        )
+        for heading in ("", "before", "after", "teacher"):
+            table.add_column(heading, justify="right" if heading else "left")
+        table.add_row("KL from the teacher", f"{before['divergence']:.4f}", f"{after['divergence']:.4f}", "0")
+        losses = before["cross_entropy"], after["cross_entropy"], after["teacher_cross_entropy"]
+        table.add_row("cross-entropy", *(f"{loss:.4f}" for loss in losses))
+        console.print(table)
+        console.print(f"The recovered model is in {output}.")
