@@ -271,7 +271,7 @@ def demo(
         from ..experiments.demo import demo as run
 
         rows = run(
-            source, ratios=[float(ratio) for ratio in ratios.split(",")], plot=plot, seed=seed, console=messages
+            source, ratios=[float(ratio) for ratio in ratios.split(",")], plot=plot, seed=seed, show_progress=True
         )
         if as_json:
             print_json({"source": source, "plot": str(plot), "results": [asdict(row) for row in rows]})
@@ -369,7 +369,7 @@ def evaluate(
             cache=cache,
             device=device,
             dtype=dtype,
-            progress=True,
+            show_progress=True,
         )
         for name in (json_file, csv_file):
             if name is not None:
@@ -711,7 +711,7 @@ def sweep(
             num_samples=num_samples,
             seed=seed,
             cache=cache,
-            progress=True,
+            show_progress=True,
         )
         table = Table(
             title=f"{source}: scores relative to dense (95 % interval over {len(result.settings['tasks'])} tasks)",
