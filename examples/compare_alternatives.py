@@ -26,19 +26,21 @@ from transformers import PreTrainedModel
 from hf_lowrank import Calibration, calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model, load_chronos, load_dense
 from hf_lowrank.checkpoints.families import T5
-from hf_lowrank.compression.calibration import GramSum, _Collector, unpacked
+from hf_lowrank.checkpoints.rank_table import LayerName
+from hf_lowrank.compression.calibration import Collector, GramSum, unpacked
 from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
-from hf_lowrank.compression.objectives import Objective
+from hf_lowrank.compression.layers import attention_weights
+from hf_lowrank.compression.objectives import Objective, objective_of
 from hf_lowrank.data.tokens import SyntheticBatches
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
 
 
-class Unclipped(_Collector):
+class Unclipped(Collector):
     """The plain Fisher information: no series' gradient is clipped."""
 
-    def _gradient(self, name: str, gradient: torch.Tensor) -> None:
-        self.sums.setdefault(name, GramSum()).add(gradient)
+    def _gradient(self, layer: LayerName, point: str, gradient: torch.Tensor) -> None:
+        self.sums.setdefault(f"{layer}.{point}", GramSum()).add(gradient)
 
 
 class Isotropic(Calibration):
@@ -47,9 +49,9 @@ class Isotropic(Calibration):
     Keys are centred within their series where `centred` has their covariance, for softmax ignores what all keys share.
     """
 
-    centred: dict[str, torch.Tensor]
+    centred: dict[LayerName, torch.Tensor]
 
-    def attention(self, name: str) -> AttentionGrams:
+    def attention(self, name: LayerName) -> AttentionGrams:
         grams, weights = super().attention(name), dense_weights(self, name)
         heads, key_input = len(weights.query), self.centred.get(name, grams.key_input)
         by_head = [weights.key[i] @ key_input @ weights.key[i].T for i in range(heads)]
@@ -73,13 +75,14 @@ class Isotropic(Calibration):
 DENSE: dict[str, DenseCheckpoint] = {}
 
 
-def dense_weights(calibration: Calibration, name: str) -> AttentionWeights:
+def dense_weights(calibration: Calibration, name: LayerName) -> AttentionWeights:
     dense = DENSE["model"]
-    return dense.attention(dict(dense.layers)[name])
+    return attention_weights(dense, dict(dense.layers)[name])
 
 
 def unclipped(dense: DenseCheckpoint, calibration: Calibration) -> Calibration:
-    collector = Unclipped(dense, calibration.record["seed"])
+    objective = objective_of(dense.config, dense.model_class)
+    collector = Unclipped(dense, objective, calibration.record["seed"])
     for batch in calibration.batches:
         collector.add(batch)
     return Calibration(collector.result(), calibration.batches, calibration.record)
@@ -92,18 +95,19 @@ def isotropic(dense: DenseCheckpoint, calibration: Calibration, *, centre: bool)
 
 
 @torch.no_grad()
-def centred_keys(dense: DenseCheckpoint, calibration: Calibration) -> dict[str, torch.Tensor]:
+def centred_keys(dense: DenseCheckpoint, calibration: Calibration) -> dict[LayerName, torch.Tensor]:
     """The covariance (d, d) of every attention layer's key input within a series, float64."""
-    sums: dict[str, GramSum] = {}
+    objective = objective_of(dense.config, dense.model_class)
+    sums: dict[LayerName, GramSum] = {}
     for name, values, mask in captured(dense, calibration, [(n, f"{m}.k") for n, m in dense.layers]):
         weights = mask.unsqueeze(-1).to(values.dtype)
         mean = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
         sums.setdefault(name, GramSum()).add((values - mean)[mask])
     scale = {"encoder": 1.0 / calibration.record["num_tokens"]}
-    labels = sum(int(dense.objective.masks(batch)["decoder"].sum()) for batch in calibration.batches)
+    labels = sum(int(objective.masks(batch)["decoder"].sum()) for batch in calibration.batches)
     scale["decoder"] = 1.0 / labels
     return {
-        name: unpacked(total.packed) * scale["decoder" if name.startswith("decoder") else "encoder"]
+        name: unpacked(total.packed) * scale["decoder" if name.kind.startswith("decoder") else "encoder"]
         for name, total in sums.items()
         if total.packed is not None
     }
@@ -111,20 +115,20 @@ def centred_keys(dense: DenseCheckpoint, calibration: Calibration) -> dict[str, 
 
 @torch.no_grad()
 def captured(
-    dense: DenseCheckpoint, calibration: Calibration, places: list[tuple[str, str]]
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    dense: DenseCheckpoint, calibration: Calibration, places: list[tuple[LayerName, str]]
+) -> Iterator[tuple[LayerName, torch.Tensor, torch.Tensor]]:
     """(name, input of the module (batch, length, size), bool mask (batch, length)) for every batch and place."""
-    model = dense.float_model()
-    seen: dict[str, torch.Tensor] = {}
+    model, objective = dense.float_model(), objective_of(dense.config, dense.model_class)
+    seen: dict[LayerName, torch.Tensor] = {}
     for name, module in places:
         model.get_submodule(module).register_forward_pre_hook(
             lambda _, inputs, name=name: seen.__setitem__(name, inputs[0])
         )
     for batch in calibration.batches:
-        dense.objective.predict(model, batch)
-        masks = dense.objective.masks(batch)
+        objective.predict(model, batch)
+        masks = objective.masks(batch)
         for name, values in seen.items():
-            of_decoder = name.startswith("decoder")  # the keys of cross-attention are the encoder's
+            of_decoder = name.kind.startswith("decoder")  # the keys of cross-attention are the encoder's
             yield name, values, masks["decoder" if of_decoder else "encoder"]
 
 
@@ -161,7 +165,7 @@ def rebuilt(dense: DenseCheckpoint, weights: dict[str, torch.Tensor], width: int
 def fewer_neurons(dense: DenseCheckpoint, calibration: Calibration, ratio: float) -> PreTrainedModel:
     """The neurons that explain most of each feed-forward layer's output, chosen greedily, and `wo` refitted by least squares."""
     places = [(name, f"{module}.wo") for name, module in dense.feed_forward_layers]
-    sums: dict[str, GramSum] = {}
+    sums: dict[LayerName, GramSum] = {}
     for name, values, mask in captured(dense, calibration, places):
         sums.setdefault(name, GramSum()).add(values[mask])
     weights = {name: tensor.clone() for name, tensor in dense.weights.items()}
@@ -222,7 +226,7 @@ def main(
     model = load_chronos(source)
     dense = DENSE["model"] = load_dense(model)
     calibration = calibrate(dense, num_batches=num_batches, seed=seed)
-    measure = held_out(model, dense.objective, num_batches)
+    measure = held_out(model, objective_of(dense.config, dense.model_class), num_batches)
     gradients = {
         "gradients not clipped": unclipped(dense, calibration),
         "no gradients, centred keys": isotropic(dense, calibration, centre=True),

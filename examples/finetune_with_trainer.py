@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_lowrank import RankCallback
-from hf_lowrank.checkpoints.dense import checkpoint_path
+from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.data.series import read_series
 from hf_lowrank.data.tokens import WindowCollator
 from hf_lowrank.data.windows import SeriesWindows, held_out_ends

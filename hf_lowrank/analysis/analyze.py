@@ -26,7 +26,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..checkpoints.dense import as_full_rank, checkpoint_path
+from ..checkpoints.dense import as_full_rank
+from ..checkpoints.loading import checkpoint_path
 from ..progress import progress
 from ..published_figures import EPSILONS
 from .bounds import Bound, attention_bounds, embedding_bounds, flow_bounds

@@ -85,7 +85,7 @@ class LoadedCheckpoint:
     @classmethod
     def load(cls, path: str, name: str, *, dtype: str, device: str, lean: bool = False) -> LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
-        from ..checkpoints.dense import checkpoint_path
+        from ..checkpoints.loading import checkpoint_path
 
         path = checkpoint_path(path)
         pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline

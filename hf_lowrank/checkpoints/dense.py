@@ -8,31 +8,27 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    T5Config,
     T5EncoderModel,
-    T5ForConditionalGeneration,
     T5Model,
 )
 
-from ..compression.factorization import AttentionWeights, FeedForwardWeights
-from ..compression.objectives import Objective, objective_of
 from .families import FAMILIES, Family, family_of
+from .loading import checkpoint_path, load_model, public_name
+from .rank_table import LayerName
 
-__all__ = ["DenseCheckpoint", "as_full_rank", "checkpoint_path", "load_chronos", "load_dense"]
+__all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]
 
-DENSE_CLASSES = {cls.__name__: cls for family in FAMILIES for cls in family.classes}
-ASSETS = Path(__file__).parents[1] / "assets"
-REFERENCE = ASSETS / "reference"
-# Small trained checkpoints that the package ships.
-REFERENCES = {"reference": REFERENCE, "reference-bolt": ASSETS / "reference_bolt"}
+DENSE_CLASSES = tuple(cls for family in FAMILIES for cls in family.classes)
+WANTED = (
+    f"a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({', '.join(cls.__name__ for cls in DENSE_CLASSES)}), such as "
+    "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2"
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,6 @@ class DenseCheckpoint:
     def lowrank_class(self) -> type[PreTrainedModel]:
         return self.family.classes[self.model_class]
 
-    @cached_property
-    def objective(self) -> Objective:
-        return objective_of(self.config, self.model_class)
-
     @property
     def stacks(self) -> tuple[str, ...]:
         """The stacks that the model has."""
@@ -72,34 +64,26 @@ class DenseCheckpoint:
         return self.family.places[kind][0]
 
     @property
-    def layers(self) -> Iterator[tuple[str, str]]:
-        """("cross.3", "decoder.block.3.layer.1.EncDecAttention") for every attention layer that the model has."""
+    def layers(self) -> Iterator[tuple[LayerName, str]]:
+        """(`cross.3`, "decoder.block.3.layer.1.EncDecAttention") for every attention layer that the model has."""
         return self._places(self.family.attention)
 
     @property
-    def feed_forward_layers(self) -> Iterator[tuple[str, str]]:
-        """("encoder_feed_forward.3", "encoder.block.3.layer.1.DenseReluDense") for every feed-forward layer."""
+    def feed_forward_layers(self) -> Iterator[tuple[LayerName, str]]:
+        """(`encoder_feed_forward.3`, "encoder.block.3.layer.1.DenseReluDense") for every feed-forward layer."""
         return self._places(self.family.feed_forward)
 
-    def _places(self, kinds: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    def _places(self, kinds: Mapping[str, tuple[str, str]]) -> Iterator[tuple[LayerName, str]]:
         for kind, (stack, module) in kinds.items():
             if stack in self.stacks:
                 depth = self.config.num_decoder_layers if stack == "decoder" else self.config.num_layers
                 for i in range(depth):
-                    yield f"{kind}.{i}", module.format(i)
+                    yield LayerName(kind, i), module.format(i)
 
     @property
     def inner_names(self) -> tuple[str, ...]:
         """The names of the matrices in front of a feed-forward layer's activation."""
         return ("wi_0", "wi_1") if self.config.is_gated_act else ("wi",)
-
-    def attention(self, module: str) -> AttentionWeights:
-        q, k, v, o = (self.weights[f"{module}.{name}.weight"] for name in "qkvo")
-        return AttentionWeights.from_linear(q, k, v, o, num_heads=self.config.num_heads)
-
-    def feed_forward(self, module: str) -> FeedForwardWeights:
-        inner = torch.stack([self.weights[f"{module}.{name}.weight"].double() for name in self.inner_names])
-        return FeedForwardWeights(inner, self.weights[f"{module}.wo.weight"].double())
 
     def float_model(self) -> PreTrainedModel:
         """The dense model, as one of ours at full rank, in float32 and evaluation mode, without gradients for its weights.
@@ -118,11 +102,6 @@ class DenseCheckpoint:
         return model.requires_grad_(False)
 
 
-def checkpoint_path(name: str | os.PathLike) -> str:
-    """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
-    return str(REFERENCES.get(str(name), name))
-
-
 def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
     """Load a dense checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model.
 
@@ -134,15 +113,15 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         raise ValueError(f"model must be a Hub id, a folder or a loaded model, found a {type(model).__name__}.")
     if isinstance(model, PreTrainedModel):
         loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
-        if type(model) not in DENSE_CLASSES.values():
-            raise ValueError(_another_model(source, type(model).__name__))
+        if type(model) not in DENSE_CLASSES:
+            raise ValueError(f"model: {source} is a {type(model).__name__}; it must be {WANTED}.")
     else:
         source, is_shared = checkpoint_path(model), False
         # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
         # starts with none in memory, and a compression reads those of the attention alone.
-        _check_weights(_load(source).state_dict(), source)
+        _check_weights(load_model(source, DENSE_CLASSES, WANTED).state_dict(), source)
         gc.collect()
-        loaded = _load(source)
+        loaded = load_model(source, DENSE_CLASSES, WANTED)
     check_names(loaded)
     weights = loaded.state_dict()
     if is_shared:
@@ -153,8 +132,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         model_class=type(loaded),
         weights=weights,
         tied_keys=dict(loaded.all_tied_weights_keys),
-        # A folder's name says what it is; its path is the machine's business and would be published with the model.
-        source=Path(source).name if Path(source).is_dir() else source,
+        source=public_name(source),
         is_shared=is_shared,
     )
 
@@ -173,14 +151,14 @@ def check_names(model: PreTrainedModel) -> None:
     with torch.device("meta"):
         known = family.classes[type(model)](family.lowrank_config(model.config)).state_dict()
     known = {name: tensor.shape for name, tensor in known.items() if not name.endswith(".pairs")}
-    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name in sorted(known.keys() | found.keys()):
-        if known.get(name) != found.get(name):
-            wanted, given = (
-                "none" if shape is None else f"{[*shape]}" for shape in (known.get(name), found.get(name))
+    given = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(known.keys() | given.keys()):
+        if known.get(name) != given.get(name):
+            wanted, found = (
+                "none" if shape is None else f"{[*shape]}" for shape in (known.get(name), given.get(name))
             )
             raise ValueError(
-                f"model: hf_lowrank knows {type(model).__name__} with {name} of shape {wanted}, found {given}; this version of "
+                f"model: hf_lowrank knows {type(model).__name__} with {name} of shape {wanted}, found {found}; this version of "
                 "transformers or chronos-forecasting has another model of that name."
             )
 
@@ -208,43 +186,6 @@ def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"model: the weight {name} of {source} holds NaN or infinite values.")
-
-
-def _another_model(source: str, found: str) -> str:
-    wanted = ", ".join(DENSE_CLASSES)
-    return (
-        f"model: {source} is a {found}; it must be a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({wanted}), such as "
-        "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2."
-    )
-
-
-def _load(source: str) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except OSError as error:
-        raise OSError(f"model: {source} is no folder and no Hub id that can be read ({error}).") from error
-    except ValueError as error:
-        raise ValueError(f"model: {source} must be a checkpoint with the config.json of a T5 ({error}).") from error
-    names = DENSE_CLASSES | {"T5WithLMHeadModel": T5ForConditionalGeneration}  # as Google's first checkpoints call it
-    architecture = (getattr(config, "architectures", None) or ["T5ForConditionalGeneration"])[0]
-    if type(config) is not T5Config or architecture not in names:
-        found = architecture if type(config) is T5Config else f"{config.model_type} checkpoint"
-        raise ValueError(_another_model(source, found))
-    # All families call themselves T5, and Chronos-2 has a configuration of its own.
-    config = names[architecture].config_class.from_pretrained(source)
-    try:
-        loaded, info = names[architecture].from_pretrained(
-            source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # the formats of weights have no error in common
-        raise OSError(
-            f"model: the weights of {source} cannot be read; a file is missing, truncated or damaged ({error})."
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"model: {source} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        raise ValueError(f"model: the weight {name} of {source} must have shape {[*wanted]}, found {[*found]}.")
-    return loaded
 
 
 def build_model(
@@ -283,16 +224,16 @@ def _fill_buffers(model: PreTrainedModel) -> None:
             model._init_weights(module)
 
 
-def load_chronos(source: str | os.PathLike) -> PreTrainedModel:
+def load_chronos(source: str | os.PathLike, *, argument: str = "source") -> PreTrainedModel:
     """A dense Chronos model of any family in float32, ready to forecast.
 
     Raises:
         ValueError: It is another model, or an incomplete one.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
-    model = _load(checkpoint_path(source))
+    model = load_model(source, DENSE_CLASSES, WANTED, argument=argument)
     if isinstance(model, (T5Model, T5EncoderModel)) or not hasattr(model.config, "chronos_config"):
         raise ValueError(
-            f"source: {source} is a {type(model).__name__} without a chronos_config; it must be a dense Chronos checkpoint."
+            f"{argument}: {source} is a {type(model).__name__} without a chronos_config; it must be a dense Chronos checkpoint."
         )
     return model.float().eval()

@@ -18,7 +18,7 @@ from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForCond
 from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 
-__all__ = ["BOLT", "CHRONOS2", "FAMILIES", "T5", "Family", "family_of"]
+__all__ = ["BOLT", "CHRONOS2", "FAMILIES", "T5", "Family", "family_of", "family_of_config"]
 
 Place = tuple[str, str]  # the stack, and the dotted name of the layer's module with {} for the block
 
@@ -36,6 +36,7 @@ class Family:
         pipelines: That of dense models, and that of low-rank ones.
         rotary: The kinds of attention with rotary embeddings: heads keep whole frequencies, and no latent is possible.
         cached: The kinds of attention whose keys and values are kept during a forecast.
+        across_series: The kinds of attention whose positions are series: their tensors have the batch second.
     """
 
     name: str
@@ -47,6 +48,11 @@ class Family:
     pipelines: tuple[type[BaseChronosPipeline], type[BaseChronosPipeline]]
     rotary: frozenset[str] = frozenset()
     cached: frozenset[str] = frozenset()
+    across_series: frozenset[str] = frozenset()
+
+    def has(self, model_class: type[PreTrainedModel]) -> bool:
+        """Whether a class, dense or low-rank, is of this family."""
+        return model_class in self.classes or model_class in self.classes.values()
 
     @property
     def places(self) -> dict[str, Place]:
@@ -105,13 +111,16 @@ CHRONOS2 = Family(
     {"encoder_feed_forward": ("encoder", "encoder.block.{}.layer.2.mlp")},
     (Chronos2Pipeline, LowRankChronos2Pipeline),
     rotary=frozenset({"time"}),
+    across_series=frozenset({"group"}),
 )
 FAMILIES = (T5, BOLT, CHRONOS2)
 
 
 def family_of(model_class: type[PreTrainedModel]) -> Family | None:
     """The family of a dense or low-rank model class; None of any other."""
-    for family in FAMILIES:
-        if model_class in family.classes or model_class in family.classes.values():
-            return family
-    return None
+    return next((family for family in FAMILIES if family.has(model_class)), None)
+
+
+def family_of_config(config: PreTrainedConfig) -> Family:
+    """The family of a low-rank configuration."""
+    return next(family for family in FAMILIES if family.config_class.model_type == config.model_type)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
-from .dense import checkpoint_path
 from .families import T5, family_of
+from .loading import checkpoint_path
 
 __all__ = [
     "QUANTILE_LEVELS",

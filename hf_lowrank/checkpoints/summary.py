@@ -7,12 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..models.configuration_lowrank_t5 import (
-    attention_parameters,
-    cached_numbers,
-    feed_forward_parameters,
-)
-from .families import FAMILIES, T5
+from .families import T5, family_of_config
+from .rank_table import LayerName, RankTable
 
 __all__ = ["CompressionSummary", "LayerSummary", "summarize"]
 
@@ -55,7 +51,7 @@ class CompressionSummary:
     @property
     def attention_ratio(self) -> float:
         """The kept share of the attention parameters."""
-        kinds = {row.kind for row in self.rows if not row.kind.endswith("feed_forward")}
+        kinds = {row.kind for row in self.rows if not LayerName(row.kind, row.layer).is_feed_forward}
         return self.total("parameters", *kinds) / self.total("dense_parameters", *kinds)
 
     @property
@@ -88,42 +84,23 @@ class CompressionSummary:
 
 def summarize(config: PreTrainedConfig) -> CompressionSummary:
     """The sizes of every layer of a low-rank configuration beside those of the dense model of its shape."""
-    full = config.full_ranks()
-    size = {"d_model": config.d_model, "num_heads": config.num_heads}
-    tables: tuple[dict, ...] = config.attention_ranks, config.feed_forward_ranks
-    family = next(family for family in FAMILIES if family.config_class.model_type == config.model_type)
-    if family is T5 and not config.is_encoder_decoder:  # an encoder alone
-        tables = tuple({key: table[key] for key in table if key.startswith("encoder")} for table in tables)
+    family, full = family_of_config(config), RankTable.full(config)
+    is_encoder = family is T5 and not config.is_encoder_decoder
     rows = []
-    for kind, entries in tables[0].items():
-        token = int(kind in family.cached)
-        for i, (entry, dense) in enumerate(zip(entries, full["attention_ranks"][kind])):
-            rows.append(
-                LayerSummary(
-                    kind=kind,
-                    layer=i,
-                    ranks=entry,
-                    dense_ranks=dense,
-                    parameters=attention_parameters(entry, **size),
-                    dense_parameters=attention_parameters(dense, **size),
-                    cached_numbers=token * cached_numbers(entry, num_heads=config.num_heads),
-                    dense_cached_numbers=token * cached_numbers(dense, num_heads=config.num_heads),
-                )
+    for name, ranks in RankTable.of(config).items():
+        if is_encoder and family.places[name.kind][0] != "encoder":
+            continue
+        token, dense = int(name.kind in family.cached), full[name]
+        rows.append(
+            LayerSummary(
+                kind=name.kind,
+                layer=name.index,
+                ranks=ranks.to_dict(),
+                dense_ranks=dense.to_dict(),
+                parameters=ranks.parameters(config),
+                dense_parameters=dense.parameters(config),
+                cached_numbers=token * ranks.cached_numbers(config),
+                dense_cached_numbers=token * dense.cached_numbers(config),
             )
-    shape = {"d_model": config.d_model, "is_gated": config.is_gated_act}
-    for stack, entries in tables[1].items():
-        for i, entry in enumerate(entries):
-            dense = full["feed_forward_ranks"][stack][i]
-            rows.append(
-                LayerSummary(
-                    kind=f"{stack}_feed_forward",
-                    layer=i,
-                    ranks=entry,
-                    dense_ranks=dense,
-                    parameters=feed_forward_parameters(entry, **shape),
-                    dense_parameters=feed_forward_parameters(dense, **shape),
-                    cached_numbers=0,
-                    dense_cached_numbers=0,
-                )
-            )
+        )
     return CompressionSummary(tuple(rows))

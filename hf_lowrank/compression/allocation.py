@@ -8,9 +8,9 @@ to build every layer (`Options`) and answers with one of them for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,15 @@ __all__ = [
 ]
 
 
+Name = TypeVar("Name", bound=Hashable)  # of a layer
+
+
 @dataclass(frozen=True)
 class Component:
     """What a policy knows of one component: a point of a layer at which a projection of some rank can be inserted.
 
     Attributes:
-        name: Unique, `"cross.3.qk"` say.
+        name: Unique; written as `cross.3.qk`, say.
         singular_values: Shape (groups, full_rank), descending along the ranks. The groups (the heads of a layer) share one
             rank.
         weight: The loss at rank 0, in the unit in which the losses of all components are compared. Without calibration
@@ -40,7 +43,7 @@ class Component:
         step: Its ranks are multiples of this: 2 where they are pairs of a rotary embedding.
     """
 
-    name: str
+    name: Hashable
     singular_values: NDArray[np.float64]
     weight: float = 1.0
     step: int = 1
@@ -72,12 +75,12 @@ class Options:
     """The ways in which one layer can be built.
 
     Attributes:
-        entries: The ranks of each way, as a layer's entry in a rank table.
+        entries: The ranks of each way.
         loss: Shape (options,): the sum of the components' losses.
         costs: Of each kind (`"parameters"`, `"cache"`, `"seconds"`) an array of shape (options,).
     """
 
-    entries: tuple[dict[str, Any], ...]
+    entries: tuple[Any, ...]
     loss: NDArray[np.float64]
     costs: dict[str, NDArray[np.float64]]
 
@@ -102,12 +105,12 @@ def check_argument(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be {wanted}, found {value!r}.")
 
 
-def _each(components: Sequence[Component], rank: Callable[[Component], int], multiple_of: int) -> dict[str, int]:
+def _each(components: Sequence[Component], rank: Callable[[Component], int], multiple_of: int) -> dict[Hashable, int]:
     check_argument("multiple_of", multiple_of)
     return {component.name: component.round_up(rank(component), multiple_of) for component in components}
 
 
-def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The same rank everywhere.
 
     Raises:
@@ -121,7 +124,7 @@ def allocate_uniform(components: Sequence[Component], rank: int, *, multiple_of:
     return _each(components, lambda _: rank, multiple_of)
 
 
-def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The paper's rule: the number of singular values with sigma_j / sigma_1 >= epsilon.
 
     sigma_1 is the largest over the groups of the component, and the group that needs the most decides.
@@ -133,7 +136,7 @@ def allocate_epsilon(components: Sequence[Component], epsilon: float, *, multipl
     return _each(components, lambda component: int((component.relative >= epsilon).sum(axis=1).max()), multiple_of)
 
 
-def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> dict[str, int]:
+def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> dict[Hashable, int]:
     """The paper's rule at the smallest epsilon that keeps at most `ratio` of the ranks, all components counting alike.
 
     Raises:
@@ -143,7 +146,7 @@ def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> 
     full = sum(component.full_rank for component in components)
     thresholds = np.unique(np.concatenate([component.relative.ravel() for component in components] + [[0.0, 1.0]]))
 
-    def ranks_at(index: int) -> dict[str, int]:
+    def ranks_at(index: int) -> dict[Hashable, int]:
         return allocate_epsilon(components, float(thresholds[index]))
 
     def share(index: int) -> float:
@@ -158,7 +161,7 @@ def allocate_epsilon_at_ratio(components: Sequence[Component], ratio: float) -> 
     return ranks_at(low)
 
 
-def allocate_energy(components: Sequence[Component], tolerance: float, *, multiple_of: int = 1) -> dict[str, int]:
+def allocate_energy(components: Sequence[Component], tolerance: float, *, multiple_of: int = 1) -> dict[Hashable, int]:
     """The smallest rank at which the dropped squared singular values are at most `tolerance` of their sum.
 
     Raises:
@@ -170,7 +173,60 @@ def allocate_energy(components: Sequence[Component], tolerance: float, *, multip
     )
 
 
-def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Choices(Generic[Name]):
+    """The options of all layers, costs (budgets, options) in shares of the budgets, so that a price means the same for each."""
+
+    loss: Mapping[Name, NDArray[np.float64]]
+    costs: Mapping[Name, NDArray[np.float64]]
+    num_budgets: int
+
+    def cheapest(self, prices: NDArray[np.float64]) -> dict[Name, int]:
+        """The option of each layer with the least loss + prices . costs."""
+        return {name: int(np.argmin(self.loss[name] + prices @ self.costs[name])) for name in self.loss}
+
+    def spent(self, chosen: Mapping[Name, int]) -> NDArray[np.float64]:
+        """The share of each budget that these options take."""
+        return sum((self.costs[name][:, i] for name, i in chosen.items()), start=np.zeros(self.num_budgets))
+
+    def at_prices(self) -> dict[Name, int]:
+        """The options at the lowest prices that keep all budgets, found by bisection, one price after the other."""
+        # The lowest price is not zero: of options that lose the same, tails of rounding errors too, the cheapest is taken.
+        lowest, highest = 1e-30 * max(1e-30, max(float(values.max()) for values in self.loss.values())), 1e30
+        prices = np.full(self.num_budgets, lowest)
+        for _ in range(20 if self.num_budgets > 1 else 1):
+            for k in range(self.num_budgets):
+                low, high = prices[k], highest
+                for _ in range(120):
+                    prices[k] = math.sqrt(low * high)
+                    is_kept = self.spent(self.cheapest(prices))[k] <= 1
+                    low, high = (low, prices[k]) if is_kept else (prices[k], high)
+                prices[k] = high
+            if (self.spent(self.cheapest(prices)) <= 1).all():
+                break
+        return self.cheapest(prices)
+
+    def with_what_is_left(self, chosen: Mapping[Name, int]) -> dict[Name, int]:
+        """Better options for as long as the budgets last, in the order of loss saved for the share of the budget that they take."""
+        chosen, left = dict(chosen), 1 - self.spent(chosen)
+        while True:
+            best, most = None, 0.0
+            for name in chosen:
+                extra = self.costs[name] - self.costs[name][:, [chosen[name]]]
+                saved = self.loss[name][chosen[name]] - self.loss[name]
+                fits = (extra <= left[:, None]).all(axis=0) & (saved > 0)
+                gains = np.where(fits, saved / np.maximum(extra.max(axis=0), 1e-12), 0)
+                i = int(np.argmax(gains))
+                if gains[i] > most:
+                    best, most = (name, i), gains[i]
+            if best is None:
+                return chosen
+            name, i = best
+            left = left - (self.costs[name][:, i] - self.costs[name][:, chosen[name]])
+            chosen[name] = i
+
+
+def allocate_budget(layers: Mapping[Name, Options], budgets: Mapping[str, float]) -> dict[Name, Any]:
     """One option a layer that keep all budgets together and lose the least: name of the layer to entry.
 
     Minimises the sum of losses by one Lagrange price for each kind of cost, the same for all layers: every layer takes the option of
@@ -186,50 +242,14 @@ def allocate_budget(layers: Mapping[str, Options], budgets: Mapping[str, float])
         least = sum(float(options.costs[kind].min()) for options in layers.values())
         if least > budget * (1 + 1e-12):
             raise ValueError(f"a budget of {budget:,.6g} {kind} is below {least:,.6g}, what the smallest ranks need.")
-    # In shares of the budgets, so that a price means the same for each of them.
     costs = {
         name: np.stack([options.costs[kind] / (budget * (1 + 1e-12)) for kind, budget in budgets.items()])
         for name, options in layers.items()
     }
-    loss = {name: options.loss for name, options in layers.items()}
-
-    def choose(prices: NDArray[np.float64]) -> dict[str, int]:
-        return {name: int(np.argmin(loss[name] + prices @ costs[name])) for name in layers}
-
-    def spent(chosen: Mapping[str, int]) -> NDArray[np.float64]:
-        return sum((costs[name][:, i] for name, i in chosen.items()), start=np.zeros(len(budgets)))
-
-    # The lowest price is not zero: of options that lose the same, tails of rounding errors too, the cheapest is taken.
-    lowest, highest = 1e-30 * max(1e-30, max(float(values.max()) for values in loss.values())), 1e30
-    prices = np.full(len(budgets), lowest)
-    for _ in range(20 if len(budgets) > 1 else 1):
-        for k in range(len(budgets)):
-            low, high = prices[k], highest
-            for _ in range(120):
-                prices[k] = math.sqrt(low * high)
-                low, high = (low, prices[k]) if spent(choose(prices))[k] <= 1 else (prices[k], high)
-            prices[k] = high
-        if (spent(choose(prices)) <= 1).all():
-            break
-    chosen = choose(prices)
-    if (spent(chosen) > 1).any():  # budgets that pull in opposite directions
+    choices = _Choices({name: options.loss for name, options in layers.items()}, costs, len(budgets))
+    chosen = choices.at_prices()
+    if (choices.spent(chosen) > 1).any():  # budgets that pull in opposite directions
         chosen = {name: int(np.argmin(costs[name].max(axis=0))) for name in layers}
-        if (spent(chosen) > 1).any():
+        if (choices.spent(chosen) > 1).any():
             raise ValueError(f"no choice was found that keeps the budgets of {' and '.join(budgets)} together.")
-
-    left = 1 - spent(chosen)
-    while True:
-        best, most = None, 0.0
-        for name in layers:
-            extra = costs[name] - costs[name][:, [chosen[name]]]
-            saved = loss[name][chosen[name]] - loss[name]
-            fits = (extra <= left[:, None]).all(axis=0) & (saved > 0)
-            gains = np.where(fits, saved / np.maximum(extra.max(axis=0), 1e-12), 0)
-            i = int(np.argmax(gains))
-            if gains[i] > most:
-                best, most = (name, i), gains[i]
-        if best is None:
-            return {name: dict(layers[name].entries[i]) for name, i in chosen.items()}
-        name, i = best
-        left = left - (costs[name][:, i] - costs[name][:, chosen[name]])
-        chosen[name] = i
+    return {name: layers[name].entries[i] for name, i in choices.with_what_is_left(chosen).items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.rank_table import ComponentName
 from ..progress import progress
 from .allocation import (
     Component,
@@ -20,7 +21,7 @@ from .factorization import truncate_matrix
 
 __all__ = ["truncate_matrices"]
 
-POLICIES: dict[str, Callable[..., dict[str, int]]] = {
+POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
     "epsilon": allocate_epsilon,
     "ratio": allocate_epsilon_at_ratio,
     "uniform": allocate_uniform,
@@ -30,20 +31,22 @@ POLICIES: dict[str, Callable[..., dict[str, int]]] = {
 
 def truncate_matrices(
     dense: DenseCheckpoint, policy: str, value: Any, *, show_progress: bool
-) -> tuple[dict[str, torch.Tensor], dict[str, int], dict[str, float]]:
+) -> tuple[dict[str, torch.Tensor], dict[ComponentName, int], dict[ComponentName, float]]:
     """Each of q, k, v and o at its own rank, written back dense.
 
     Returns:
-        The new weights by name, the kept rank of every matrix ("cross.3.q"), and its loss: the dropped share of the
+        The new weights by name, the kept rank of every matrix (`cross.3.q`), and its loss: the dropped share of the
         squared singular values.
     """
-    matrices = {f"{layer}.{part}": f"{module}.{part}.weight" for layer, module in dense.layers for part in "qkvo"}
+    matrices = {
+        ComponentName(layer, part): f"{module}.{part}.weight" for layer, module in dense.layers for part in "qkvo"
+    }
     components = []
     for name, weight in progress(matrices.items(), "Measuring", show_progress):
         values = torch.linalg.svdvals(dense.weights[weight].float()).cpu().numpy()[None]
         components.append(Component(name, values))
     kept = POLICIES[policy](components, value)
-    losses = {component.name: float(component.loss[kept[component.name]]) for component in components}
+    losses = {name: float(component.loss[kept[name]]) for name, component in zip(matrices, components)}
     weights = {
         weight: truncate_matrix(dense.weights[weight], kept[name])
         for name, weight in progress(matrices.items(), "Factorizing", show_progress)

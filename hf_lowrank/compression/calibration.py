@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,15 +28,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
+from ..checkpoints.rank_table import LayerName
 from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
-from .objectives import Batch, Objective
+from .objectives import Batch, Objective, objective_of
 
 __all__ = ["Calibration", "calibrate"]
 
 # Directions that the calibration data never used still count this much of an average one, so that a forecast of
 # different data is not left to chance.
 DAMPING = 1e-3
+# The matrix of what all cross-attention reads.
+ENCODER_OUTPUT = "encoder_output"
 
 
 @lru_cache(maxsize=8)
@@ -87,30 +90,23 @@ class Calibration:
     batches: tuple[Batch, ...]
     record: Mapping[str, Any]
 
-    def attention(self, name: str) -> AttentionGrams:
-        """The matrices of the attention layer "cross.3"."""
-        found = {part: self.grams.get(f"{name}.{part}") for part in AttentionGrams.__dataclass_fields__}
-        if found["key_input"] is None:  # self-attention, or one encoder for all cross-attention
-            shared = "encoder_output" if name.startswith("cross") else f"{name}.query_input"
-            found["key_input"] = self.grams.get(shared)
-        return AttentionGrams(**{part: unpacked(self._known(name, gram)) for part, gram in found.items()})
+    def attention(self, name: LayerName) -> AttentionGrams:
+        """The matrices of an attention layer."""
+        parts = {part: f"{name}.{part}" for part in AttentionGrams.__dataclass_fields__}
+        if parts["key_input"] not in self.grams:  # self-attention, or one encoder for all cross-attention
+            parts["key_input"] = ENCODER_OUTPUT if name.kind == "cross" else f"{name}.query_input"
+        return AttentionGrams(**{part: self._gram(name, gram) for part, gram in parts.items()})
 
-    def feed_forward(self, name: str) -> FeedForwardGrams:
-        """The matrices of the feed-forward layer "encoder_feed_forward.3"."""
-        inner = [gram for i in range(2) if (gram := self.grams.get(f"{name}.inner_gradient.{i}")) is not None]
-        parts = {
-            part: self._known(name, self.grams.get(f"{name}.{part}"))
-            for part in ("inner_input", "output", "output_gradient")
-        }
-        return FeedForwardGrams(
-            inner_gradient=torch.stack([unpacked(gram) for gram in inner]),
-            **{part: unpacked(gram) for part, gram in parts.items()},
-        )
+    def feed_forward(self, name: LayerName) -> FeedForwardGrams:
+        """The matrices of a feed-forward layer."""
+        parts = {part: self._gram(name, f"{name}.{part}") for part in ("inner_input", "output", "output_gradient")}
+        inner = [gram for i in range(2) if (gram := f"{name}.inner_gradient.{i}") in self.grams]
+        return FeedForwardGrams(inner_gradient=torch.stack([self._gram(name, gram) for gram in inner]), **parts)
 
-    def _known(self, name: str, gram: torch.Tensor | None) -> torch.Tensor:
-        if gram is None:
-            raise ValueError(f"calibration has no matrices of {name}; measure it again with feed_forward=True.")
-        return gram
+    def _gram(self, layer: LayerName, name: str) -> torch.Tensor:
+        if name not in self.grams:
+            raise ValueError(f"calibration has no matrices of {layer}; measure it again with feed_forward=True.")
+        return unpacked(self.grams[name])
 
     def check(self, dense: DenseCheckpoint) -> None:
         """Raise ValueError where this is the calibration of a model of another shape."""
@@ -164,8 +160,8 @@ class Calibration:
 
 def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "is_gated_act")
-    found = {name: getattr(dense.config, name) for name in names if hasattr(dense.config, name)}
-    return {"class": dense.model_class.__name__, **found}
+    sizes = {name: getattr(dense.config, name) for name in names if hasattr(dense.config, name)}
+    return {"class": dense.model_class.__name__, **sizes}
 
 
 def calibrate(
@@ -195,15 +191,16 @@ def calibrate(
     dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
     if not isinstance(num_batches, int) or num_batches < 1:
         raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
-    batches, record = _batches(dense.objective, data, num_batches, seed)
-    collector = _Collector(dense, seed, feed_forward=feed_forward)
+    objective = objective_of(dense.config, dense.model_class)
+    batches, record = _batches(objective, data, num_batches, seed)
+    collector = Collector(dense, objective, seed, feed_forward=feed_forward)
     for batch in progress(batches, "Calibrating", show_progress):
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
             collector.add(batch)
     record |= {
         "seed": seed,
         "num_series": sum(len(next(iter(batch.values()))) for batch in batches),
-        "num_tokens": sum(int(dense.objective.masks(batch)["encoder"].sum()) for batch in batches),
+        "num_tokens": sum(int(objective.masks(batch)["encoder"].sum()) for batch in batches),
         "shape": _shape(dense),
     }
     return Calibration(collector.result(), tuple(batches), record)
@@ -234,14 +231,16 @@ def _is_batches(data: Any) -> bool:
 # --- collecting --------------------------------------------------------------------------------------------------
 
 
-class _Collector:
+class Collector:
     """Hooks on a dense model of its own, and the sums."""
 
-    def __init__(self, dense: DenseCheckpoint, seed: int, *, feed_forward: bool = True) -> None:
+    def __init__(self, dense: DenseCheckpoint, objective: Objective, seed: int, *, feed_forward: bool = True) -> None:
         self.dense = dense
+        self.objective = objective
         self.model = dense.float_model()
         self.generator = torch.Generator().manual_seed(seed)
         self.sums: dict[str, GramSum] = {}
+        self.stacks: dict[str, str] = {}  # whose positions each activation has
         self.norms: dict[str, list[float]] = {}
         self.counts: dict[str, int] = {"encoder": 0, "decoder": 0}
         self.num_rows = 0
@@ -255,12 +254,11 @@ class _Collector:
             block.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
     def add(self, batch: Batch) -> None:
-        objective = self.dense.objective
-        self.masks = objective.masks(batch)
-        predictions = objective.predict(self.model, batch)
+        self.masks = self.objective.masks(batch)
+        predictions = self.objective.predict(self.model, batch)
         if not torch.isfinite(predictions).all():
             raise ValueError("calibration: the dense model's predictions are not finite on this data.")
-        objective.surrogate(predictions, self.generator).backward()
+        self.objective.surrogate(predictions, self.generator).backward()
         self.num_rows += len(predictions)
         for stack, mask in self.masks.items():
             self.counts[stack] += int(mask.sum())
@@ -269,27 +267,24 @@ class _Collector:
         """The packed matrices: means over tokens of activations, sums of gradients over twice the number of predictions."""
         scaled = {}
         for name, total in self.sums.items():
-            scale = 2 * self.num_rows if "gradient" in name else self.counts[self._stack(name)]
+            scale = self.counts[self.stacks[name]] if name in self.stacks else 2 * self.num_rows
             assert total.packed is not None
             scaled[name] = total.packed / max(1, scale)
         return scaled
 
-    def _stack(self, name: str) -> str:
-        """The stack whose positions the activation of this name has."""
-        return "encoder" if name == "encoder_output" else self.dense.stack_of(name.split(".")[0])
-
-    def _activation(self, name: str, values: torch.Tensor) -> None:
-        values = self._by_series(name, values)
-        mask = self.masks[self._stack(name)]
+    def _activation(self, layer: LayerName, point: str, values: torch.Tensor) -> None:
+        name = point if point == ENCODER_OUTPUT else f"{layer}.{point}"
+        self.stacks[name] = "encoder" if point == ENCODER_OUTPUT else self.dense.stack_of(layer.kind)
+        values, mask = self._by_series(layer, values), self.masks[self.stacks[name]]
         self.sums.setdefault(name, GramSum()).add(values if mask.all() else values[mask.to(values.device)])
 
-    def _by_series(self, name: str, values: torch.Tensor) -> torch.Tensor:
+    def _by_series(self, layer: LayerName, values: torch.Tensor) -> torch.Tensor:
         """(batch, length, size): attention across series has the two axes the other way round."""
-        return values.transpose(0, 1) if name.startswith("group") else values
+        return values.transpose(0, 1) if layer.kind in self.dense.family.across_series else values
 
-    def _gradient(self, name: str, gradient: torch.Tensor) -> None:
+    def _gradient(self, layer: LayerName, point: str, gradient: torch.Tensor) -> None:
         """`gradient` (batch, length, size), each series clipped to the median norm of all so far."""
-        gradient = self._by_series(name, gradient)
+        name, gradient = f"{layer}.{point}", self._by_series(layer, gradient)
         norms = gradient.flatten(1).norm(dim=1)
         seen = self.norms.setdefault(name, [])
         # Series that have no part in the loss have a gradient of rounding errors.
@@ -298,44 +293,47 @@ class _Collector:
         clip = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
         self.sums.setdefault(name, GramSum()).add(gradient * clip[:, None, None])
 
-    def _watch(self, linear: nn.Module, name: str | None, side: str, gradient: Callable[[torch.Tensor], None]) -> None:
-        """Sum up the activation at one side of a linear layer, and hand on the gradient at its output."""
+    def _watch(self, linear: nn.Module, layer: LayerName, *, point: str, side: str, gradient: str) -> None:
+        """Sum up the activation at one side of a linear layer, and the gradient at its output."""
 
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if name is not None:
-                self._activation(name, inputs[0] if side == "input" else output)
-            output.register_hook(gradient)
+            self._activation(layer, point, inputs[0] if side == "input" else output)
+            output.register_hook(lambda values: self._gradient(layer, gradient, values))
 
         linear.register_forward_hook(hook)
 
-    def _watch_input(self, linears: tuple[nn.Module, ...], name: str | None, gradient_name: str) -> None:
+    def _watch_input(
+        self, linears: tuple[nn.Module, ...], layer: LayerName, *, point: str | None, gradient: str
+    ) -> None:
         """Sum up the input of linear layers that read the same, and the gradient that reaches it through them alone."""
         alias: list[torch.Tensor] = []
 
         def hook(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             if linear is linears[0]:
-                if name is not None:
-                    self._activation(name, inputs[0])
+                if point is not None:
+                    self._activation(layer, point, inputs[0])
                 alias[:] = [inputs[0].view_as(inputs[0])]
-                alias[0].register_hook(lambda gradient: self._gradient(gradient_name, gradient))
-            found = (alias[0],)
+                alias[0].register_hook(lambda values: self._gradient(layer, gradient, values))
+            seen = (alias[0],)
             if linear is linears[-1]:
                 alias.clear()
-            return found
+            return seen
 
         for linear in linears:
             linear.register_forward_pre_hook(hook)
 
-    def _watch_attention(self, name: str, layer: Any) -> None:
-        self._watch(layer.q, f"{name}.query_input", "input", lambda g: self._gradient(f"{name}.query_gradient", g))
-        self._watch_input((layer.k, layer.v), "encoder_output" if name == "cross.0" else None, f"{name}.key_gradient")
-        self._watch(layer.o, f"{name}.mixed", "input", lambda g: self._gradient(f"{name}.output_gradient", g))
+    def _watch_attention(self, name: LayerName, layer: Any) -> None:
+        self._watch(layer.q, name, point="query_input", side="input", gradient="query_gradient")
+        # What cross-attention reads is the same in all layers.
+        shared = ENCODER_OUTPUT if name == LayerName("cross", 0) else None
+        self._watch_input((layer.k, layer.v), name, point=shared, gradient="key_gradient")
+        self._watch(layer.o, name, point="mixed", side="input", gradient="output_gradient")
 
-    def _watch_feed_forward(self, name: str, layer: Any) -> None:
+    def _watch_feed_forward(self, name: LayerName, layer: Any) -> None:
         for i, inner in enumerate(self.dense.inner_names):
-            activation = f"{name}.inner_input" if i == 0 else None
-            self._watch_input((getattr(layer, inner),), activation, f"{name}.inner_gradient.{i}")
-        self._watch(layer.wo, f"{name}.output", "output", lambda g: self._gradient(f"{name}.output_gradient", g))
+            point = "inner_input" if i == 0 else None
+            self._watch_input((getattr(layer, inner),), name, point=point, gradient=f"inner_gradient.{i}")
+        self._watch(layer.wo, name, point="output", side="output", gradient="output_gradient")
 
 
 def _with_gradient(_: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -15,12 +15,8 @@ import torch
 from torch import nn
 
 from ..benchmarking.measurement import Case
-from ..models.configuration_lowrank_t5 import (
-    ATTENTION_KINDS,
-    LowRankT5Config,
-    attention_form,
-    feed_forward_parameters,
-)
+from ..checkpoints.rank_table import FeedForwardRanks, LatentRanks, LayerRanks, PerHeadRanks, RankTable
+from ..models.configuration_lowrank_t5 import ATTENTION_KINDS, LowRankT5Config
 from ..models.decoding import (
     Attention,
     CrossAttention,
@@ -30,22 +26,16 @@ from ..models.decoding import (
     sample_paths,
     self_attention,
 )
+from ..models.modeling_lowrank_blocks import CrossAttentionLayer, SelfAttentionLayer
 from ..models.modeling_lowrank_layers import LowRankFeedForward
-from ..models.modeling_lowrank_t5 import (
-    CrossAttentionLayer,
-    LowRankT5EncoderModel,
-    LowRankT5ForConditionalGeneration,
-    SelfAttentionLayer,
-)
+from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 from ..timing import seconds_of
 
 __all__ = ["Speed", "default_workload", "measure_speed"]
 
-Entry = dict[str, Any]
-
 FEED_FORWARD_KINDS = {"encoder_feed_forward": "encoder", "decoder_feed_forward": "decoder"}
 # Of one timed pass: multiply-adds with weights and bytes of weights and caches at most. What a forecast has beyond is scaled.
-ARITHMETIC, BYTES = 2**31, 2**27
+TIMED_ARITHMETIC, TIMED_BYTES = 2**31, 2**27
 # Of each kind of layer, and of the rest: seconds, and how many rounds at least and at most.
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 2.0, 3, 31
 # Decode steps that are timed, where a forecast has more.
@@ -90,7 +80,7 @@ class Speed:
         workload: The forecast. A prediction length of 0: the encoder alone.
         device: `"cpu"`, or the name of the GPU.
         threads: Of PyTorch on the CPU.
-        d_model, num_heads, is_gated: The model's.
+        config: The model's.
         fixed: Seconds of everything but the attention and feed-forward layers.
         coefficients: Seconds for a unit of each feature, by kind of layer and form.
     """
@@ -99,23 +89,20 @@ class Speed:
     device: str
     dtype: str
     threads: int
-    d_model: int
-    num_heads: int
-    is_gated: bool
+    config: LowRankT5Config
     fixed: float
     coefficients: dict[str, dict[str, tuple[float, ...]]]
 
-    def seconds(self, kind: str, entry: Entry) -> float:
-        """Of one layer (`"cross"`, `"encoder_feed_forward"`, ...) in a whole forecast, with this entry of a rank table."""
-        coefficients = self.coefficients[kind][entry_form(entry)]
-        found = features(entry, d_model=self.d_model, num_heads=self.num_heads, is_gated=self.is_gated)
-        return float(sum(c * f for c, f in zip(coefficients, found)))
+    def seconds(self, kind: str, ranks: LayerRanks) -> float:
+        """Of one layer (`"cross"`, `"encoder_feed_forward"`, ...) in a whole forecast, with these ranks."""
+        coefficients = self.coefficients[kind][timed_form(ranks)]
+        return float(sum(c * f for c, f in zip(coefficients, features(ranks, self.config))))
 
-    def forecast(self, table: Mapping[str, Entry]) -> float:
-        """Of a whole forecast, with these layers (`"cross.3"`)."""
-        return self.fixed + sum(self.seconds(name.split(".")[0], entry) for name, entry in table.items())
+    def forecast(self, table: RankTable) -> float:
+        """Of a whole forecast, with the layers of this table."""
+        return self.fixed + sum(self.seconds(name.kind, ranks) for name, ranks in table.items())
 
-    def record(self, dense: Mapping[str, Entry], table: Mapping[str, Entry]) -> dict[str, Any]:
+    def record(self, dense: RankTable, table: RankTable) -> dict[str, Any]:
         """What `config.compression` says of a model with the layers of `table` in place of `dense`."""
         return {
             "seconds_dense": self.forecast(dense),
@@ -128,26 +115,24 @@ class Speed:
         }
 
 
-def entry_form(entry: Entry) -> str:
-    if "width" in entry:
-        return "feed_forward"
-    if attention_form(entry) == "latent":
-        return "latent"
-    return "even" if entry["qk"] == entry["vo"] else "uneven"
+def timed_form(ranks: LayerRanks) -> str:
+    """The form whose coefficients say what a layer takes; see `Speed`."""
+    if isinstance(ranks, PerHeadRanks):
+        return "even" if ranks.qk == ranks.vo else "uneven"
+    return ranks.form
 
 
-def features(entry: Entry, *, d_model: int, num_heads: int, is_gated: bool) -> tuple[float, ...]:
+def features(ranks: LayerRanks, config: LowRankT5Config) -> tuple[float, ...]:
     """What the time of a layer is linear in; see `Speed`."""
-    form = entry_form(entry)
-    if form in ("even", "uneven"):
-        return 1, num_heads * entry["qk"], num_heads * entry["vo"]
-    if form == "feed_forward":
-        parameters = feed_forward_parameters(entry, d_model=d_model, is_gated=is_gated)
-        return 1, parameters, (entry["wi"] is not None) * (2 if is_gated else 1) + (entry["wo"] is not None)
-    heads = num_heads * entry["latent"]
-    sketches = (entry["query"], entry["output"])
-    query, output = (heads * d_model if rank is None else rank * (d_model + heads) for rank in sketches)
-    return 1, entry["latent"], query, output, sum(rank is not None for rank in sketches)
+    if isinstance(ranks, PerHeadRanks):
+        return 1, config.num_heads * ranks.qk, config.num_heads * ranks.vo
+    if isinstance(ranks, FeedForwardRanks):
+        num_thin = (ranks.wi is not None) * (2 if config.is_gated_act else 1) + (ranks.wo is not None)
+        return 1, ranks.parameters(config), num_thin
+    assert isinstance(ranks, LatentRanks)
+    heads, sketches = config.num_heads * ranks.latent, (ranks.query, ranks.output)
+    query, output = (heads * config.d_model if rank is None else rank * (config.d_model + heads) for rank in sketches)
+    return 1, ranks.latent, query, output, sum(rank is not None for rank in sketches)
 
 
 def non_negative_fit(inputs: np.ndarray, values: np.ndarray) -> tuple[float, ...]:
@@ -210,18 +195,18 @@ def measure_speed(
         for kind in bench.kinds:
             measured = bench.layer_seconds(kind)
             coefficients[kind] = {}
-            for form in dict.fromkeys(entry_form(entry) for entry, _ in measured):
-                alike = [(entry, value) for entry, value in measured if entry_form(entry) == form]
-                inputs = np.array([features(entry, **bench.size) for entry, _ in alike], float)
+            for form in dict.fromkeys(timed_form(ranks) for ranks, _ in measured):
+                alike = [(ranks, value) for ranks, value in measured if timed_form(ranks) == form]
+                inputs = np.array([features(ranks, config) for ranks, _ in alike], float)
                 coefficients[kind][form] = non_negative_fit(inputs, np.array([value for _, value in alike]))
-            small = next(value for entry, value in measured if entry == bench.small_entry(kind))
+            small = next(value for ranks, value in measured if ranks == bench.small_ranks(kind))
             fixed -= bench.depth(kind) * small
     return Speed(
         workload,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
-        **bench.size,
+        config=config,
         fixed=max(0.0, fixed),
         coefficients=coefficients,
     )
@@ -238,32 +223,21 @@ class Bench:
         self.kinds = [
             kind for kind in (*ATTENTION_KINDS, *FEED_FORWARD_KINDS) if kind.startswith("encoder") or not encoder_only
         ]
-        self.size: dict[str, Any] = {
-            "d_model": config.d_model,
-            "num_heads": config.num_heads,
-            "is_gated": config.is_gated_act,
-        }
         chronos = getattr(config, "chronos_config", None) or {}
         self.tokens = workload.context_length + bool(chronos.get("use_eos_token", True))
         self.paths = workload.batch_size * (workload.num_samples or 1)
         self.sampling = Sampling(chronos.get("temperature"), chronos.get("top_k"), chronos.get("top_p"))
 
         small = copy.deepcopy(config)
-        small.attention_ranks = {
-            kind: [self.small_entry(kind)] * len(entries) for kind, entries in config.attention_ranks.items()
-        }
-        small.feed_forward_ranks = {
-            stack: [self.small_entry(f"{stack}_feed_forward")] * len(entries)
-            for stack, entries in config.feed_forward_ranks.items()
-        }
+        RankTable({name: self.small_ranks(name.kind) for name in RankTable.of(config)}).write(small)
         model_class = LowRankT5EncoderModel if encoder_only else LowRankT5ForConditionalGeneration
         self.model = model_class(small).to(device, dtype).eval()
 
     def depth(self, kind: str) -> int:
         return self.config.num_layers if kind.startswith("encoder") else self.config.num_decoder_layers
 
-    def entries(self, kind: str) -> list[Entry]:
-        """The entries that are timed."""
+    def timed_ranks(self, kind: str) -> list[LayerRanks]:
+        """The ranks of the layers that are timed; the last ones are small."""
 
         def rank(share: float | None, full: int) -> int | None:
             return None if share is None else max(1, round(share * full))
@@ -271,34 +245,31 @@ class Bench:
         d_model, d_kv, d_ff = self.config.d_model, self.config.d_kv, self.config.d_ff
         if kind in FEED_FORWARD_KINDS:
             thin = min(d_model, d_ff)
-            return [{"width": d_ff, "wi": rank(wi, thin), "wo": rank(wo, thin)} for wi, wo in THIN]
-        latent = [
-            dict(zip(("latent", "query", "output"), (rank(share, d_model) for share in shares))) for shares in LATENT
-        ]
-        return latent + [{"qk": rank(qk, d_kv), "vo": rank(vo, d_kv)} for qk, vo in UNEVEN + EVEN]
+            return [FeedForwardRanks(d_ff, rank(wi, thin), rank(wo, thin)) for wi, wo in THIN]
+        latents = [LatentRanks(*(rank(share, d_model) for share in shares)) for shares in LATENT]  # type: ignore[arg-type]
+        heads = [PerHeadRanks(*(rank(share, d_kv) for share in shares)) for shares in UNEVEN + EVEN]  # type: ignore[arg-type]
+        return [*latents, *heads]
 
-    def small_entry(self, kind: str) -> Entry:
-        return self.entries(kind)[-1]
+    def small_ranks(self, kind: str) -> LayerRanks:
+        return self.timed_ranks(kind)[-1]
 
     # Layers
 
-    def layer_seconds(self, kind: str) -> list[tuple[Entry, float]]:
-        """The seconds of one layer of this kind in a whole forecast, for each entry."""
-        work = [(entry, *part) for entry in self.entries(kind) for part in self.work(kind, entry)]
+    def layer_seconds(self, kind: str) -> list[tuple[LayerRanks, float]]:
+        """The seconds of one layer of this kind in a whole forecast, for each of its timed ranks."""
+        timed = self.timed_ranks(kind)
+        work = [(i, *part) for i, ranks in enumerate(timed) for part in self.work(kind, ranks)]
         medians = self.medians([action for _, action, _ in work])
-        found: list[tuple[Entry, float]] = []
-        for (entry, _, times), seconds in zip(work, medians):
-            if found and found[-1][0] is entry:
-                found[-1] = entry, found[-1][1] + times * seconds
-            else:
-                found.append((entry, times * seconds))
-        return found
+        seconds = [0.0] * len(timed)
+        for (i, _, times), median in zip(work, medians):
+            seconds[i] += times * median
+        return list(zip(timed, seconds))
 
-    def work(self, kind: str, entry: Entry) -> Iterator[tuple[Callable[[], Any], float]]:
+    def work(self, kind: str, ranks: LayerRanks) -> Iterator[tuple[Callable[[], Any], float]]:
         """Actions, and how often a forecast does each for one layer."""
         steps = self.workload.prediction_length
         if kind == "cross":
-            yield from self.cross_work(entry)
+            yield from self.cross_work(ranks)
             return
         if kind.startswith("encoder"):
             rows, each, forecasts = self.workload.batch_size, self.tokens, 1
@@ -306,7 +277,7 @@ class Bench:
             rows, each, forecasts = self.paths, 1, steps
         length = max(1, steps // 2) if kind == "decoder_self" else 0
         sequences = self.capped(rows, each, length)
-        layers = self.layers(kind, entry, sequences * length)
+        layers = self.layers(kind, ranks, sequences * length)
         states = self.random(sequences, each, self.config.d_model)
         times = forecasts * rows / sequences / len(layers)
 
@@ -329,11 +300,11 @@ class Bench:
             else:
                 yield lambda: [self_attention(layer, states, bias) for layer in lean], times
 
-    def cross_work(self, entry: Entry) -> Iterator[tuple[Callable[[], Any], float]]:
+    def cross_work(self, ranks: LayerRanks) -> Iterator[tuple[Callable[[], Any], float]]:
         """Of cross-attention: a step of all paths of some series, and their keys and values."""
         batch, paths = self.workload.batch_size, self.paths // self.workload.batch_size
         series = self.capped(batch, paths, self.tokens)
-        layers = self.layers("cross", entry, series * self.tokens)
+        layers = self.layers("cross", ranks, series * self.tokens)
         context = self.random(series, self.tokens, self.config.d_model)
         heads = self.config.num_heads
         cross = [CrossAttention(layer, heads, context, None) for layer in layers]
@@ -346,11 +317,12 @@ class Bench:
         """How many of these sequences are timed."""
         weights = self.config.d_model * max(2 * self.config.num_heads * self.config.d_kv, self.config.d_ff)
         numbers = cached * 2 * self.config.num_heads * self.config.d_kv
-        limits = ARITHMETIC // (tokens * weights), BYTES // (self.dtype.itemsize * max(1, numbers))
+        limits = TIMED_ARITHMETIC // (tokens * weights), TIMED_BYTES // (self.dtype.itemsize * max(1, numbers))
         return max(1, min(rows, *limits))
 
-    def layers(self, kind: str, entry: Entry, cached: int) -> list[nn.Module]:
-        """As many layers of this entry as the model has, for each to find its weights as cold as in a forecast."""
+    def layers(self, kind: str, ranks: LayerRanks, cached: int) -> list[nn.Module]:
+        """As many layers of these ranks as the model has, for each to find its weights as cold as in a forecast."""
+        entry: dict[str, Any] = ranks.to_dict()
         if kind in FEED_FORWARD_KINDS:
 
             def build() -> nn.Module:
@@ -368,7 +340,7 @@ class Bench:
         layers = [build().to(self.device, self.dtype).eval()]
         numbers = sum(weight.numel() for weight in layers[0].parameters())
         numbers += cached * 2 * self.config.num_heads * self.config.d_kv
-        copies = min(self.depth(kind), BYTES // 4 // (self.dtype.itemsize * numbers))
+        copies = min(self.depth(kind), TIMED_BYTES // 4 // (self.dtype.itemsize * numbers))
         return layers + [build().to(self.device, self.dtype).eval() for _ in range(copies - 1)]
 
     def random(self, *shape: int) -> torch.Tensor:

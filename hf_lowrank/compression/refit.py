@@ -25,6 +25,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.rank_table import LayerName
+from ..models.modeling_lowrank_blocks import CrossAttentionLayer
 from ..models.modeling_lowrank_chronos import GroupSelfAttention, TimeSelfAttention
 from ..models.modeling_lowrank_layers import (
     LatentAttention,
@@ -33,10 +35,9 @@ from ..models.modeling_lowrank_layers import (
     ThinFactors,
     distances,
 )
-from ..models.modeling_lowrank_t5 import CrossAttentionLayer
 from .calibration import Calibration
 from .factorization import balanced_basis
-from .objectives import Batch
+from .objectives import Batch, Objective, objective_of
 from .sensitivity import skipped
 
 __all__ = ["refit"]
@@ -44,7 +45,7 @@ __all__ = ["refit"]
 # Of the mean squared feature: how strongly the matrix is held to its closed form.
 RIDGE = 1e-5
 # The arithmetic that it may take, in multiplications, and the tokens that it takes in any case.
-ARITHMETIC, LEAST_TOKENS = 3e12, 16384
+REFIT_ARITHMETIC, LEAST_TOKENS = 3e12, 16384
 
 
 class _Caught(Exception):
@@ -68,7 +69,7 @@ def refit(
     dense: PreTrainedModel,
     lowrank: PreTrainedModel,
     calibration: Calibration,
-    truncated: Mapping[str, str],
+    truncated: Mapping[str, LayerName],
     *,
     show_progress: bool = False,
 ) -> None:
@@ -78,22 +79,25 @@ def refit(
         checkpoint: What both models were made of.
         dense, lowrank: In float32 and evaluation mode, on one device; they may share weights.
         truncated: The module and name of every layer that is not dense any more:
-            `{"decoder.block.3.layer.1.EncDecAttention": "cross.3"}`.
+            `"decoder.block.3.layer.1.EncDecAttention"` for `cross.3`.
     """
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-    batches = _affordable(checkpoint, dense, calibration.batches)
+    objective = objective_of(checkpoint.config, checkpoint.model_class)
+    batches = _first_batches(checkpoint, objective, dense, calibration.batches)
     with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
         task = progress.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
             streams = [
-                _enter(checkpoint, dense, name, batch, None if encoded is None else encoded[i])
+                _enter(objective, dense, name, batch, None if encoded is None else encoded[i])
                 for i, batch in enumerate(batches)
             ]
             stacks = getattr(dense, name), getattr(lowrank, name)
             for path, sublayers in _sublayers(*stacks):
                 module = f"{name}.{path}"
                 if module in truncated:
-                    _refit_layer(sublayers, stacks, streams, calibration, truncated[module])
+                    layer = truncated[module]
+                    is_across = layer.kind in checkpoint.family.across_series
+                    _refit_layer(sublayers, stacks, streams, calibration, layer, is_across_series=is_across)
                     progress.advance(task)
                     continue
                 for stream in streams:
@@ -105,17 +109,19 @@ def refit(
             ]
 
 
-def _affordable(checkpoint: DenseCheckpoint, dense: PreTrainedModel, batches: Sequence[Batch]) -> Sequence[Batch]:
+def _first_batches(
+    checkpoint: DenseCheckpoint, objective: Objective, dense: PreTrainedModel, batches: Sequence[Batch]
+) -> Sequence[Batch]:
     """As many of the batches as the arithmetic allows."""
     size = sum(
         parameter.numel() for stack in checkpoint.stacks for parameter in getattr(dense, stack).block.parameters()
     )
-    tokens = np.cumsum([checkpoint.objective.num_tokens(batch) for batch in batches])
-    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, ARITHMETIC / (2 * size))))]
+    tokens = np.cumsum([objective.num_tokens(batch) for batch in batches])
+    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, REFIT_ARITHMETIC / (2 * size))))]
 
 
 def _enter(
-    checkpoint: DenseCheckpoint,
+    objective: Objective,
     dense: PreTrainedModel,
     name: str,
     batch: Batch,
@@ -135,10 +141,10 @@ def _enter(
             blocks = dense.encoder.block
             stack.enter_context(skipped(blocks, [(encoded[0], None, None, None)] * len(blocks)))
         with suppress(_Caught):
-            checkpoint.objective.predict(dense, batch)
+            objective.predict(dense, batch)
     hidden = caught.pop("hidden_states")
     caught.pop("encoder_hidden_states", None)
-    counted = checkpoint.objective.masks(batch)[name].to(hidden.device)
+    counted = objective.masks(batch)[name].to(hidden.device)
     return _Stream(dense=hidden, lowrank=hidden, counted=counted, arguments=caught, encoded=encoded)
 
 
@@ -187,12 +193,13 @@ def _refit_layer(
     stacks: tuple[nn.Module, nn.Module],
     streams: Sequence[_Stream],
     calibration: Calibration,
-    name: str,
+    name: LayerName,
+    *,
+    is_across_series: bool,
 ) -> None:
-    """Refit one layer, and run all streams through it."""
+    """Refit one layer, and run all streams through it; attention across series has the series second."""
     layer = getattr(sublayers[1], _inner_name(sublayers[1]))
     matrix, sketch = _last_matrices(layer)
-    is_group = name.startswith("group")  # attention across series has the series second
     size, d = matrix.in_features, (sketch or matrix).out_features
     square = torch.zeros(size, size, dtype=torch.float64, device=matrix.weight.device)
     cross = torch.zeros(d, size, dtype=torch.float64, device=matrix.weight.device)
@@ -206,7 +213,7 @@ def _refit_layer(
             error = stream.dense - _run(sublayers[1], stacks[1], stream, is_dense=False)
             features.append(read.pop())
             # Products in float32: their rounding is far below the ridge.
-            rows = (features[-1].transpose(0, 1) if is_group else features[-1])[stream.counted]
+            rows = (features[-1].transpose(0, 1) if is_across_series else features[-1])[stream.counted]
             square += rows.T @ rows
             cross += error[stream.counted].T @ rows
     finally:
@@ -214,7 +221,7 @@ def _refit_layer(
     _solve(layer, matrix, sketch, square, cross, calibration, name)
     for stream, values in zip(streams, features):
         output = matrix(values) if sketch is None else sketch(matrix(values))
-        stream.lowrank = stream.lowrank + (output.transpose(0, 1) if is_group else output)
+        stream.lowrank = stream.lowrank + (output.transpose(0, 1) if is_across_series else output)
 
 
 def _solve(
@@ -224,7 +231,7 @@ def _solve(
     square: torch.Tensor,
     cross: torch.Tensor,
     calibration: Calibration,
-    name: str,
+    name: LayerName,
 ) -> None:
     """Set the matrix, and the sketch behind it, from sums of z' z'^T (m, m) and of error z'^T (d, m)."""
     if not float(square.trace()) > 0:

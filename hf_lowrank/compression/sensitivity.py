@@ -13,15 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.rank_table import ComponentName, LayerName, LayerRanks
 from ..progress import progress
 from .allocation import Component
 from .layers import Layer, Point
-from .objectives import Batch, Objective
+from .objectives import Batch, Objective, objective_of
 
 __all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
-ARITHMETIC, TOKENS = 3e12, (1024, 16384)
+PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 16384)
 
 
 @contextmanager
@@ -99,9 +100,11 @@ def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Seq
     return float(behind[list(starts)].sum())
 
 
-def _affordable(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
+def _affordable_tokens(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
     """The tokens that the arithmetic buys for one run from each of these blocks on."""
-    return int(ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
+    return int(
+        PROBE_ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts))
+    )
 
 
 def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
@@ -126,48 +129,50 @@ def measured_losses(
     dense: DenseCheckpoint,
     model: PreTrainedModel,
     layers: Sequence[Layer],
-    table: Mapping[str, dict[str, Any]],
+    table: Mapping[LayerName, LayerRanks],
     batches: Sequence[Batch],
-    components: Mapping[str, Component],
+    components: Mapping[ComponentName, Component],
     *,
     show_progress: bool = False,
-) -> dict[str, float]:
+) -> dict[ComponentName, float]:
     """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
 
     Where there are too many of them for the arithmetic, those of a layer are truncated together, and the loss is divided among them
     as `components` predict. `model` is `dense.float_model()`; blocks before the truncated one are not run again.
     """
-    objective, blocks = dense.objective, _Blocks(model, dense.stacks)
+    objective, blocks = objective_of(dense.config, dense.model_class), _Blocks(model, dense.stacks)
     truncated = {
         layer.name: [
-            (part, rank)
-            for part, rank in layer.ranks(table[layer.name]).items()
-            if rank < layer.points()[part].basis.singular_values.shape[1]
+            (name, rank)
+            for name, rank in layer.component_ranks(table[layer.name]).items()
+            if rank < layer.bases[name.part].singular_values.shape[1]
         ]
         for layer in layers
     }
     work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
-    affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+    affordable = _affordable_tokens(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
     if affordable < TOKENS[0]:
         work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
-        affordable = _affordable(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+        affordable = _affordable_tokens(
+            blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work]
+        )
     probes = _probes(objective, batches, affordable)
     answers, wanted = [], []
     for batch in probes:
-        with blocks.recorded() as found:
+        with blocks.recorded() as recorded:
             wanted.append(objective.predict(model, batch))
-        answers.append(found)
+        answers.append(recorded)
     count = sum(len(predictions) for predictions in wanted)
     losses = {}
     for layer, changes in progress(work, "Measuring sensitivity", show_progress):
         total, before = 0.0, blocks.before(layer.module)
         with ExitStack() as stack:
-            for part, rank in changes:
-                stack.enter_context(inserted(model, layer.points()[part], rank))
+            for name, rank in changes:
+                stack.enter_context(inserted(model, layer.points()[name.part], rank))
             for batch, recorded, reference in zip(probes, answers, wanted):
                 with skipped(blocks.modules[:before], recorded):
                     total += objective.divergence(reference, objective.predict(model, batch))
-        predicted = {f"{layer.name}.{part}": components[f"{layer.name}.{part}"].loss[rank] for part, rank in changes}
+        predicted = {name: components[name].loss[rank] for name, rank in changes}
         whole = sum(predicted.values())
         for name, loss in predicted.items():
             losses[name] = total / count * (float(loss / whole) if whole > 0 else 1 / len(predicted))
@@ -175,8 +180,10 @@ def measured_losses(
 
 
 def reweighted(
-    components: Mapping[str, Component], ranks: Mapping[str, int], measured: Mapping[str, float]
-) -> dict[str, Component]:
+    components: Mapping[ComponentName, Component],
+    ranks: Mapping[ComponentName, int],
+    measured: Mapping[ComponentName, float],
+) -> dict[ComponentName, Component]:
     """The components, each weighted so that its loss at the rank measured is the measured one.
 
     What was not measured, or has nothing to lose at that rank, is scaled as the median of the components of its part, or of
@@ -189,10 +196,10 @@ def reweighted(
     }
 
     def usual(part: str) -> float:
-        alike = [factor for name, factor in factors.items() if name.rsplit(".", 1)[1] == part]
+        alike = [factor for name, factor in factors.items() if name.part == part]
         return float(np.median(alike or list(factors.values()) or [1.0]))
 
     return {
-        name: replace(component, weight=component.weight * factors.get(name, usual(name.rsplit(".", 1)[1])))
+        name: replace(component, weight=component.weight * factors.get(name, usual(name.part)))
         for name, component in components.items()
     }

@@ -17,8 +17,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..benchmarking.measurement import Case
-from ..checkpoints.dense import REFERENCES
 from ..checkpoints.families import FAMILIES, Family, family_of
+from ..checkpoints.loading import REFERENCES
 from ..checkpoints.summary import summarize
 from ..compression.compress import compress_pretrained
 from ..evaluation.naive import SEASONAL_NAIVE

@@ -38,7 +38,7 @@ from .modeling_lowrank_layers import (
     attention_class,
     masked,
 )
-from .modeling_lowrank_t5 import LowRankT5PreTrainedModel, Placed, build_stacks, initialize
+from .modeling_lowrank_stack import LowRankT5PreTrainedModel, Placed, build_stacks, initialize
 
 
 class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBoltModelForForecasting):

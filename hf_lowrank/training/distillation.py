@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ..checkpoints.dense import checkpoint_path
 from ..checkpoints.export import save_compressed
 from ..checkpoints.families import FAMILIES, T5, family_of
+from ..checkpoints.loading import checkpoint_path
 from ..data.series import read_series
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches, tokenize_pieces
 from ..data.windows import held_out_ends, single_batch

@@ -32,8 +32,9 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ..checkpoints.dense import checkpoint_path, load_chronos
+from ..checkpoints.dense import load_chronos
 from ..checkpoints.families import BOLT, FAMILIES, T5, Family
+from ..checkpoints.loading import checkpoint_path
 from ..checkpoints.published import CHRONOS_BOLT, CHRONOS_T5, SHAPES
 from ..checkpoints.summary import summarize
 from ..data.series import read_series

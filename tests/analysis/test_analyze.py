@@ -36,7 +36,8 @@ from hf_lowrank.analysis.projections import find_attention
 from hf_lowrank.analysis.report import tables
 from hf_lowrank.analysis.samples import feeds, mix, windows
 from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, product_spectra
-from hf_lowrank.checkpoints.dense import as_full_rank, checkpoint_path
+from hf_lowrank.checkpoints.dense import as_full_rank
+from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.cli.app import app
 from hf_lowrank.published_figures import EPSILONS
 

@@ -11,7 +11,7 @@ import torch
 from chronos import BaseChronosPipeline
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_tools import entry_of, layers_of, predictions, truncated
+from layer_tools import layers_of, only, predictions, truncated
 from torch.testing import assert_close
 from transformers import AutoModel, PreTrainedModel
 
@@ -22,6 +22,7 @@ from hf_lowrank.checkpoints.families import BOLT, CHRONOS2, T5, family_of
 from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.checkpoints.published import SHAPES
 from hf_lowrank.compression.factorization import balanced_basis, pair_basis
+from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.sensitivity import _Blocks, inserted, measured_losses, skipped
 from hf_lowrank.training.distillation import recover
 
@@ -72,7 +73,7 @@ def test_a_folder_is_loaded_as_its_family(tmp_path, model, family):
     assert dense.model_class is type(model)
     assert dense.family is {"bolt": BOLT, "chronos2": CHRONOS2}[family]
     assert family_of(dense.lowrank_class) is dense.family
-    kinds = [name.split(".")[0] for name, _ in (*dense.layers, *dense.feed_forward_layers)]
+    kinds = [name.kind for name, _ in (*dense.layers, *dense.feed_forward_layers)]
     assert set(kinds) == set(dense.family.places)
     assert len(kinds) == {"bolt": 2 + 2 * 3 + 2 + 3, "chronos2": 3 * 2}[family]
     for loaded in (dense.float_model(), load_chronos(tmp_path)):
@@ -96,19 +97,19 @@ def test_inserted_is_truncated(model, calibration):
     probed, wanted_full = dense.float_model(), quantiles(model)
     scale = float(wanted_full.nan_to_num().abs().max())
     seen = set()
-    last = {layer.name.split(".")[0]: layer for layer in layers_of(dense, calibration)}.values()
+    last = {layer.name.kind: layer for layer in layers_of(dense, calibration)}.values()
     for layer in last:
         for part, point in layer.points().items():
             rank = max(2, point.basis.left.shape[1] // 2 // 2 * 2)
             with inserted(probed, point, rank):
                 found = quantiles(probed)
-            wanted = quantiles(truncated(dense, layer, entry_of(layer, part, rank)))
+            wanted = quantiles(truncated(dense, layer, only(layer, part, rank)))
             assert_close(found, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
             if (found - wanted_full).nan_to_num().abs().max() > 1e-4 * scale:
                 seen.add((layer.name, part))
     everything = {(layer.name, part) for layer in last for part in layer.points()}
     # Bolt's decoder has one token: there is nothing for its queries to choose from.
-    single = {(name, part) for name, part in everything if name.startswith("decoder_self") and part in ("qk", "query")}
+    single = {(name, part) for name, part in everything if name.kind == "decoder_self" and part in ("qk", "query")}
     assert seen == everything - single
 
 
@@ -118,12 +119,12 @@ def test_blocks_before_the_change_need_not_run(monkeypatch, model, calibration):
     monkeypatch.setattr("hf_lowrank.compression.sensitivity.TOKENS", (10**6, 10**7))  # all of them
     dense = load_dense(model)
     layers = layers_of(dense, calibration)
-    table = {layer.name: entry_of(layer, "wo" if "feed" in layer.name else "vo", 2) for layer in layers}
-    probed, objective = dense.float_model(), dense.objective
+    table = {layer.name: only(layer, "wo" if layer.name.is_feed_forward else "vo", 2) for layer in layers}
+    probed, objective = dense.float_model(), objective_of(dense.config, dense.model_class)
     batches = [objective.cut(batch, 24, short=False) for batch in calibration.batches]
     losses = measured_losses(dense, probed, layers, table, batches, predictions(layers))
     for layer in layers:
-        part = "wo" if "feed" in layer.name else "vo"
+        part = "wo" if layer.name.is_feed_forward else "vo"
         total = count = 0.0
         with torch.no_grad():
             for batch in batches:
@@ -131,7 +132,7 @@ def test_blocks_before_the_change_need_not_run(monkeypatch, model, calibration):
                 with inserted(probed, layer.points()[part], 2):
                     total += objective.divergence(wanted, objective.predict(probed, batch))
                 count += len(wanted)
-        assert losses[f"{layer.name}.{part}"] == pytest.approx(total / count, rel=1e-3)
+        assert losses[layer.component(part)] == pytest.approx(total / count, rel=1e-3)
 
 
 @families
@@ -151,17 +152,17 @@ def test_small_losses_are_predicted(model):
     """The sum of dropped squared singular values says which component costs how much more than another."""
     calibration = calibrate(model, num_batches=6)
     dense = load_dense(model)
-    probed, objective = dense.float_model(), dense.objective
+    probed, objective = dense.float_model(), objective_of(dense.config, dense.model_class)
     batches = [objective.cut(batch, 40, short=False) for batch in calibration.batches]
     with torch.no_grad():
         wanted = [objective.predict(model, batch) for batch in batches]
     pairs = []
     for layer in layers_of(dense, calibration):
         for part, point in layer.points().items():
-            component = layer.components(weight=None)[f"{layer.name}.{part}"]
+            component = layer.components(weight=None)[layer.component(part)]
             rank = point.basis.left.shape[1] - (2 if component.step == 2 else 1)
             predicted = component.loss[rank]
-            if predicted < 1e-9 or (part in ("qk", "query") and layer.name.startswith("decoder_self")):
+            if predicted < 1e-9 or (part in ("qk", "query") and layer.name.kind == "decoder_self"):
                 continue
             total = count = 0.0
             with torch.no_grad(), inserted(probed, point, rank):
@@ -191,7 +192,7 @@ def test_budgets_are_kept_and_counted(model, calibration):
 
 @families
 def test_refit_lowers_the_divergence(model, calibration):
-    objective = load_dense(model).objective
+    objective = objective_of(model.config, type(model))
     lost = []
     for refit in (False, True):
         found = compress_pretrained(model, ratio=0.4, calibration=calibration, refit=refit)
@@ -203,7 +204,7 @@ def test_refit_lowers_the_divergence(model, calibration):
 
 @families
 def test_calibration_beats_weights_alone(model, calibration):
-    objective = load_dense(model).objective
+    objective = objective_of(model.config, type(model))
     fresh, _ = objective.batches("synthetic", 2, seed=99)
     lost = []
     for data in (None, calibration):

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
 
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, load_dense
+from hf_lowrank.checkpoints.rank_table import LayerName
 from hf_lowrank.compression.calibration import Calibration, calibrate
 from hf_lowrank.compression.layers import attention_layer, feed_forward_layer
 
@@ -133,10 +134,10 @@ class Captured:
         return gradients.T @ gradients / (2 * self.num_labels)
 
 
-def stacks_of(layer: str) -> tuple[str, str]:
+def stacks_of(layer: LayerName) -> tuple[str, str]:
     """The stack of a layer's tokens, and of its keys."""
-    stack = "encoder" if layer.startswith("encoder") else "decoder"
-    return stack, "encoder" if layer.startswith("cross") else stack
+    stack = "encoder" if layer.kind.startswith("encoder") else "decoder"
+    return stack, "encoder" if layer.kind == "cross" else stack
 
 
 def assert_gram(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -463,11 +464,11 @@ def test_a_missing_file(tmp_path):
 
 def test_feed_forward_must_have_been_measured(chronos_t5):
     calibration = calibrate(chronos_t5, num_batches=1, feed_forward=False)
-    calibration.attention("cross.1")
+    calibration.attention(LayerName("cross", 1))
     with pytest.raises(
         ValueError, match=r"no matrices of encoder_feed_forward\.0; measure it again with feed_forward=True"
     ):
-        calibration.feed_forward("encoder_feed_forward.0")
+        calibration.feed_forward(LayerName("encoder_feed_forward", 0))
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ import json, resource, sys, time, warnings
 import torch
 from hf_lowrank import calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import load_dense
+from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.data.synthesis import synthetic_series
-from hf_lowrank.data.windows import tokenize_windows
+from hf_lowrank.data.tokens import tokenize_windows
 from chronos import ChronosConfig
 
 def peak():
@@ -63,7 +64,7 @@ sum(float(weight.sum()) for weight in model.state_dict().values())
 before = peak()
 for stack in (model.encoder, model.decoder):
     stack.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
-dense.objective.predict(model, batches[0]).square().sum().backward()
+objective_of(dense.config, dense.model_class).predict(model, batches[0]).square().sum().backward()
 print(json.dumps({"bytes": peak() - before}))
 """
 )

@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import T5EncoderModel, T5Model
 
-from hf_lowrank import compress_pretrained, summarize
+from hf_lowrank import LowRankT5Config, compress_pretrained, summarize
 from hf_lowrank.benchmarking.measurement import Case
+from hf_lowrank.checkpoints.rank_table import FeedForwardRanks, LatentRanks, PerHeadRanks, RankTable
 from hf_lowrank.compression import latency as speed
 from hf_lowrank.compression.latency import (
     Bench,
     Speed,
     default_workload,
-    entry_form,
     features,
     measure_speed,
     non_negative_fit,
+    timed_form,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -37,9 +38,9 @@ numbers = st.integers(1, D_KV)
 ranks = st.integers(1, D_MODEL)
 maybe = st.none() | ranks
 entries = st.one_of(
-    st.fixed_dictionaries({"qk": numbers, "vo": numbers}),
-    st.fixed_dictionaries({"latent": ranks, "query": maybe, "output": maybe}),
-    st.fixed_dictionaries({"width": st.integers(1, D_FF), "wi": maybe, "wo": maybe}),
+    st.builds(PerHeadRanks, numbers, numbers),
+    st.builds(LatentRanks, ranks, maybe, maybe),
+    st.builds(FeedForwardRanks, st.integers(1, D_FF), maybe, maybe),
 )
 
 
@@ -63,15 +64,8 @@ def invented(fixed: float = 5.0, **changes: Any) -> Speed:
         kind: {form: (1.0,) * FEATURES[form] for form in ("even", "uneven", "latent")} for kind in ATTENTION
     }
     coefficients |= {kind: {"feed_forward": (1.0,) * 3} for kind in FEED_FORWARD}
-    sizes = {"d_model": D_MODEL, "num_heads": 2, "is_gated": False}
-    return replace(Speed(WORKLOAD, "cpu", "float32", 1, **sizes, fixed=fixed, coefficients=coefficients), **changes)
-
-
-def tables(config: Any) -> dict[str, dict[str, Any]]:
-    """The entries of all layers by their names, "cross.3"."""
-    stacks = {f"{stack}_feed_forward": rows for stack, rows in config.feed_forward_ranks.items()}
-    columns = config.attention_ranks | stacks
-    return {f"{kind}.{i}": entry for kind, rows in columns.items() for i, entry in enumerate(rows)}
+    config = LowRankT5Config(d_model=D_MODEL, num_heads=2)
+    return replace(Speed(WORKLOAD, "cpu", "float32", 1, config, fixed, coefficients), **changes)
 
 
 # What is measured
@@ -92,21 +86,21 @@ def test_every_kind_and_form_has_coefficients(measured):
 
 @given(entry=entries, more=st.integers(1, 4), kind=st.sampled_from(ATTENTION + FEED_FORWARD))
 def test_the_prediction_grows_with_every_rank(measured, entry, more, kind):
-    if (kind in FEED_FORWARD) != ("width" in entry):
+    if (kind in FEED_FORWARD) != isinstance(entry, FeedForwardRanks):
         return
     seconds = measured.seconds(kind, entry)
     assert seconds > 0
-    for name, rank in entry.items():
+    for name, rank in entry.to_dict().items():
         # Heads with qk = vo are computed in a way of their own.
-        if rank is not None and entry_form(entry | {name: rank + more}) == entry_form(entry):
-            assert measured.seconds(kind, entry | {name: rank + more}) >= seconds
+        if rank is not None and timed_form(replace(entry, **{name: rank + more})) == timed_form(entry):
+            assert measured.seconds(kind, replace(entry, **{name: rank + more})) >= seconds
 
 
 def test_a_forecast_is_the_sum_of_its_layers(measured, tiny_config, mixed_ranks):
-    table = tables(tiny_config(**mixed_ranks))
-    total = measured.fixed + sum(measured.seconds(name.split(".")[0], entry) for name, entry in table.items())
+    table = RankTable.of(tiny_config(**mixed_ranks))
+    total = measured.fixed + sum(measured.seconds(name.kind, entry) for name, entry in table.items())
     assert measured.forecast(table) == pytest.approx(total)
-    assert measured.forecast({}) == measured.fixed
+    assert measured.forecast(RankTable({})) == measured.fixed
 
 
 @pytest.mark.parametrize("changes", [{}, {"feed_forward_proj": "gated-gelu"}, {"num_heads": 5, "d_ff": 6}])
@@ -114,11 +108,11 @@ def test_the_entries_that_are_timed_are_valid(tiny_config, changes):
     config = tiny_config(**changes)
     bench = Bench(config, WORKLOAD, False, torch.device("cpu"), torch.float32)
     for kind in bench.kinds:
-        found = bench.entries(kind)
-        dense = {"width": config.d_ff, "wi": None, "wo": None} if kind in FEED_FORWARD else {"qk": D_KV, "vo": D_KV}
+        found = bench.timed_ranks(kind)
+        dense = FeedForwardRanks(config.d_ff, None, None) if kind in FEED_FORWARD else PerHeadRanks(D_KV, D_KV)
         assert dense in found
         for entry in found:
-            column = {kind: [entry] * bench.depth(kind)}
+            column = {kind: [entry.to_dict()] * bench.depth(kind)}
             stack = {kind.removesuffix("_feed_forward"): column[kind]}
             tiny_config(
                 **changes, **({"feed_forward_ranks": stack} if kind in FEED_FORWARD else {"attention_ranks": column})
@@ -132,16 +126,16 @@ def test_each_timed_layer_does_the_work_of_a_forecast(tiny_config):
     bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
     expected = {"encoder_self": [1 / 2], "encoder_feed_forward": [1 / 2], "decoder_self": [3 / 3], "cross": [3 / 3, 1]}
     for kind, times in expected.items():  # two encoder layers and three decoder layers in a pass; three steps
-        assert [found for _, found in bench.work(kind, bench.small_entry(kind))] == pytest.approx(times)
+        assert [found for _, found in bench.work(kind, bench.small_ranks(kind))] == pytest.approx(times)
 
 
 def test_what_is_too_large_to_time_is_scaled(tiny_config, monkeypatch):
-    monkeypatch.setattr(speed, "ARITHMETIC", 1)
+    monkeypatch.setattr(speed, "TIMED_ARITHMETIC", 1)
     bench = Bench(tiny_config(), WORKLOAD, False, torch.device("cpu"), torch.float32)
-    (_, times), (_, projections) = bench.work("cross", bench.small_entry("cross"))
+    (_, times), (_, projections) = bench.work("cross", bench.small_ranks("cross"))
     assert times == pytest.approx(2 * 3 / 3)  # one series of two, with all its paths
     assert projections == pytest.approx(2)
-    [(_, times)] = bench.work("decoder_self", bench.small_entry("decoder_self"))
+    [(_, times)] = bench.work("decoder_self", bench.small_ranks("decoder_self"))
     assert times == pytest.approx(4 * 3 / 3)  # one path of four
 
 
@@ -152,7 +146,7 @@ def test_what_is_timed_is_the_loop_or_the_model(tiny_config, encoder_only, monke
     called = []
     monkeypatch.setattr(speed, "self_attention", lambda *_: called.append("loop"))
     bench = Bench(tiny_config(), WORKLOAD, encoder_only, torch.device("cpu"), torch.float32)
-    [(action, _)] = bench.work("encoder_self", bench.small_entry("encoder_self"))
+    [(action, _)] = bench.work("encoder_self", bench.small_ranks("encoder_self"))
     action()
     assert called == ([] if encoder_only else ["loop"] * 2)
 
@@ -160,7 +154,7 @@ def test_what_is_timed_is_the_loop_or_the_model(tiny_config, encoder_only, monke
 @torch.inference_mode()
 def test_a_step_can_be_repeated(tiny_config):
     bench = Bench(tiny_config(), replace(WORKLOAD, prediction_length=6), False, torch.device("cpu"), torch.float32)
-    for entry in bench.entries("decoder_self"):
+    for entry in bench.timed_ranks("decoder_self"):
         [(step, _)] = bench.work("decoder_self", entry)
         first, *_, last = [step() for _ in range(3)]
         torch.testing.assert_close(first, last)
@@ -205,12 +199,13 @@ def test_the_fit_has_no_negative_coefficient():
 
 
 def test_features_are_those_of_the_formula():
-    size = {"d_model": 16, "num_heads": 2, "is_gated": False}
-    assert features({"qk": 3, "vo": 5}, **size) == (1, 6, 10)
-    assert features({"latent": 4, "query": 3, "output": None}, **size) == (1, 4, 3 * (16 + 8), 2 * 4 * 16, 1)
-    assert features({"width": 24, "wi": 2, "wo": None}, **size) == (1, 2 * 40 + 16 * 24, 1)
-    assert features({"width": 24, "wi": 2, "wo": 3}, **size | {"is_gated": True}) == (1, 2 * 2 * 40 + 3 * 40, 3)
-    assert entry_form({"width": 24, "wi": 2, "wo": None}) == "feed_forward"
+    config = LowRankT5Config(d_model=16, num_heads=2)
+    gated = LowRankT5Config(d_model=16, num_heads=2, feed_forward_proj="gated-gelu")
+    assert features(PerHeadRanks(3, 5), config) == (1, 6, 10)
+    assert features(LatentRanks(4, 3, None), config) == (1, 4, 3 * (16 + 8), 2 * 4 * 16, 1)
+    assert features(FeedForwardRanks(24, 2, None), config) == (1, 2 * 40 + 16 * 24, 1)
+    assert features(FeedForwardRanks(24, 2, 3), gated) == (1, 2 * 2 * 40 + 3 * 40, 3)
+    assert timed_form(FeedForwardRanks(24, 2, None)) == "feed_forward"
 
 
 # compress_pretrained
@@ -229,11 +224,8 @@ def test_the_predicted_seconds_keep_the_budget(dense_t5, by_invented_speed, targ
     model = by_invented_speed(dense_t5(), target_speedup=target, form=form)
     record = model.config.compression["speed"]
     assert record["seconds_dense"] >= target * record["seconds_predicted"] * (1 - 1e-9)
-    assert record["seconds_predicted"] == pytest.approx(invented().forecast(tables(model.config)))
-    full = model.config.full_ranks()
-    dense = dict(full["attention_ranks"]) | {f"{k}_feed_forward": v for k, v in full["feed_forward_ranks"].items()}
-    dense = {f"{kind}.{i}": entry for kind, rows in dense.items() for i, entry in enumerate(rows)}
-    assert record["seconds_dense"] == pytest.approx(invented().forecast(dense))
+    assert record["seconds_predicted"] == pytest.approx(invented().forecast(RankTable.of(model.config)))
+    assert record["seconds_dense"] == pytest.approx(invented().forecast(RankTable.full(model.config)))
     if target > 1:  # what is saved is not more than was asked for
         assert record["seconds_predicted"] > 0.8 * record["seconds_dense"] / target
 

@@ -11,6 +11,7 @@ from transformers import T5EncoderModel, T5ForConditionalGeneration
 
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, load_dense
 from hf_lowrank.checkpoints.families import T5
+from hf_lowrank.checkpoints.rank_table import ComponentName, LatentRanks, LayerRanks, PerHeadRanks
 from hf_lowrank.compression.allocation import Options
 from hf_lowrank.compression.layers import (
     LATENT_RANKS,
@@ -38,7 +39,7 @@ def feed_forward_layers(dense: DenseCheckpoint) -> list[FeedForwardLayer]:
     return [feed_forward_layer(dense, name, None) for name, _ in dense.feed_forward_layers]
 
 
-def losses_of(layer: AttentionLayer | FeedForwardLayer) -> dict[str, np.ndarray]:
+def losses_of(layer: AttentionLayer | FeedForwardLayer) -> dict[ComponentName, np.ndarray]:
     """With other weights than ones, so that no two components have the same loss."""
     components = layer.components(weight=None)
     return {name: (3 + i) * component.loss for i, (name, component) in enumerate(components.items())}
@@ -48,31 +49,38 @@ def assert_sound(layer: AttentionLayer | FeedForwardLayer, options: Options, mul
     """What holds for all options of all layers."""
     config = layer.dense.config
     losses = losses_of(layer)
-    assert options.entries[0] == layer.dense_entry
+    assert options.entries[0] == layer.dense_ranks
     assert options.loss[0] == 0
     assert len(options.loss) == len(options.entries)
     assert all(len(cost) == len(options.entries) for cost in options.costs.values())
     assert (options.loss >= 0).all()
 
-    def predicted(ranks: dict[str, int]) -> float:
-        return sum(losses[f"{layer.name}.{part}"][rank] for part, rank in ranks.items())
+    def predicted(ranks: dict[ComponentName, int]) -> float:
+        return sum(losses[name][rank] for name, rank in ranks.items())
 
-    # None is a whole matrix, at which nothing is lost; the dense entry has no part of a latent layer.
+    # None is a whole matrix, at which nothing is lost; the dense ranks have no part of a latent layer.
     wanted = [
-        predicted({part: rank for part, rank in entry.items() if rank and f"{layer.name}.{part}" in losses})
-        for entry in options.entries
+        predicted(
+            {
+                layer.component(part): rank
+                for part, rank in ranks.to_dict().items()
+                if rank and layer.component(part) in losses
+            }
+        )
+        for ranks in options.entries
     ]
     np.testing.assert_allclose(options.loss, wanted, rtol=1e-12)
-    np.testing.assert_allclose(options.loss, [predicted(layer.ranks(entry)) for entry in options.entries], rtol=1e-12)
+    found = [predicted(layer.component_ranks(ranks)) for ranks in options.entries]
+    np.testing.assert_allclose(options.loss, found, rtol=1e-12)
 
     whole = T5.lowrank_config(config)
-    name = "feed_forward_ranks" if "feed_forward" in layer.name else "attention_ranks"
-    for entry in options.entries:
+    name = "feed_forward_ranks" if layer.name.is_feed_forward else "attention_ranks"
+    for entry in (ranks.to_dict() for ranks in options.entries):
         whole._validate_entry(entry, name)  # of `validate_ranks`, which looks at all layers
         assert all(type(rank) is int for rank in entry.values() if rank is not None)  # plain numbers, for JSON
     full = {"qk": config.d_kv, "vo": config.d_kv, "width": config.d_ff}
-    for entry in options.entries[1:]:
-        for part, rank in entry.items():
+    for ranks in options.entries[1:]:
+        for part, rank in ranks.to_dict().items():
             assert rank is None or rank % multiple_of == 0 or rank == full.get(part)
 
 
@@ -83,23 +91,23 @@ def test_options_of_attention(dense_t5, model_class, changes, forms, multiple_of
     dense = load_dense(dense_t5(model_class, **changes))
     config = dense.config
     # The first of every kind: their options depend on the spectra alone.
-    for layer in {layer.kind: layer for layer in attention_layers(dense, forms, max_rank)}.values():
+    for layer in {layer.name.kind: layer for layer in attention_layers(dense, forms, max_rank)}.values():
         options = layer.options(losses_of(layer), multiple_of=multiple_of)
         assert_sound(layer, options, multiple_of)
         parameters = [
-            attention_parameters(entry, d_model=config.d_model, num_heads=config.num_heads)
-            for entry in options.entries
+            attention_parameters(ranks.to_dict(), d_model=config.d_model, num_heads=config.num_heads)
+            for ranks in options.entries
         ]
-        cached = [cached_numbers(entry, num_heads=config.num_heads) for entry in options.entries]
+        cached = [cached_numbers(ranks.to_dict(), num_heads=config.num_heads) for ranks in options.entries]
         np.testing.assert_array_equal(options.costs["parameters"], parameters)
         np.testing.assert_array_equal(
-            options.costs["cache"], np.zeros(len(cached)) if layer.kind == "encoder_self" else cached
+            options.costs["cache"], np.zeros(len(cached)) if layer.name.kind == "encoder_self" else cached
         )
         assert max(parameters) == parameters[0]
-        found = {"latent" if "latent" in entry else "per_head" for entry in options.entries[1:]}
-        assert found == set(forms)
-        assert all(entry.get("latent", 1) <= (max_rank or config.d_model) for entry in options.entries)
-        pairs = {(entry["qk"], entry["vo"]) for entry in options.entries if "qk" in entry}
+        assert {ranks.form for ranks in options.entries[1:]} == set(forms)
+        latents = [ranks.latent for ranks in options.entries if isinstance(ranks, LatentRanks)]
+        assert max(latents, default=1) <= (max_rank or config.d_model)
+        pairs = {(ranks.qk, ranks.vo) for ranks in options.entries if isinstance(ranks, PerHeadRanks)}
         sizes = {*range(multiple_of, config.d_kv + 1, multiple_of), config.d_kv}
         if "per_head" in forms:
             assert pairs == {(qk, vo) for qk in sizes for vo in sizes}
@@ -115,8 +123,8 @@ def test_options_of_feed_forward(dense_t5, model_class, changes, multiple_of):
         options = layer.options(losses_of(layer), multiple_of=multiple_of)
         assert_sound(layer, options, multiple_of)
         parameters = [
-            feed_forward_parameters(entry, d_model=config.d_model, is_gated=config.is_gated_act)
-            for entry in options.entries
+            feed_forward_parameters(ranks.to_dict(), d_model=config.d_model, is_gated=config.is_gated_act)
+            for ranks in options.entries
         ]
         np.testing.assert_array_equal(options.costs["parameters"], parameters)
         np.testing.assert_array_equal(options.costs["cache"], np.zeros(len(parameters)))
@@ -127,7 +135,7 @@ def test_options_of_feed_forward(dense_t5, model_class, changes, multiple_of):
             for rank in range(multiple_of, config.d_model + 1, multiple_of)
             if rank * (config.d_model + config.d_ff) <= config.d_model * config.d_ff
         ]
-        pairs = [(entry["wi"], entry["wo"]) for entry in options.entries]
+        pairs = [(ranks.wi, ranks.wo) for ranks in options.entries]
         assert len(pairs) == len(set(pairs))
         assert set(pairs) == {(wi, wo) for wi in (None, *saving) for wo in (None, *saving)}
 
@@ -137,7 +145,7 @@ def test_costs_are_the_sizes_of_the_weights(dense_t5, model_class, changes):
     """Not by a formula: the numbers in the matrices that `factorize` makes."""
     dense = load_dense(dense_t5(model_class, **changes))
     layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
-    for layer in {layer.kind: layer for layer in layers}.values():
+    for layer in {layer.name.kind: layer for layer in layers}.values():
         options = layer.options(losses_of(layer), multiple_of=1)
         chosen = np.unique(np.linspace(0, len(options.entries) - 1, 12).astype(int))
         for i in chosen:
@@ -153,15 +161,15 @@ def test_costs_are_the_sizes_of_the_weights(dense_t5, model_class, changes):
 def test_seconds_are_asked_for_every_option(dense_t5, model_class, changes):
     dense = load_dense(dense_t5(model_class, **changes))
     layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
-    for layer in {layer.kind: layer for layer in layers}.values():
+    for layer in {layer.name.kind: layer for layer in layers}.values():
         asked = []
 
-        def seconds(kind: str, entry: dict[str, Any], asked: list = asked) -> float:
-            asked.append((kind, entry))
+        def seconds(kind: str, ranks: LayerRanks, asked: list = asked) -> float:
+            asked.append((kind, ranks))
             return float(len(asked))
 
         options = layer.options(losses_of(layer), multiple_of=2, seconds=seconds)
-        assert asked == [(layer.kind, entry) for entry in options.entries]
+        assert asked == [(layer.name.kind, ranks) for ranks in options.entries]
         np.testing.assert_array_equal(options.costs["seconds"], np.arange(1.0, len(asked) + 1))
         plain = layer.options(losses_of(layer), multiple_of=2)
         assert plain.entries == options.entries
@@ -173,13 +181,13 @@ def test_sketches_are_kept_only_where_they_are_smaller(dense_t5):
     (layer, *_) = attention_layers(dense, ("latent",), None)
     options = layer.options(losses_of(layer), multiple_of=1)
     sketched = 0
-    for entry in options.entries[1:]:
-        for part in ("query", "output"):
-            if entry[part] is not None:
+    for ranks in options.entries[1:]:
+        for sketch in (ranks.query, ranks.output):
+            if sketch is not None:
                 sketched += 1
-                assert entry[part] * (d + n * entry["latent"]) < n * entry["latent"] * d
+                assert sketch * (d + n * ranks.latent) < n * ranks.latent * d
     assert sketched > 10
-    assert layer.entry({"latent": 4, "query": 16, "output": 2}) == {"latent": 4, "query": None, "output": 2}
+    assert layer.with_parts("latent", {"latent": 4, "query": 16, "output": 2}) == LatentRanks(4, None, 2)
 
 
 def test_options_of_wide_layers_are_bounded(dense_t5):
@@ -187,12 +195,12 @@ def test_options_of_wide_layers_are_bounded(dense_t5):
     model = dense_t5(T5EncoderModel, d_model=320, d_ff=512, d_kv=16, num_heads=20, num_layers=1)
     dense = load_dense(model)
     (attention,) = attention_layers(dense, ("latent",), 160)
-    latents = {entry["latent"] for entry in attention.options(losses_of(attention), multiple_of=1).entries[1:]}
+    latents = {ranks.latent for ranks in attention.options(losses_of(attention), multiple_of=1).entries[1:]}
     assert 20 < len(latents) <= LATENT_RANKS
     assert min(latents) == 1
     (feed_forward,) = feed_forward_layers(dense)
     options = feed_forward.options(losses_of(feed_forward), multiple_of=1)
-    inner = {entry["wi"] for entry in options.entries}
+    inner = {ranks.wi for ranks in options.entries}
     assert 20 < len(inner) <= LATENT_RANKS + 1
     assert {None, 320 * 512 // (320 + 512)} <= inner
     assert_sound(feed_forward, options, 1)
@@ -207,7 +215,7 @@ def test_degenerate_weights_have_sound_options(dense_t5, kind):
                 weight.copy_(torch.outer(weight[:, 0], weight[0]) if kind == "rank one" else 0 * weight)
     dense = load_dense(model)
     layers = [*attention_layers(dense, ("per_head", "latent"), 8), *feed_forward_layers(dense)]
-    for layer in {layer.kind: layer for layer in layers}.values():
+    for layer in {layer.name.kind: layer for layer in layers}.values():
         options = layer.options(losses_of(layer), multiple_of=1)
         assert_sound(layer, options, 1)
         assert all(torch.isfinite(weight).all() for weight in layer.factorize(options.entries[-1]).values())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGenera
 
 from hf_lowrank import compress_pretrained
 from hf_lowrank.checkpoints.dense import load_dense
+from hf_lowrank.checkpoints.rank_table import LayerName
 from hf_lowrank.compression.calibration import Calibration, calibrate
 from hf_lowrank.compression.refit import refit
 
@@ -208,9 +209,9 @@ def test_only_the_last_matrices_of_the_layers_named_change(chronos_t5, chronos_c
     )
     before = {name: weight.clone() for name, weight in lowrank.state_dict().items()}
     places = {
-        "encoder.block.1.layer.0.SelfAttention": "encoder_self.1",
-        "decoder.block.1.layer.1.EncDecAttention": "cross.1",
-        "decoder.block.0.layer.2.DenseReluDense": "decoder_feed_forward.0",
+        "encoder.block.1.layer.0.SelfAttention": LayerName("encoder_self", 1),
+        "decoder.block.1.layer.1.EncDecAttention": LayerName("cross", 1),
+        "decoder.block.0.layer.2.DenseReluDense": LayerName("decoder_feed_forward", 0),
     }
     dense = load_dense(chronos_t5)
     lowrank.requires_grad_(False)

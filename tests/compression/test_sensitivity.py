@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import decoder_input
-from layer_tools import FORMS, entry_of, layers_of, predictions, truncated
+from layer_tools import FORMS, layers_of, only, predictions, ranks_of, truncated
 from torch.testing import assert_close
 from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
 
 from hf_lowrank.checkpoints.dense import load_dense
+from hf_lowrank.checkpoints.rank_table import ComponentName, LayerName
 from hf_lowrank.compression import sensitivity
 from hf_lowrank.compression.calibration import Calibration, calibrate
 from hf_lowrank.compression.layers import Layer
@@ -40,7 +41,7 @@ def few(calibration: Calibration) -> list[Batch]:
 
 
 def last_of_each_kind(layers: list[Layer]) -> list[Any]:
-    return list({layer.name.split(".")[0]: layer for layer in layers}.values())
+    return list({layer.name.kind: layer for layer in layers}.values())
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def test_inserted_is_truncated(dense_t5, model_class, changes):
         for rank in range(1, full + 1, 1 if full == 8 else 3) if model.config.num_heads == 1 else (1, full // 2, full):
             with inserted(probed, layer.points()[part], rank), torch.no_grad():
                 found = states(probed, batches[0])
-            wanted = states(truncated(dense, layer, entry_of(layer, part, rank)), batches[0])
+            wanted = states(truncated(dense, layer, only(layer, part, rank)), batches[0])
             assert_close(
                 found, wanted, rtol=0, atol=2e-5 * scale, msg=lambda m, n=(layer.name, part, rank): f"{n}: {m}"
             )
@@ -126,21 +127,23 @@ def test_measured_losses_are_those_of_the_truncated_models(dense_t5, model_class
     dense = load_dense(model)
     layers = last_of_each_kind(layers_of(dense, calibrate(model, batches), (form,)))
     table = {
-        layer.name: {"width": 24, "wi": 3, "wo": 5}
-        if "feed_forward" in layer.name
-        else {"qk": 2, "vo": 3}
-        if form == "per_head"
-        else {"latent": 4, "query": 2, "output": 5}
+        layer.name: ranks_of(
+            {"width": 24, "wi": 3, "wo": 5}
+            if layer.name.is_feed_forward
+            else {"qk": 2, "vo": 3}
+            if form == "per_head"
+            else {"latent": 4, "query": 2, "output": 5}
+        )
         for layer in layers
     }
     found = measured_losses(dense, dense.float_model(), layers, table, batches, predictions(layers))
     assert found.keys() == {name for layer in layers for name in layer.components(weight=None)}
     original = torch.cat([states(model, batch) for batch in batches])
     for layer in layers:
-        for part, rank in layer.ranks(table[layer.name]).items():
-            changed = truncated(dense, layer, entry_of(layer, part, rank))
+        for name, rank in layer.component_ranks(table[layer.name]).items():
+            changed = truncated(dense, layer, only(layer, name.part, rank))
             wanted = distance(original, torch.cat([states(changed, batch) for batch in batches]), model)
-            assert found[f"{layer.name}.{part}"] == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+            assert found[name] == pytest.approx(wanted, rel=1e-3, abs=1e-6)
             assert wanted > 0
 
 
@@ -148,28 +151,28 @@ def test_nothing_is_lost_at_full_rank(chronos_t5, chronos_calibration):
     dense = load_dense(chronos_t5)
     for form, entry in (("per_head", {"qk": 8, "vo": 8}), ("latent", {"latent": 16, "query": None, "output": None})):
         layers = layers_of(dense, chronos_calibration, (form,))
-        table = {layer.name: layer.dense_entry if "feed" in layer.name else entry for layer in layers}
+        whole = ranks_of(entry)
+        table = {layer.name: layer.dense_ranks if layer.name.is_feed_forward else whole for layer in layers}
         losses = measured_losses(
             dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
         )
         assert not any(losses.values())
         # One component less than whole: that one is measured, and nothing else.
-        table["cross.1"] = {**entry, "qk": 2} if form == "per_head" else {**entry, "query": 2}
+        part = "qk" if form == "per_head" else "query"
+        table[LayerName("cross", 1)] = ranks_of({**entry, part: 2})
         losses = measured_losses(
             dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
         )
-        assert [name for name, loss in losses.items() if loss] == [
-            "cross.1.qk" if form == "per_head" else "cross.1.query"
-        ]
+        assert [str(name) for name, loss in losses.items() if loss] == [f"cross.1.{part}"]
 
 
 def test_lower_ranks_lose_more(chronos_t5, chronos_calibration):
     dense = load_dense(chronos_t5)
     layers = layers_of(dense, chronos_calibration, ("per_head",))
-    attention = [layer for layer in layers if "feed" not in layer.name]
+    attention = [layer for layer in layers if not layer.name.is_feed_forward]
     lost = []
     for rank in (1, 4, 7):
-        table = {layer.name: {"qk": rank, "vo": rank} for layer in attention}
+        table = {layer.name: ranks_of({"qk": rank, "vo": rank}) for layer in attention}
         lost.append(
             measured_losses(
                 dense, dense.float_model(), attention, table, few(chronos_calibration), predictions(attention)
@@ -182,7 +185,7 @@ def test_lower_ranks_lose_more(chronos_t5, chronos_calibration):
 def test_many_components_are_measured_on_fewer_tokens(monkeypatch, chronos_t5, chronos_calibration):
     dense = load_dense(chronos_t5)
     layers = last_of_each_kind(layers_of(dense, chronos_calibration, ("per_head",)))
-    table = {layer.name: entry_of(layer, "wi" if "feed" in layer.name else "qk", 2) for layer in layers}
+    table = {layer.name: only(layer, "wi" if layer.name.is_feed_forward else "qk", 2) for layer in layers}
 
     def measure() -> tuple[int, dict[str, float]]:
         model = dense.float_model()
@@ -198,7 +201,7 @@ def test_many_components_are_measured_on_fewer_tokens(monkeypatch, chronos_t5, c
         return tokens, losses
 
     tokens, losses = measure()
-    monkeypatch.setattr(sensitivity, "ARITHMETIC", 0)
+    monkeypatch.setattr(sensitivity, "PROBE_ARITHMETIC", 0)
     monkeypatch.setattr(sensitivity, "TOKENS", (100, 200))
     fewer, estimates = measure()
     assert fewer < tokens / 10
@@ -214,14 +217,14 @@ def test_reweighted_losses_are_the_measured_ones(chronos_t5, chronos_calibration
     layers = layers_of(dense, chronos_calibration, ("per_head",))
     predicted = {name: found for layer in layers for name, found in layer.components(weight=None).items()}
     table = {
-        layer.name: {"qk": 3, "vo": 4} if "feed" not in layer.name else layer.dense_entry | {"wo": 6}
+        layer.name: only(layer, "wo", 6) if layer.name.is_feed_forward else ranks_of({"qk": 3, "vo": 4})
         for layer in layers
     }
-    ranks = {f"{layer.name}.{part}": r for layer in layers for part, r in layer.ranks(table[layer.name]).items()}
+    ranks = {name: r for layer in layers for name, r in layer.component_ranks(table[layer.name]).items()}
     measured = measured_losses(
         dense, dense.float_model(), layers, table, few(chronos_calibration), predictions(layers)
     )
-    assert measured.keys() == {name for name in predicted if not name.endswith(".wi")}
+    assert measured.keys() == {name for name in predicted if name.part != "wi"}
     found = reweighted(predicted, ranks, measured)
     assert found.keys() == predicted.keys()
     for name, loss in measured.items():
@@ -232,12 +235,13 @@ def test_reweighted_losses_are_the_measured_ones(chronos_t5, chronos_calibration
         np.testing.assert_allclose(component.loss, factors[name] * predicted[name].loss, rtol=1e-9)
     # No matrix wi was measured: they count as all components do in the middle.
     median = np.median([factors[name] for name in measured])
-    assert all(factors[name] == pytest.approx(median) for name in predicted if name.endswith(".wi"))
+    assert all(factors[name] == pytest.approx(median) for name in predicted if name.part == "wi")
     # One layer's query was not measured: it counts as the other queries do.
-    left_out = {name: loss for name, loss in measured.items() if name != "cross.0.qk"}
+    query = ComponentName(LayerName("cross", 0), "qk")
+    left_out = {name: loss for name, loss in measured.items() if name != query}
     again = reweighted(predicted, ranks, left_out)
-    median = np.median([factors[name] for name in left_out if name.endswith(".qk")])
-    assert again["cross.0.qk"].weight == pytest.approx(median * predicted["cross.0.qk"].weight)
+    median = np.median([factors[name] for name in left_out if name.part == "qk"])
+    assert again[query].weight == pytest.approx(median * predicted[query].weight)
     assert all(again[name].weight == pytest.approx(found[name].weight) for name in left_out)
     # Nothing was measured: nothing changes.
     same = reweighted(predicted, ranks, {})

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
-from hf_lowrank.checkpoints.dense import checkpoint_path
+from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.cli.app import app
 from hf_lowrank.data.series import inferred_frequency

@@ -23,7 +23,9 @@ from hf_lowrank.hub.push import is_generated, signed
 
 CODE = {
     "configuration_lowrank_t5.py",
+    "modeling_lowrank_blocks.py",
     "modeling_lowrank_layers.py",
+    "modeling_lowrank_stack.py",
     "modeling_lowrank_t5.py",
     "pipeline_lowrank_t5.py",
     "decoding.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lowrank.checkpoints.dense import REFERENCE
+from hf_lowrank.checkpoints.loading import checkpoint_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +68,8 @@ def test_alternatives_are_compared(tmp_path: Path, chronos_t5) -> None:
 @pytest.mark.slow
 def test_the_reference_uses_all_its_attention(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
-    added = json.loads(run_script(script, "measure", REFERENCE, folder=tmp_path))["added_when_silenced"]
+    added = json.loads(run_script(script, "measure", checkpoint_path("reference"), folder=tmp_path))[
+        "added_when_silenced"
+    ]
     assert added["encoder_self"] >= 0.1
     assert added["cross"] >= 0.5

@@ -21,7 +21,9 @@ from hf_lowrank import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration,
 
 T5_CODE = {
     "configuration_lowrank_t5.py",
+    "modeling_lowrank_blocks.py",
     "modeling_lowrank_layers.py",
+    "modeling_lowrank_stack.py",
     "modeling_lowrank_t5.py",
     "pipeline_lowrank_t5.py",
     "decoding.py",

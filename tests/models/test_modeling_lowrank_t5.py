@@ -35,6 +35,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import hf_lowrank
 from hf_lowrank import LowRankT5Config, LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters, cached_numbers, feed_forward_parameters
+from hf_lowrank.models.modeling_lowrank_blocks import LowRankT5Block
 from hf_lowrank.models.modeling_lowrank_layers import (
     LatentAttention,
     LowRankAttention,
@@ -44,7 +45,7 @@ from hf_lowrank.models.modeling_lowrank_layers import (
     distances,
     relative_position_bias,
 )
-from hf_lowrank.models.modeling_lowrank_t5 import CACHE_FIELD, LowRankT5Block, LowRankT5Stack
+from hf_lowrank.models.modeling_lowrank_stack import CACHE_FIELD, LowRankT5Stack
 
 VOCAB, D_MODEL, D_KV, D_FF, HEADS = 64, 16, 8, 24, 2
 IMPLEMENTATIONS = ["eager", "sdpa"]

@@ -1,0 +1,81 @@
+"""The low-rank model from the dense weights and the chosen ranks: factorized, refitted, in the checkpoint's dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..checkpoints.dense import DenseCheckpoint, build_model
+from ..checkpoints.rank_table import RankTable
+from ..progress import progress
+from .calibration import Calibration
+from .layers import Layer
+from .refit import refit
+
+__all__ = ["build", "factorize", "own_weights"]
+
+
+def factorize(
+    dense: DenseCheckpoint,
+    config: PreTrainedConfig,
+    layers: Iterable[Layer],
+    table: RankTable,
+    calibration: Calibration | None,
+    *,
+    show_progress: bool,
+) -> PreTrainedModel:
+    """The model of this configuration, its last matrices refitted where there is a calibration."""
+    changed = [layer for layer in layers if table[layer.name] != layer.dense_ranks]
+    if calibration is None or not changed:
+        weights = own_weights(dense)
+        for layer in progress(changed, "Factorizing", show_progress):
+            dtypes = {name: weights.pop(name).dtype for name in layer.dense_names}
+            # Dropped as we go, so that the two models are never both whole in memory.
+            weights |= {name: _cast(name, w, dtypes) for name, w in layer.factorize(table[layer.name]).items()}
+        return build(dense, config, weights)
+
+    float_model = dense.float_model()
+    weights = dict(float_model.state_dict())
+    for layer in progress(changed, "Factorizing", show_progress):
+        for name in layer.dense_names:
+            del weights[name]
+        weights |= layer.factorize(table[layer.name])
+    lowrank = build(dense, config, weights)
+    places = {layer.module: layer.name for layer in changed}
+    refit(dense, float_model, lowrank, calibration, places, show_progress=show_progress)
+    dtypes = {name: dense.weights[name].dtype for layer in changed for name in layer.dense_names}
+    own = {name: weight for name, weight in own_weights(dense).items() if name not in dtypes}
+    new = {name: _cast(name, w, dtypes) for name, w in lowrank.state_dict().items() if name not in own}
+    return build(dense, config, own | new)
+
+
+def _cast(name: str, weight: torch.Tensor, dense: Mapping[str, torch.dtype]) -> torch.Tensor:
+    """A new weight in the dtype of the dense one in its place, or beside it. Indices stay what they are."""
+    return weight.to(_dtype(name, dense)) if weight.is_floating_point() else weight
+
+
+def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
+    place = next((old for old in dense if name.startswith(old.removesuffix("weight"))), None)
+    module = name.rsplit(".", 2)[0]
+    return dense[place] if place else next(dtype for old, dtype in dense.items() if old.startswith(module))
+
+
+def own_weights(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
+    """The weights for a new model: the checkpoint's own, or copies where they belong to the caller (ties kept)."""
+    if not dense.is_shared:
+        return dict(dense.weights)
+    copies = {tensor.data_ptr(): tensor.clone() for tensor in dense.weights.values()}
+    return {name: copies[tensor.data_ptr()] for name, tensor in dense.weights.items()}
+
+
+def build(dense: DenseCheckpoint, config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """The low-rank model of a configuration with these weights."""
+    return build_model(
+        dense.lowrank_class,
+        config,
+        weights,
+        tied_keys=dense.tied_keys,
+        generation_config=dense.generation_config,
+    )

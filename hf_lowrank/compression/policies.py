@@ -1,0 +1,154 @@
+"""From what the user asked for to the ranks of every layer: the settings' policy, applied to a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..checkpoints.rank_table import FORMS, ComponentName, LayerRanks, RankTable
+from ..models.configuration_lowrank_t5 import scheduled_attention_ranks
+from .allocation import (
+    Component,
+    Options,
+    allocate_budget,
+    allocate_energy,
+    allocate_epsilon,
+    allocate_uniform,
+)
+from .latency import Speed
+from .layers import AttentionLayer, FeedForwardLayer, Layer
+from .settings import BUDGETS, CompressionSettings
+
+__all__ = ["choose_ranks", "component_ranks"]
+
+# The rules that look at one component at a time.
+COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
+
+
+def choose_ranks(
+    settings: CompressionSettings,
+    attention: Sequence[AttentionLayer],
+    feed_forward: Sequence[FeedForwardLayer],
+    components: Mapping[ComponentName, Component],
+    config: PreTrainedConfig,
+    speed: Speed | None,
+) -> RankTable:
+    """The ranks of every layer.
+
+    Args:
+        settings: The policy and what goes with it.
+        attention, feed_forward: The layers; feed-forward ones only where they are compressed.
+        components: What is lost at every rank of each component.
+        config: The low-rank configuration, with the user's table where the policy is a table.
+        speed: What ranks cost, for `target_speedup`.
+
+    Raises:
+        ValueError: A budget is below what the smallest ranks need.
+    """
+    table: Mapping[Any, LayerRanks]
+    if settings.policy == "ranks":
+        given = RankTable.of(config)
+        table = {layer.name: given[layer.name] for layer in attention}
+    elif settings.policy == "schedule":
+        table = _scheduled(settings, attention, config)
+    elif settings.has_budgets:
+        together: list[Layer] = [*attention, *feed_forward] if settings.covers_feed_forward else [*attention]
+        table = _within_budgets(settings.policy_arguments, together, components, settings.multiple_of, speed)
+    else:
+        table = _by_component(settings, attention, components)
+    if settings.feed_forward_ratio is not None:
+        budget = {"feed_forward_ratio": settings.feed_forward_ratio}
+        table = {**table, **_within_budgets(budget, feed_forward, components, settings.multiple_of)}
+    return RankTable(table)
+
+
+def component_ranks(layers: Iterable[Layer], table: RankTable) -> dict[ComponentName, int]:
+    """The rank of every component that the table has."""
+    return {name: rank for layer in layers for name, rank in layer.component_ranks(table[layer.name]).items()}
+
+
+def _scheduled(
+    settings: CompressionSettings, layers: Iterable[AttentionLayer], config: PreTrainedConfig
+) -> dict[Any, LayerRanks]:
+    """The ranks that follow from (base_rank, rank_growth[, rounding])."""
+    base_rank, rank_growth, rounding = (*settings.policy_value, "ceil")[:3]
+    table: dict[Any, LayerRanks] = {}
+    for layer in layers:
+        form = settings.forms_for(layer.dense.family)[layer.name.kind]
+        columns = scheduled_attention_ranks(
+            base_rank,
+            rank_growth,
+            num_layers=config.num_layers,
+            num_decoder_layers=getattr(config, "num_decoder_layers", 0),
+            d_kv=config.d_model if form == "latent" else config.d_kv,
+            rounding=rounding,
+        )
+        rank = columns.get(layer.name.kind, columns["encoder_self"])[layer.name.index]["qk"]
+        parts = dict.fromkeys(FORMS[form].parts, rank)
+        if layer.is_rotary:
+            parts["qk"] += rank % 2  # two for each frequency; a dense head is even
+        table[layer.name] = layer.with_parts(form, parts)
+    return table
+
+
+def _by_component(
+    settings: CompressionSettings, layers: Sequence[AttentionLayer], components: Mapping[ComponentName, Component]
+) -> dict[Any, LayerRanks]:
+    """The ranks by a rule that looks at one component at a time."""
+    forms = {layer.name: settings.forms_for(layer.dense.family)[layer.name.kind] for layer in layers}
+    names = [layer.component(part) for layer in layers for part in FORMS[forms[layer.name]].parts]
+    ranks = COMPONENT_POLICIES[settings.policy](
+        [components[name] for name in names], settings.policy_value, multiple_of=settings.multiple_of
+    )
+    return {
+        layer.name: layer.with_parts(
+            forms[layer.name], {part: ranks[layer.component(part)] for part in FORMS[forms[layer.name]].parts}
+        )
+        for layer in layers
+    }
+
+
+def _within_budgets(
+    budgets: Mapping[str, float],
+    layers: Iterable[Layer],
+    components: Mapping[ComponentName, Component],
+    multiple_of: int,
+    speed: Speed | None = None,
+) -> dict[Any, LayerRanks]:
+    """The ranks that keep the budgets and lose the least."""
+    losses = {name: component.loss for name, component in components.items()}
+    seconds = None if speed is None else speed.seconds
+    options = {layer.name: layer.options(losses, multiple_of=multiple_of, seconds=seconds) for layer in layers}
+    if "ratio" in budgets:  # of the attention alone
+        for name, ways in options.items():
+            if name.is_feed_forward:
+                ways.costs["parameters"][:] = 0
+    limits = {}
+    for budget, share in budgets.items():
+        if budget == "target_speedup" and speed is not None:
+            limits["seconds"] = _seconds(share, speed.fixed, options)
+            continue
+        kind = BUDGETS.get(budget, "parameters")
+        dense = sum(float(ways.costs[kind][0]) for ways in options.values())
+        if dense == 0:
+            raise ValueError(f"{budget}: an encoder alone keeps no {kind}; leave it out.")
+        least = sum(float(ways.costs[kind].min()) for ways in options.values()) / max(1.0, dense)
+        if least > share * (1 + 1e-12):
+            raise ValueError(
+                f"{budget}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}."
+            )
+        limits[kind] = share * dense
+    return allocate_budget(options, limits)
+
+
+def _seconds(target_speedup: float, fixed: float, options: Mapping[Any, Options]) -> float:
+    """What the layers together may take, beside what is fixed."""
+    dense = fixed + sum(float(ways.costs["seconds"][0]) for ways in options.values())
+    least = fixed + sum(float(ways.costs["seconds"].min()) for ways in options.values())
+    if target_speedup * least > dense * (1 + 1e-12):
+        raise ValueError(
+            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {dense / least:.4g} on this machine."
+        )
+    return dense / target_speedup - fixed

@@ -1,0 +1,266 @@
+"""What a user asks of a compression, checked before any work starts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from ..checkpoints.families import Family
+from ..files import write_text
+from .allocation import check_argument
+
+__all__ = ["BUDGETS", "CompressionSettings", "SettingsArguments"]
+
+Form = Literal["auto", "per_head", "latent"]
+Method = Literal["joint", "paper"]
+
+# The arguments that are budgets, and what they bound.
+BUDGETS = {
+    "ratio": "parameters",
+    "total_ratio": "parameters",
+    "max_cache_ratio": "cache",
+    "target_speedup": "seconds",
+}
+# The arguments that say how ranks are chosen, of which one is given, or several budgets.
+POLICIES = (*BUDGETS, "epsilon", "energy", "uniform", "schedule", "ranks")
+PAPER_POLICIES = ("epsilon", "ratio", "uniform", "energy")
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The fields of `CompressionSettings`, for those who give them as keywords."""
+
+    ratio: float | None
+    total_ratio: float | None
+    max_cache_ratio: float | None
+    target_speedup: float | None
+    feed_forward_ratio: float | None
+    epsilon: float | None
+    energy: float | None
+    uniform: int | None
+    schedule: tuple | None
+    ranks: dict[str, list[dict[str, Any]]] | None
+    form: Form | Mapping[str, Form]
+    method: Method
+    multiple_of: int
+    calibration: Any
+    refit: bool
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionSettings:
+    """What `compress_pretrained` is asked for.
+
+        settings = CompressionSettings(total_ratio=0.25, multiple_of=8)
+        settings.save("settings.json")
+        model = compress_pretrained("amazon/chronos-bolt-small", settings)
+
+    One of the arguments down to `ranks` says how ranks are chosen; the first four are budgets and may be combined.
+
+    Args:
+        ratio: Keep at most this share of the attention parameters, spent where it saves the most.
+        total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
+        max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
+        target_speedup: Forecast this many times as fast as the dense model, by what ranks cost in attention and feed-forward
+            layers on this machine, timed for some ten seconds (`hf_lowrank.compression.latency`): a prediction, for the workload that
+            `config.compression["speed"]` records. Alone or beside the other budgets. Of Chronos-T5 and other T5 models only.
+        epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
+        energy: The smallest ranks that drop at most this share of each component's loss.
+        uniform: The same rank everywhere.
+        schedule: (base_rank, rank_growth[, rounding]): d~_i = ceil(d~_0 (1 + i)^alpha).
+        ranks: An explicit table, as `LowRankT5Config.attention_ranks`; kinds left out stay dense.
+        feed_forward_ratio: Keep at most this share of the feed-forward parameters, beside any rule for the attention.
+        form: `"per_head"` (smaller heads), `"latent"` (one latent a token for all heads), or `"auto"`: for each layer the one
+            that loses less under the budget, and smaller heads where there is no budget. For all attention or, as a dictionary, for each
+            of `"encoder_self"`, `"decoder_self"` and `"cross"` (in Chronos-2 `"time"` and `"group"`; time attention has rotary
+            embeddings and is always `"per_head"`).
+        method: `"joint"`, or `"paper"`: each of q, k, v and o alone, its dense product written back, as the scripts of arXiv
+            2510.03358 do, a baseline that looks at no data and saves nothing at run time.
+        multiple_of: Round ranks up to a multiple (8 is kind to hardware).
+        calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series or
+            token batches as `calibrate` takes them, a `Calibration` or the .safetensors file it was saved in, or None: weights alone, inputs taken as white noise.
+            A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
+        refit: Refit the last matrix of every truncated layer by least squares on the calibration data.
+        seed: Of the calibration.
+
+    Raises:
+        ValueError: An argument is out of range, or two of them contradict each other.
+    """
+
+    ratio: float | None = None
+    total_ratio: float | None = None
+    max_cache_ratio: float | None = None
+    target_speedup: float | None = None
+    epsilon: float | None = None
+    energy: float | None = None
+    uniform: int | None = None
+    schedule: tuple | None = None
+    ranks: dict[str, list[dict[str, Any]]] | None = None
+    feed_forward_ratio: float | None = None
+    form: Form | Mapping[str, Form] = "auto"
+    method: Method = "joint"
+    multiple_of: int = 1
+    calibration: Any = "synthetic"
+    refit: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*POLICIES, "feed_forward_ratio"):
+            # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else copy.deepcopy(value))
+        self._check_policy()
+        check_argument("multiple_of", self.multiple_of)
+        self._check_feed_forward()
+        self._check_method()
+        if self.policy == "ranks" and self.form != "auto":
+            raise ValueError("ranks has the form of every layer: leave out form.")
+        if self.policy in ("schedule", "ranks") and self.multiple_of != 1:
+            raise ValueError(f"multiple_of rounds what a policy finds; {self.policy} says the ranks themselves.")
+        if not isinstance(self.form, (str, Mapping)):
+            raise ValueError(
+                f"form must be 'auto', 'per_head', 'latent' or a dictionary of them, found {self.form!r}."
+            )
+
+    def _check_policy(self) -> None:
+        given, budgets = self.policy_arguments, [name for name in self.policy_arguments if name in BUDGETS]
+        if not given or (len(given) > 1 and len(budgets) < len(given)):
+            found = "none" if not given else " and ".join(sorted(given))
+            raise ValueError(
+                f"Give exactly one of {', '.join(POLICIES)} (or several of {', '.join(BUDGETS)}); found {found}."
+            )
+        if "ratio" in given and "total_ratio" in given:
+            raise ValueError(
+                "Give either ratio (of the attention) or total_ratio (of attention and feed-forward), not both."
+            )
+        for name, value in given.items():
+            if name == "schedule":
+                if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+                    raise ValueError(
+                        f"schedule must be (base_rank, rank_growth) or (base_rank, rank_growth, rounding), found {value!r}."
+                    )
+            elif name != "ranks":
+                check_argument(name, value)
+
+    def _check_feed_forward(self) -> None:
+        if self.feed_forward_ratio is None:
+            return
+        check_argument("feed_forward_ratio", self.feed_forward_ratio)
+        if self.total_ratio is not None:
+            raise ValueError("feed_forward_ratio is part of total_ratio: give one of them.")
+        if self.target_speedup is not None:
+            raise ValueError("target_speedup chooses the feed-forward ranks: leave out feed_forward_ratio.")
+
+    def _check_method(self) -> None:
+        if self.method not in ("joint", "paper"):
+            raise ValueError(f"method must be 'joint' or 'paper', found {self.method!r}.")
+        if self.method == "paper" and (
+            self.policy not in PAPER_POLICIES
+            or self.multiple_of != 1
+            or self.form not in ("auto", "per_head")
+            or self.feed_forward_ratio is not None
+        ):
+            raise ValueError(
+                "method='paper' takes epsilon, ratio, uniform or energy, and neither form, multiple_of nor feed_forward_ratio: "
+                "it keeps the dense shapes."
+            )
+
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """The arguments that say how ranks are chosen, of those that were given."""
+        return {name: value for name in POLICIES if (value := getattr(self, name)) is not None}
+
+    @property
+    def policy(self) -> str:
+        """The name of the rule: that of its argument, or `"budgets"` for several of them."""
+        names = list(self.policy_arguments)
+        return names[0] if len(names) == 1 else "budgets"
+
+    @property
+    def policy_value(self) -> Any:
+        """The argument of a rule that has one."""
+        return next(iter(self.policy_arguments.values()))
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether ranks are chosen under budgets, and not by one rule for each component or a table."""
+        return set(self.policy_arguments) <= set(BUDGETS)
+
+    @property
+    def covers_feed_forward(self) -> bool:
+        """Whether the feed-forward layers are under the same budgets as the attention."""
+        return not {"total_ratio", "target_speedup"}.isdisjoint(self.policy_arguments)
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether feed-forward layers are compressed at all."""
+        return self.feed_forward_ratio is not None or self.covers_feed_forward
+
+    def forms_for(self, family: Family) -> dict[str, str]:
+        """The form of each kind of attention of a family. Without a budget "auto" is smaller heads.
+
+        Raises:
+            ValueError: `form` names another kind of attention, or is no form, or none for this kind.
+        """
+        kinds = list(family.attention)
+        forms: dict[str, str] = dict.fromkeys(kinds, self.form) if isinstance(self.form, str) else {**self.form}
+        if unknown := set(forms) - set(kinds):
+            raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {kinds}.")
+        forms = {kind: forms.get(kind, "auto") for kind in kinds}
+        for kind, value in forms.items():
+            if value not in ("auto", "per_head", "latent"):
+                raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {value!r}.")
+            if kind in family.rotary:
+                if value == "latent" and not isinstance(self.form, str):
+                    raise ValueError(f"form: {kind} attention has rotary embeddings and can only be 'per_head'.")
+                forms[kind] = "per_head"
+        if not self.has_budgets:
+            forms = {kind: "per_head" if value == "auto" else value for kind, value in forms.items()}
+        return forms
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: the settings that are not at their default.
+
+        Raises:
+            ValueError: The calibration is an object in memory, which has no name to write down.
+        """
+        if not (self.calibration is None or isinstance(self.calibration, (str, os.PathLike))):
+            raise ValueError(
+                "calibration must be a name or a file to be written down, found a "
+                f"{type(self.calibration).__name__}; save it with Calibration.save and give the file."
+            )
+        settings = {
+            one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default
+        }
+        return settings | ({"calibration": str(self.calibration)} if isinstance(self.calibration, os.PathLike) else {})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the settings as JSON, to a file that appears whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> CompressionSettings:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no JSON of settings, or one of them is out of range.
+        """
+        try:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings: {path} must be JSON ({error}).") from error
+        known = [one.name for one in fields(cls)]
+        if not isinstance(settings, dict) or not set(settings) <= set(known):
+            found = ", ".join(sorted(set(settings) - set(known))) if isinstance(settings, dict) else "no table"
+            raise ValueError(f"settings: {path} must be a table of {', '.join(known)}; found {found}.")
+        if "schedule" in settings:
+            settings["schedule"] = tuple(settings["schedule"])
+        return cls(**settings)
