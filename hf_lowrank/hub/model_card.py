@@ -20,7 +20,7 @@ from ..benchmarking.measurement import Case
 from ..checkpoints.families import FAMILIES, Family, family_of
 from ..checkpoints.loading import REFERENCES
 from ..checkpoints.summary import summarize
-from ..compression.compress import compress_pretrained
+from ..compression.settings import CompressionSettings
 from ..evaluation.naive import SEASONAL_NAIVE
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 
@@ -36,7 +36,7 @@ SHOWN_METRICS = ("WQL", "MASE")
 APACHE = re.compile(r"(amazon|autogluon)/chronos-|google-t5/")
 # In `config.compression`, but long and of no use to a reader.
 LEFT_OUT = {"predicted_loss", "kept_ranks"}
-DEFAULTS = {name: argument.default for name, argument in inspect.signature(compress_pretrained).parameters.items()}
+DEFAULTS = {name: field.default for name, field in inspect.signature(CompressionSettings).parameters.items()}
 
 
 def render_card(
@@ -140,7 +140,9 @@ def _call(record: Mapping[str, Any]) -> str | None:
     if record["method"] != "paper":
         arguments |= {"calibration": None} if calibration is None else {"refit": calibration["refit"]}
     arguments["seed"] = record.get("seed") or 0
-    shown = [f"{name}={value!r}" for name, value in arguments.items() if value != DEFAULTS[name]]
+    shown = [
+        f"{name}={value!r}" for name, value in arguments.items() if name not in DEFAULTS or value != DEFAULTS[name]
+    ]
     if "ranks" in record["arguments"]:
         shown.insert(0, "ranks=the_table_below")
     if calibration is not None and calibration.get("data") != "synthetic":
