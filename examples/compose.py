@@ -95,7 +95,7 @@ def main(
         }
     if shape is None:  # compiled or not, the numbers are the same; every new shape of a batch is compiled anew
         eager = {name: pipelines[name] for name, side in SIDES.items() if compiled not in side[2]}
-        scores = evaluate(eager, tasks.split(","), against=pipelines["dense"], progress=True)
+        scores = evaluate(eager, tasks.split(","), against=pipelines["dense"], show_progress=True)
         for name in eager:
             rows[name] |= {"WQL": scores.aggregate[name]["relative_to_dense"]["WQL"]}
     table = Table(title=f"{shape or source}: {batch_size} series of {context_length}, relative to dense")

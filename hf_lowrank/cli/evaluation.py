@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,9 +77,9 @@ def evaluate(  # as long as its list of options
             cache=cache,
             device=device,
             dtype=dtype,
-            progress=True,
+            show_progress=True,
         )
-        write_json(json_file, json.loads(result.to_json()))  # where an undefined number is null
+        write_json(json_file, result.to_dict())
         if csv_file is not None:
             result.save(csv_file)
         print_evaluation(console, result)

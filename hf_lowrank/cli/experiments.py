@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .options import json_option, numbers
-from .output import messages, plain_messages, write_json
+from .output import plain_messages, write_json
 
 if TYPE_CHECKING:
     from ..experiments.demo import DemoRow
@@ -32,7 +32,7 @@ def demo(
         from ..experiments.demo import demo as run
 
         shares = numbers("--ratios", ratios, "0.5,0.25")
-        rows = run(source, ratios=shares, plot=plot, seed=seed, console=messages)
+        rows = run(source, ratios=shares, plot=plot, seed=seed, show_progress=True)
         write_json(json_file, {"source": source, "plot": str(plot), "results": [asdict(row) for row in rows]})
         console.print(demo_table(rows, source))
         console.print(f"The dense model took {rows[0].seconds[0]:.1f} s. Forecasts are drawn in {plot}.")
@@ -103,7 +103,7 @@ def sweep(
             num_samples=num_samples,
             seed=seed,
             cache=cache,
-            progress=True,
+            show_progress=True,
         )
         write_json(json_file, result.to_dict())
         console.print(sweep_table(result, source))

@@ -31,14 +31,12 @@ from numpy.typing import NDArray
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
 from ..files import write_text
 from ..progress import progress_display
+from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
+from .scores import METRICS, relative_score, score_forecasts
 from .tasks import EvaluationTask, find_tasks, import_fev
 
-__all__ = ["METRICS", "SEASONAL_NAIVE", "EvaluationResult", "EvaluationRow", "evaluate", "seasonal_naive"]
+__all__ = ["EvaluationResult", "EvaluationRow", "evaluate"]
 
-METRICS = ("WQL", "MASE", "SQL", "RMSSE")
-SEASONAL_NAIVE = "seasonal_naive"
-
-FloatArray: TypeAlias = NDArray[np.floating]
 Model: TypeAlias = "str | Path | BaseChronosPipeline"
 
 
@@ -80,21 +78,27 @@ class EvaluationResult:
         """One row for each task and model."""
         return pd.DataFrame([asdict(row) for row in self.results])
 
-    def to_json(self) -> str:
-        """An object with `results`, `aggregate` and `settings`; an undefined number is null."""
+    def to_dict(self) -> dict[str, Any]:
+        """The `results`, the `aggregate` and the `settings`, as JSON has them; an undefined number is None."""
         content = {
             "results": [asdict(row) for row in self.results],
             "aggregate": self.aggregate,
             "settings": self.settings,
         }
-        return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+        return _without_nan(content)
 
     def save(self, path: str | Path) -> None:
         """Write a .json or .csv file (the rows alone); it appears whole or not at all."""
         path = Path(path)
         if path.suffix not in (".json", ".csv"):
             raise ValueError(f"path must end in .json or .csv, found {path.name!r}.")
-        write_text(path, self.to_json() if path.suffix == ".json" else self.to_frame().to_csv(index=False))
+        is_json = path.suffix == ".json"
+        text = (
+            json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+            if is_json
+            else self.to_frame().to_csv(index=False)
+        )
+        write_text(path, text)
 
 
 def evaluate(
@@ -109,7 +113,7 @@ def evaluate(
     device: str | None = None,
     dtype: torch.dtype | str = "float32",
     num_bootstrap: int = 2000,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> EvaluationResult:
     """Score models and Seasonal Naive on tasks.
 
@@ -126,7 +130,7 @@ def evaluate(
         device: By default the GPU if there is one.
         dtype: Of the models that are loaded here.
         num_bootstrap: Resamples of the tasks.
-        progress: Whether to show a progress bar.
+        show_progress: Show a progress bar.
 
     Raises:
         ImportError: fev or a package that ships a task's series is not installed.
@@ -137,9 +141,9 @@ def evaluate(
     for name, value in {"batch_size": batch_size, "num_samples": num_samples, "num_bootstrap": num_bootstrap}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
-    chosen = find_tasks([tasks] if isinstance(tasks, str | EvaluationTask) else tasks)
-    dense = None if against is None else _name(against)
-    named = _by_name(models, against)
+    definitions = find_tasks([tasks] if isinstance(tasks, str | EvaluationTask) else tasks)
+    dense = None if against is None else _name_of(against)
+    model_of = _models_by_name(models, against)
     settings = {
         "seed": seed,
         "batch_size": batch_size,
@@ -148,41 +152,42 @@ def evaluate(
         "dtype": str(dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
     }
-    pipelines = {SEASONAL_NAIVE: None, **{name: _load(model, settings) for name, model in named.items()}}
+    pipelines = {SEASONAL_NAIVE: None, **{name: _pipeline(model, settings) for name, model in model_of.items()}}
     weights = {name: pipeline and fingerprint(pipeline) for name, pipeline in pipelines.items()}
     rows: list[EvaluationRow] = []
-    with progress_display(show=progress) as bar:
-        step = bar.add_task("", total=len(chosen) * len(pipelines))
-        for definition in chosen:
+    with progress_display(show=show_progress) as bar:
+        step = bar.add_task("", total=len(definitions) * len(pipelines))
+        for definition in definitions:
             bar.update(step, description=definition.name)
             task = definition.to_fev()
             identity = _identity(task)
             for name, pipeline in pipelines.items():
                 bar.update(step, description=f"{definition.name}: {name}")
-                compute = partial(_score, task, pipeline, settings)
+                compute = partial(_score_task, task, pipeline, settings)
                 scores = _cached(cache, [weights[name], identity, settings], compute)
                 rows.append(EvaluationRow(task=definition.name, model=name, **scores))
                 bar.advance(step)
     return EvaluationResult(tuple(rows), _aggregate(rows, dense, num_bootstrap, seed), {"against": dense, **settings})
 
 
-def _by_name(models: Any, against: Any) -> dict[str, Any]:
+def _models_by_name(models: Any, against: Any) -> dict[str, Any]:
     """The models and the dense one by name; what is given twice counts once."""
     if isinstance(models, Mapping):
         pairs = list(models.items())
     else:
         listed = [models] if isinstance(models, str | os.PathLike | BaseChronosPipeline) else models
-        pairs = [(_name(model), model) for model in listed]
-    named: dict[str, Any] = {}
-    for name, model in pairs if against is None else [*pairs, (_name(against), against)]:
+        pairs = [(_name_of(model), model) for model in listed]
+    model_of: dict[str, Any] = {}
+    for name, model in pairs if against is None else [*pairs, (_name_of(against), against)]:
         if name == SEASONAL_NAIVE:
             raise ValueError(f"models: the name {SEASONAL_NAIVE!r} is the baseline's, give another one.")
-        if named.setdefault(name, model) is not model and isinstance(model, BaseChronosPipeline):
+        if model_of.setdefault(name, model) is not model and isinstance(model, BaseChronosPipeline):
             raise ValueError(f"models: two pipelines have the name {name!r}; give a mapping from names to models.")
-    return named
+    return model_of
 
 
-def _name(model: Any) -> str:
+def _name_of(model: Any) -> str:
+    """What a model is called in the result where the caller gives it no name."""
     if isinstance(model, BaseChronosPipeline):
         return model.inner_model.name_or_path or type(model.inner_model).__name__
     if isinstance(model, str | os.PathLike):
@@ -190,7 +195,8 @@ def _name(model: Any) -> str:
     raise TypeError(f"models must be folders, Hub ids or Chronos pipelines, found {type(model).__name__}.")
 
 
-def _load(model: Any, settings: Mapping[str, Any]) -> BaseChronosPipeline:
+def _pipeline(model: Any, settings: Mapping[str, Any]) -> BaseChronosPipeline:
+    """The pipeline itself, or that of a folder or Hub id."""
     if isinstance(model, BaseChronosPipeline):
         return model
     return load_pipeline(model, device=settings["device"], dtype=settings["dtype"], argument="models")
@@ -204,6 +210,7 @@ def _identity(task: Any) -> dict[str, Any]:
 
 
 def _cached(folder: str | Path | None, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` answers, from the file of this key in the folder if it is there, and otherwise kept in it."""
     if folder is None:
         return compute()
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -215,17 +222,13 @@ def _cached(folder: str | Path | None, key: list[Any], compute: Callable[[], dic
     return scores
 
 
-def _score(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Forecast every window of a `fev.Task` and score it with fev's metrics."""
-    import datasets
-    import pyarrow as pa
-    from fev.metrics import get_metric
-
+def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Forecast every window of a `fev.Task`, by Seasonal Naive without a pipeline, and score it: the fields of a row."""
     scores: list[dict[str, float]] = []
     seconds, num_series = 0.0, 0
     for number, window in enumerate(task.iter_windows(num_proc=0)):
         past, _ = window.get_input_data()
-        contexts = list(past.with_format("numpy", dtype=np.float64)["target"])
+        contexts = _targets_of(past)
         start = time.perf_counter()
         batches = []
         for first in range(0, len(contexts), settings["batch_size"]):
@@ -236,89 +239,59 @@ def _score(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[st
         seconds += time.perf_counter() - start
         num_series = max(num_series, len(contexts))
         quantiles, mean = (np.concatenate(parts) for parts in zip(*batches))
-        columns = {str(level): list(quantiles[..., i]) for i, level in enumerate(QUANTILE_LEVELS)}
-        window_scores: dict[str, float] = {}
-        for metrics, point in ((("MASE", "WQL", "SQL"), columns["0.5"]), (("RMSSE",), list(mean))):
-            table = pa.table({"predictions": point, **columns})
-            forecasts = datasets.Dataset(table, fingerprint="forecasts")  # hashing takes longer than scoring
-            window_scores |= window.compute_metrics(
-                task.clean_and_validate_predictions(forecasts),
-                metrics=[get_metric(metric) for metric in metrics],
+        scores.append(
+            score_forecasts(
+                targets=np.stack(_targets_of(window.get_ground_truth())),
+                contexts=contexts,
+                quantiles=quantiles,
+                mean=mean,
                 seasonality=task.seasonality,
-                quantile_levels=QUANTILE_LEVELS,
             )
-        scores.append(window_scores)
+        )
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
     return {**means, "num_series": num_series, "num_windows": len(scores), "horizon": task.horizon, "seconds": seconds}
 
 
+def _targets_of(dataset: Any) -> list[NDArray[np.float64]]:
+    """The target of each series of a `datasets.Dataset`; what is missing is NaN."""
+    return list(dataset.with_format("numpy", dtype=np.float64)["target"])
+
+
 def _forecast(
-    pipeline: BaseChronosPipeline | None, contexts: Sequence[FloatArray], task: Any, num_samples: int | None
-) -> tuple[FloatArray, FloatArray]:
+    pipeline: BaseChronosPipeline | None, contexts: Sequence[NDArray[np.floating]], task: Any, num_samples: int | None
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Quantiles of shape (N, H, Q) and mean forecasts of shape (N, H) for N contexts of any length."""
     if pipeline is None:
-        point = np.stack([seasonal_naive(values, task.horizon, task.seasonality) for values in contexts])
-        return np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2), point
+        return seasonal_naive_quantiles(
+            contexts, horizon=task.horizon, seasonality=task.seasonality, num_levels=len(QUANTILE_LEVELS)
+        )
     inputs = [torch.as_tensor(values, dtype=torch.float32) for values in contexts]
     quantiles, mean = predict_quantiles(pipeline, inputs, task.horizon, QUANTILE_LEVELS, num_samples=num_samples)
     return quantiles.astype(np.float64), mean.astype(np.float64)
 
 
-def seasonal_naive(values: FloatArray, horizon: int, seasonality: int) -> FloatArray:
-    """The last season repeated: shape (T,) to shape (horizon,).
-
-    A missing value of the last season is taken from the latest season that has it; where none has, or where the series is
-    shorter than a season, the forecast is the mean of the series, and 0 if nothing was observed at all.
-    """
-    observed = values[np.isfinite(values)]
-    fill = observed.mean() if len(observed) else 0.0
-    if len(values) < seasonality:
-        return np.full(horizon, fill)
-    padding = np.full(-len(values) % seasonality, np.nan)
-    seasons = np.concatenate([padding, values]).reshape(-1, seasonality)
-    latest = pd.DataFrame(seasons).ffill().to_numpy()[-1]
-    return np.resize(np.where(np.isfinite(latest), latest, fill), horizon)
-
-
 def _aggregate(
     rows: Sequence[EvaluationRow], dense: str | None, num_bootstrap: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    score = {(row.model, row.task): row for row in rows}
+    """Of each model: the seconds of all tasks, and its relative scores by baseline and metric."""
+    row_of = {(row.model, row.task): row for row in rows}
     tasks = list(dict.fromkeys(row.task for row in rows))
     baselines = {"relative_to_seasonal_naive": SEASONAL_NAIVE} | ({"relative_to_dense": dense} if dense else {})
+
+    def scores(model: str, metric: str) -> list[float]:
+        return [getattr(row_of[model, task], metric) for task in tasks]
+
     aggregate: dict[str, dict[str, Any]] = {}
     for model in dict.fromkeys(row.model for row in rows):
         aggregate[model] = {"seconds": sum(row.seconds for row in rows if row.model == model)}
         for title, baseline in baselines.items():
             aggregate[model][title] = {
-                metric: _geometric_mean(
-                    [getattr(score[model, task], metric) for task in tasks],
-                    [getattr(score[baseline, task], metric) for task in tasks],
-                    num_bootstrap,
-                    seed,
+                metric: relative_score(
+                    scores(model, metric), scores(baseline, metric), num_bootstrap=num_bootstrap, seed=seed
                 )
                 for metric in METRICS
             }
     return aggregate
-
-
-def _geometric_mean(
-    scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int
-) -> dict[str, Any]:
-    """exp(mean(log(score / baseline))) over the tasks on which both are positive, with its 95 % bootstrap interval."""
-    pair = np.array([scores, baseline])
-    pair = pair[:, (np.isfinite(pair) & (pair > 0)).all(axis=0)]
-    if pair.shape[1] == 0:
-        return {"geometric_mean": math.nan, "low": math.nan, "high": math.nan, "num_tasks": 0}
-    logs = np.log(pair[0] / pair[1])
-    resampled = np.random.default_rng(seed).choice(logs, size=(num_bootstrap, len(logs))).mean(axis=1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return {
-        "geometric_mean": math.exp(logs.mean()),
-        "low": math.exp(low),
-        "high": math.exp(high),
-        "num_tasks": len(logs),
-    }
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Where the series of an evaluation come from: files inside installed packages, the user's own files.
 
-A source's `read` answers with regular series; `store` writes them as parquet for fev. No package is imported
+A source's `read` answers with regular series; `store_parquet` writes them as parquet for fev. No package is imported
 for its data: only its files are read.
 """
 
@@ -16,16 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.series import (
-    SeriesByName,
-    in_order,
-    read_frame,
-    regular,
-    series_of_frame,
-)
+from ..data.series import SeriesByName, in_order, read_frame, regular, series_of_frame
 
-__all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store"]
-
+__all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
 
 MAX_SERIES = 36  # of a packaged task, so that a small model goes through all tasks in minutes
 
@@ -61,6 +54,12 @@ class PackagedSeries:
     time_format: str | None = None
 
     def read(self, min_length: int) -> SeriesByName:
+        """The series by name, `"<ids>/<column>"`, in the order of the names; all have `min_length` steps.
+
+        Raises:
+            ImportError: The package is not installed.
+            ValueError: A series has duplicate time stamps, or some that are off the grid.
+        """
         frame = pd.read_csv(package_file(self.file), skipinitialspace=True)
         first, *others = [self.time] if isinstance(self.time, str) else self.time
         text = frame[first].astype(str).str.cat(frame[others].astype(str), sep=" ")
@@ -89,6 +88,11 @@ class YearlyTsf:
     file: str
 
     def read(self, min_length: int) -> SeriesByName:
+        """The series by name, all of them: `min_length` is for other sources.
+
+        Raises:
+            ImportError: The package is not installed.
+        """
         lines = package_file(self.file).read_text(encoding="utf-8").splitlines()
         series: SeriesByName = {}
         for line in lines[lines.index("@data") + 1 :]:
@@ -110,6 +114,11 @@ class SeriesFile:
     freq: str | None = None
 
     def read(self, min_length: int) -> SeriesByName:
+        """The series by `item_id`, all of them: `min_length` is for other sources.
+
+        Raises:
+            FileNotFoundError, ValueError: There is no such file; a column is missing; time stamps are duplicate or irregular.
+        """
         what = f"file {self.path.name!r}"
         series = series_of_frame(read_frame(self.path), what)
         return {item: regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
@@ -141,6 +150,7 @@ def package_file(file: str) -> Path:
 
 
 def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
+    """The time stamps of a column of text, in a format that `PackagedSeries` describes."""
     if time_format == "quarter":
         quarters = text.str.extract(r"(?P<year>\d{4})\D+(?P<quarter>\d)").astype(int)
         months = {"year": quarters["year"], "month": 3 * quarters["quarter"] - 2, "day": 1}
@@ -150,7 +160,7 @@ def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=True)).tz_localize(None)
 
 
-def store(name: str, series: SeriesByName) -> Path:
+def store_parquet(name: str, series: SeriesByName) -> Path:
     """Write series as parquet, one row a series as fev reads it; the path has the content's hash in its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq

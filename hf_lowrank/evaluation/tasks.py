@@ -1,4 +1,4 @@
-"""The tasks that `evaluation.py` scores models on.
+"""The tasks that `evaluate` scores models on.
 
 `m1_yearly` and the group `packaged` are real series that installed Python packages ship: they need no network.
 `chronos_zeroshot` and `chronos_in_domain` are the two benchmarks of the Chronos paper (arXiv 2403.07815) as
@@ -16,9 +16,9 @@ from typing import Any
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS
 from ..data.series import SeriesByName, inferred_frequency
-from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store
+from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store_parquet
 
-__all__ = ["EvaluationTask", "file_task", "find_tasks", "list_tasks"]
+__all__ = ["EvaluationTask", "file_task", "find_tasks", "import_fev", "list_tasks"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ class EvaluationTask:
             ValueError: No series can be scored.
         """
         if isinstance(self.source, HubDataset):
-            return self._load(**_dataset_arguments(self.name, self.source))
-        wanted = self.held_out + max(2 * self.horizon, self.seasonality + 1)
-        series = _scorable(self.name, self.source.read(wanted), self.held_out)
-        return self._load(dataset_path=str(store(self.name, series)))
+            return self._fev_task(**_dataset_arguments(self.name, self.source))
+        min_length = self.held_out + max(2 * self.horizon, self.seasonality + 1)
+        series = _scorable(self.name, self.source.read(min_length), self.held_out)
+        return self._fev_task(dataset_path=str(store_parquet(self.name, series)))
 
-    def _load(self, **dataset: Any) -> Any:
+    def _fev_task(self, **dataset: Any) -> Any:
+        """A `fev.Task` of this dataset, which is loaded."""
         task = import_fev().Task(
             **dataset,
             horizon=self.horizon,
@@ -86,7 +87,11 @@ class EvaluationTask:
 
 
 def import_fev() -> Any:
-    """The module fev, which only an evaluation needs."""
+    """The module fev, which only an evaluation needs.
+
+    Raises:
+        ImportError: It is not installed; the message says what to install.
+    """
     try:
         import fev
     except ImportError as error:
@@ -110,14 +115,14 @@ def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
 
     Three time stamps are the least that fev infers a frequency from.
     """
-    least = max(held_out + 1, 3)
+    min_length = max(held_out + 1, 3)
     empty = [item for item, values in series.items() if values.isna().all()]
-    short = [item for item, values in series.items() if len(values) < least and item not in empty]
-    left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {least} steps")}
+    short = [item for item, values in series.items() if len(values) < min_length and item not in empty]
+    left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {min_length} steps")}
     if len(left_out) == len(series):
         raise ValueError(
             f"task {name!r} has no series to score: {len(empty)} of {len(series)} have no value, {len(short)} are shorter than "
-            f"the {least} steps that the horizon and the number of windows need."
+            f"the {min_length} steps that the horizon and the number of windows need."
         )
     if left_out:
         shown = ", ".join(f"{item} ({reason})" for item, reason in list(left_out.items())[:5])
@@ -151,11 +156,11 @@ def file_task(
             raise ValueError(f"{name} must be at least 1, found {value}.")
     source = SeriesFile(path, freq)
     series = source.read(0).values()
-    found = {shown for values in series if (shown := freq or inferred_frequency(values.index))}
-    kinds = {kind.split("-")[0] for kind in found}
+    frequencies = {known for values in series if (known := freq or inferred_frequency(values.index))}
+    kinds = {frequency.split("-")[0] for frequency in frequencies}
     if len(kinds) > 1:
         raise ValueError(f"file {path.name!r} must have one frequency, found {', '.join(sorted(kinds))}: split it.")
-    season = seasonality or (seasonality_of(found.pop()) if found else 1)
+    season = seasonality or (seasonality_of(frequencies.pop()) if frequencies else 1)
     return EvaluationTask(path.stem, horizon, season, source, num_windows)
 
 
@@ -294,16 +299,20 @@ def list_tasks() -> dict[str, tuple[EvaluationTask, ...]]:
 
 
 def find_tasks(names: Iterable[str | EvaluationTask]) -> list[EvaluationTask]:
-    """The tasks of the given names, groups and tasks, each once, in the order given."""
-    by_name = {task.name: (task,) for group in _GROUPS.values() for task in group} | _GROUPS
-    found: dict[str, EvaluationTask] = {}
+    """The tasks of the given names, groups and tasks, each once, in the order given.
+
+    Raises:
+        ValueError: A name is unknown, or two different tasks have one name.
+    """
+    known = {task.name: (task,) for group in _GROUPS.values() for task in group} | _GROUPS
+    chosen: dict[str, EvaluationTask] = {}
     for name in names:
-        if isinstance(name, str) and name not in by_name:
+        if isinstance(name, str) and name not in known:
             raise ValueError(
                 f"tasks must name known tasks, found {name!r}. The groups are {', '.join(_GROUPS)}; "
-                f"the tasks are {', '.join(sorted(by_name))}."
+                f"the tasks are {', '.join(sorted(known))}."
             )
-        for task in by_name[name] if isinstance(name, str) else (name,):
-            if found.setdefault(task.name, task) != task:
+        for task in known[name] if isinstance(name, str) else (name,):
+            if chosen.setdefault(task.name, task) != task:
                 raise ValueError(f"tasks must have different names, found {task.name!r} twice.")
-    return list(found.values())
+    return list(chosen.values())

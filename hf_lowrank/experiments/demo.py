@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,23 +14,23 @@ import pandas as pd
 import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import load_chronos
 from ..checkpoints.families import family_of
-from ..checkpoints.pipelines import QUANTILE_LEVELS, as_pipeline
+from ..checkpoints.pipelines import QUANTILE_LEVELS, as_pipeline, predict_quantiles
 from ..checkpoints.summary import summarize
-from ..evaluation.evaluate import seasonal_naive
+from ..evaluation.naive import seasonal_naive_quantiles
+from ..evaluation.scores import log_ratios, score_forecasts
 from ..evaluation.tasks import import_fev
 from ..plots import Forecast, Panel, import_pyplot, plot_forecasts
-from .sweep import SHOWN, compressed_models, model_name
+from ..progress import progress_display
+from .sweep import DEFAULT_METHODS, compressed_models, model_name
 
 __all__ = ["DemoRow", "demo", "packaged_series"]
 
-# Of the packaged series: season in steps and forecast horizon.
-SETTINGS = {
+# Of the packaged series, in steps.
+SEASON_AND_HORIZON = {
     "el_nino_sst_monthly": (12, 24),
     "mauna_loa_co2_monthly": (12, 24),
     "nile_yearly": (1, 8),
@@ -60,13 +61,18 @@ class DemoRow:
 
 
 @dataclass(frozen=True)
-class Windows:
+class RollingWindows:
     """Rolling forecasts of one series: contexts of growing length, targets of shape (windows, horizon)."""
 
     name: str
     season: int
     contexts: list[NDArray[np.float64]]
     targets: NDArray[np.float64]
+
+    @property
+    def horizon(self) -> int:
+        """The steps that every window forecasts."""
+        return self.targets.shape[1]
 
 
 def packaged_series() -> pd.DataFrame:
@@ -75,53 +81,48 @@ def packaged_series() -> pd.DataFrame:
         return pd.read_csv(path, parse_dates=["timestamp"])
 
 
-def rolling_windows(series: pd.DataFrame, context_length: int) -> list[Windows]:
+def rolling_windows(series: pd.DataFrame, context_length: int) -> list[RollingWindows]:
     """The last `NUM_WINDOWS` windows of each packaged series, one horizon apart."""
-    windows = []
+    rolling = []
     for name, group in series.groupby("item_id"):
-        season, horizon = SETTINGS[str(name)]
+        season, horizon = SEASON_AND_HORIZON[str(name)]
         values = group["target"].to_numpy(float)
         ends = [len(values) - horizon * step for step in range(NUM_WINDOWS, 0, -1)]
-        windows.append(
-            Windows(
+        rolling.append(
+            RollingWindows(
                 name=str(name),
                 season=season,
                 contexts=[values[max(0, end - context_length) : end] for end in ends],
                 targets=np.stack([values[end : end + horizon] for end in ends]),
             )
         )
-    return windows
+    return rolling
 
 
-def naive_quantiles(windows: Windows) -> NDArray[np.float64]:
+def naive_quantiles(windows: RollingWindows) -> NDArray[np.floating]:
     """Seasonal Naive's quantiles (windows, horizon, levels): the last season repeated, the same at all levels."""
-    horizon = windows.targets.shape[1]
-    point = np.stack([seasonal_naive(context, horizon, windows.season) for context in windows.contexts])
-    return np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2)
+    quantiles, _ = seasonal_naive_quantiles(
+        windows.contexts, horizon=windows.horizon, seasonality=windows.season, num_levels=len(QUANTILE_LEVELS)
+    )
+    return quantiles
 
 
-def score(windows: Windows, quantiles: NDArray[np.floating]) -> dict[str, float]:
-    """WQL and MASE by fev of quantile forecasts (windows, horizon, levels) of one series."""
-    from fev.metrics import get_metric
-
-    arguments = {
-        "y_true": windows.targets[:, :, None],
-        "y_pred": quantiles[:, :, None, QUANTILE_LEVELS.index(0.5)],
-        "y_past": np.concatenate(windows.contexts)[:, None],
-        "y_past_lengths": np.array([len(context) for context in windows.contexts]),
-        "q_pred": quantiles[:, :, None, :],
-        "seasonality": windows.season,
-        "quantile_levels": QUANTILE_LEVELS,
-    }
-    return {name: float(get_metric(name).compute(**arguments)) for name in ("WQL", "MASE")}
+def score(windows: RollingWindows, quantiles: NDArray[np.floating]) -> dict[str, float]:
+    """WQL, MASE and SQL by fev of quantile forecasts (windows, horizon, levels) of one series, whose windows count as series."""
+    return score_forecasts(
+        targets=windows.targets,
+        contexts=windows.contexts,
+        quantiles=quantiles,
+        seasonality=windows.season,
+    )
 
 
-def forecast(pipeline: BaseChronosPipeline, windows: Windows, seed: int) -> NDArray[np.float64]:
+def forecast(pipeline: BaseChronosPipeline, windows: RollingWindows, seed: int) -> NDArray[np.float64]:
     """Quantiles of shape (windows, horizon, levels), with the same random numbers for every model."""
     torch.manual_seed(seed)
     contexts = [torch.tensor(context, dtype=torch.float32) for context in windows.contexts]
-    quantiles, _ = pipeline.predict_quantiles(contexts, windows.targets.shape[1], quantile_levels=QUANTILE_LEVELS)
-    return quantiles.double().numpy()
+    quantiles, _ = predict_quantiles(pipeline, contexts, windows.horizon, QUANTILE_LEVELS)
+    return quantiles.astype(np.float64)
 
 
 def demo(
@@ -130,7 +131,7 @@ def demo(
     ratios: Sequence[float] = (0.5, 0.25, 0.15),
     plot: Path | None = None,
     seed: int = 0,
-    console: Console | None = None,
+    show_progress: bool = False,
 ) -> list[DemoRow]:
     """Compress a Chronos-T5 at a few ratios and forecast the packaged series with every model.
 
@@ -139,7 +140,7 @@ def demo(
         ratios: The shares of the attention to keep.
         plot: Where to write a picture of the forecasts of the dense and of one compressed model, if anywhere.
         seed: The seed of the samples, the same for every model.
-        console: Where the progress bar goes.
+        show_progress: Show a progress bar.
 
     Raises:
         ValueError: `source` is no dense Chronos model.
@@ -149,35 +150,43 @@ def demo(
     if plot is not None:
         import_pyplot()
     dense = load_chronos(source)
-    compressed = compressed_models(dense, SHOWN, "ratio", ratios, seed=seed)
+    compressed = compressed_models(dense, DEFAULT_METHODS, "ratio", ratios, seed=seed)
     models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
     pipelines = {name: as_pipeline(model) for name, model in models.items()}
-    windows = rolling_windows(packaged_series(), pipelines["dense"].model_context_length)
-    naive = [score(window, naive_quantiles(window)) for window in windows]
+    rolling = rolling_windows(packaged_series(), pipelines["dense"].model_context_length)
+    forecasts, seconds = _timed_forecasts(pipelines, rolling, seed=seed, show_progress=show_progress)
 
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    forecasts: dict[str, list[NDArray[np.float64]]] = {}
-    with Progress(console=console or Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Forecasting", total=TIMED_ROUNDS * len(models))
-        for _ in range(TIMED_ROUNDS):  # in turns, so that a busy moment hits every model
-            for name, pipeline in pipelines.items():
-                start = time.perf_counter()
-                forecasts[name] = [forecast(pipeline, window, seed) for window in windows]
-                seconds[name].append(time.perf_counter() - start)
-                progress.advance(task)
-
+    naive_scores = [score(windows, naive_quantiles(windows)) for windows in rolling]
     rows = []
     for name, model in models.items():
-        scores = [score(window, quantiles) for window, quantiles in zip(windows, forecasts[name])]
+        scores = [score(windows, quantiles) for windows, quantiles in zip(rolling, forecasts[name])]
         relative = {
-            metric: float(np.exp(np.mean([np.log(s[metric] / n[metric]) for s, n in zip(scores, naive)])))
+            metric: math.exp(log_ratios([s[metric] for s in scores], [s[metric] for s in naive_scores]).mean())
             for metric in ("WQL", "MASE")
         }
         rows.append(_row(name, model, seconds[name], relative))
     if plot is not None:
         chosen = model_name("default", ratios[min(1, len(ratios) - 1)])
-        plot_forecasts([_panel(window, i, forecasts, chosen) for i, window in enumerate(windows)], plot)
+        shown = {name: forecasts[name] for name in ("dense", chosen)}
+        plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], plot)
     return rows
+
+
+def _timed_forecasts(
+    pipelines: Mapping[str, BaseChronosPipeline], rolling: Sequence[RollingWindows], *, seed: int, show_progress: bool
+) -> tuple[dict[str, list[NDArray[np.float64]]], dict[str, list[float]]]:
+    """Of each model its forecast of each series, and the seconds that all of them took in each of `TIMED_ROUNDS` rounds."""
+    forecasts: dict[str, list[NDArray[np.float64]]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    with progress_display(show=show_progress) as display:
+        step = display.add_task("Forecasting", total=TIMED_ROUNDS * len(pipelines))
+        for _ in range(TIMED_ROUNDS):  # in turns, so that a busy moment hits every model
+            for name, pipeline in pipelines.items():
+                start = time.perf_counter()
+                forecasts[name] = [forecast(pipeline, windows, seed) for windows in rolling]
+                seconds[name].append(time.perf_counter() - start)
+                display.advance(step)
+    return forecasts, seconds
 
 
 def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict[str, float]) -> DemoRow:
@@ -200,14 +209,16 @@ def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict
     )
 
 
-def _panel(window: Windows, index: int, forecasts: dict[str, list[NDArray[np.float64]]], chosen: str) -> Panel:
-    def of(name: str) -> Forecast:
-        low, median, high = (forecasts[name][index][-1, :, QUANTILE_LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
-        return Forecast(name, low, median, high)
+def _panel(windows: RollingWindows, index: int, forecasts: Mapping[str, Sequence[NDArray[np.float64]]]) -> Panel:
+    """The last window of a series, the one with this index in the forecasts of each model."""
+
+    def last(name: str) -> Forecast:
+        quantiles = forecasts[name][index][-1]
+        return Forecast(name, *(quantiles[:, QUANTILE_LEVELS.index(level)] for level in (0.1, 0.5, 0.9)))
 
     return Panel(
-        title=window.name.replace("_", " "),
-        past=window.contexts[-1][-4 * window.targets.shape[1] :],
-        future=window.targets[-1],
-        forecasts=(of("dense"), of(chosen)),
+        title=windows.name.replace("_", " "),
+        past=windows.contexts[-1][-4 * windows.horizon :],
+        future=windows.targets[-1],
+        forecasts=tuple(last(name) for name in forecasts),
     )

@@ -22,17 +22,18 @@ from ..evaluation.tasks import EvaluationTask
 from ..files import write_text
 from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 
-__all__ = ["METHODS", "SHOWN", "SweepPoint", "SweepResult", "sweep"]
+__all__ = ["DEFAULT_METHODS", "METHODS", "SweepPoint", "SweepResult", "sweep"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "per_head": {"form": "per_head"},
     "latent": {"form": "latent"},
     "no_refit": {"refit": False},
-    "weights": {"calibration": None},  # no look at data
+    "weights": {"calibration": None},
     "paper": {"method": "paper"},
 }
-SHOWN = ("default", "weights", "paper")
+LOOKING_AT_NO_DATA = ("weights", "paper")
+DEFAULT_METHODS = ("default", "weights", "paper")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class SweepResult:
     settings: Mapping[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
+        """One row for each compressed model."""
         return pd.DataFrame([asdict(point) for point in self.points])
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,21 +85,33 @@ def compressed_models(
     values: Iterable[float],
     *,
     seed: int = 0,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> dict[tuple[str, float], PreTrainedModel]:
-    """The dense model compressed by every one of the `METHODS` named to every value of a policy; calibrated once for all."""
+    """The dense model compressed by every one of the `METHODS` named to every value of a policy; calibrated once for all.
+
+    Args:
+        dense: A dense Chronos model, which is left as it is.
+        methods: Names of `METHODS`.
+        policy: The argument of `compress_pretrained` that the values are of: "ratio" or "epsilon".
+        values: The sizes.
+        seed: Of the calibration.
+        show_progress: Show progress bars.
+
+    Returns:
+        The models by method and value.
+    """
     methods = list(methods)
-    if any(method not in ("weights", "paper") for method in methods):
-        calibration = calibrate(dense, seed=seed, show_progress=progress)
+    if not set(methods) <= set(LOOKING_AT_NO_DATA):
+        calibration = calibrate(dense, seed=seed, show_progress=show_progress)
+    models = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the scores show what the warning would say
-        settings = [(method, value) for value in values for method in methods]
-        models = {}
-        for method, value in settings:
-            arguments: dict[str, Any] = {policy: value, **METHODS[method]}
-            if method not in ("weights", "paper"):
-                arguments["calibration"] = calibration
-            models[method, value] = compress_pretrained(dense, show_progress=progress, **arguments)
+        for value in values:
+            for method in methods:
+                arguments: dict[str, Any] = {policy: value, **METHODS[method]}
+                if method not in LOOKING_AT_NO_DATA:
+                    arguments["calibration"] = calibration
+                models[method, value] = compress_pretrained(dense, show_progress=show_progress, **arguments)
     return models
 
 
@@ -111,12 +125,12 @@ def sweep(
     *,
     ratios: Sequence[float] | None = None,
     epsilons: Sequence[float] | None = None,
-    methods: Sequence[str] = SHOWN,
+    methods: Sequence[str] = DEFAULT_METHODS,
     tasks: Iterable[str | EvaluationTask] = ("m1_yearly", "packaged"),
     num_samples: int | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> SweepResult:
     """Compress a Chronos checkpoint by every method to every size and score all of them beside the dense model.
 
@@ -124,7 +138,7 @@ def sweep(
         source: A Hub id, a folder, `"reference"` or `"reference-bolt"`.
         ratios, epsilons: The sizes, one of the two; by default the paper's four ratios.
         methods: Of `METHODS`: the default, parts of it, weights alone, and the paper's.
-        tasks, num_samples, seed, cache, progress: As in `evaluate`.
+        tasks, num_samples, seed, cache, show_progress: As in `evaluate`.
 
     Raises:
         ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos model.
@@ -135,7 +149,7 @@ def sweep(
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
     policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or TRUNCATED_RATIOS)
     dense = load_chronos(source)
-    models = compressed_models(dense, methods, policy, values, seed=seed, progress=progress)
+    models = compressed_models(dense, methods, policy, values, seed=seed, show_progress=show_progress)
     pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
     result = evaluate(
         {"dense": as_pipeline(dense), **pipelines},
@@ -144,28 +158,34 @@ def sweep(
         num_samples=num_samples,
         seed=seed,
         cache=cache,
-        progress=progress,
+        show_progress=show_progress,
     )
 
-    def relative(method: str, value: float, metric: str) -> tuple[float, float, float]:
-        found = result.aggregate[model_name(method, value)]["relative_to_dense"][metric]
-        return found["geometric_mean"], found["low"], found["high"]
-
-    points = []
-    for (method, value), model in models.items():
-        sizes = summarize(model.config)
-        points.append(
-            SweepPoint(
-                method=method,
-                policy=policy,
-                value=value,
-                kept=model.config.compression.get("kept_rank_ratio", sizes.attention_ratio),
-                attention_ratio=sizes.attention_ratio,
-                cache_ratio=sizes.cache_ratio,
-                parameters=model.num_parameters(),
-                wql=relative(method, value, "WQL"),
-                mase=relative(method, value, "MASE"),
-            )
-        )
+    points = [
+        _point(method, policy, value, model, result.aggregate[model_name(method, value)]["relative_to_dense"])
+        for (method, value), model in models.items()
+    ]
     tasks_scored = sorted({row.task for row in result.results})
     return SweepResult(tuple(points), {"source": source, "tasks": tasks_scored, **result.settings})
+
+
+def _point(
+    method: str, policy: str, value: float, model: PreTrainedModel, relative_scores: Mapping[str, Any]
+) -> SweepPoint:
+    """A compressed model with its sizes and its scores relative to the dense one, by metric."""
+    sizes = summarize(model.config)
+    wql, mase = (
+        tuple(relative_scores[metric][name] for name in ("geometric_mean", "low", "high"))
+        for metric in ("WQL", "MASE")
+    )
+    return SweepPoint(
+        method=method,
+        policy=policy,
+        value=value,
+        kept=model.config.compression.get("kept_rank_ratio", sizes.attention_ratio),
+        attention_ratio=sizes.attention_ratio,
+        cache_ratio=sizes.cache_ratio,
+        parameters=model.num_parameters(),
+        wql=wql,
+        mase=mase,
+    )

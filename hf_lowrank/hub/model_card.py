@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -19,21 +20,23 @@ from ..benchmarking.measurement import Case
 from ..checkpoints.families import FAMILIES, Family, family_of
 from ..checkpoints.loading import REFERENCES
 from ..checkpoints.summary import summarize
+from ..compression.settings import CompressionSettings
+from ..evaluation.naive import SEASONAL_NAIVE
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
     from ..evaluation.evaluate import EvaluationResult
 
-__all__ = ["render_card"]
+__all__ = ["check_model", "render_card"]
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-METRICS = ("WQL", "MASE")
+SHOWN_METRICS = ("WQL", "MASE")
 # The publishers whose checkpoints of these families are all under one licence.
 APACHE = re.compile(r"(amazon|autogluon)/chronos-|google-t5/")
 # In `config.compression`, but long and of no use to a reader.
 LEFT_OUT = {"predicted_loss", "kept_ranks"}
-DEFAULTS: dict[str, Any] = {"method": "joint", "form": "auto", "multiple_of": 1, "refit": True, "seed": 0}
+DEFAULTS = {name: field.default for name, field in inspect.signature(CompressionSettings).parameters.items()}
 
 
 def render_card(
@@ -101,9 +104,9 @@ def check_model(model: PreTrainedModel) -> Family:
     """The family of a low-rank model; a ValueError for anything else."""
     family = family_of(type(model))
     if family is None or type(model) not in family.classes.values():
-        wanted = ", ".join(cls.__name__ for known in FAMILIES for cls in known.classes.values())
+        lowrank_classes = ", ".join(cls.__name__ for known in FAMILIES for cls in known.classes.values())
         raise ValueError(
-            f"model must be a low-rank one ({wanted}), found {type(model).__name__}; compress_pretrained makes them."
+            f"model must be a low-rank one ({lowrank_classes}), found {type(model).__name__}; compress_pretrained makes them."
         )
     return family
 
@@ -116,6 +119,7 @@ def _source(record: Mapping[str, Any]) -> str | None:
 
 
 def _auto_class(model: PreTrainedModel) -> str:
+    """The class of transformers that loads it."""
     if isinstance(model, LowRankT5EncoderModel):
         return "AutoModelForTextEncoding"
     return "AutoModelForSeq2SeqLM" if isinstance(model, LowRankT5ForConditionalGeneration) else "AutoModel"
@@ -170,6 +174,7 @@ class Sizes:
 
 
 def _sizes(model: PreTrainedModel) -> Sizes:
+    """Those of a low-rank model in its own dtype."""
     summary, width = summarize(model.config), model.dtype.itemsize
     parameters = model.num_parameters()
     dense = parameters - summary.total("parameters") + summary.total("dense_parameters")
@@ -190,8 +195,6 @@ def _sizes(model: PreTrainedModel) -> Sizes:
 
 def _content(given: Any, argument: str) -> dict[str, Any]:
     """What a result or its file holds."""
-    if hasattr(given, "to_json"):
-        return json.loads(given.to_json())
     if hasattr(given, "to_dict"):
         return json.loads(json.dumps(given.to_dict()))
     keys = {"evaluation": {"results", "aggregate", "settings"}, "benchmark": {"results", "machine"}}[argument]
@@ -213,9 +216,8 @@ def _content(given: Any, argument: str) -> dict[str, Any]:
 class Scores:
     """The scores of one model: a row a task, and the means relative to the baselines."""
 
-    rows: tuple[
-        dict[str, Any], ...
-    ]  # task, num_series, horizon; WQL and MASE of "ours", "naive" and, where it is known, "dense"
+    # task, num_series, horizon; WQL and MASE of "ours", "naive" and, where it is known, "dense"
+    rows: tuple[dict[str, Any], ...]
     means: tuple[dict[str, Any], ...]
     settings: dict[str, Any]
     has_dense: bool
@@ -233,30 +235,31 @@ class Scores:
                 metric_value=row["ours"][metric],
             )
             for row in self.rows
-            for metric in METRICS
+            for metric in SHOWN_METRICS
             if row["ours"][metric] is not None
         ]
 
 
 def _scores(content: Mapping[str, Any]) -> Scores:
+    """Those of the one model that is neither Seasonal Naive nor the dense one."""
     by_cell = {(row["model"], row["task"]): row for row in content["results"]}
     against = content["settings"].get("against")
-    ours = sorted({model for model, _ in by_cell} - {"seasonal_naive", against})
+    ours = sorted({model for model, _ in by_cell} - {SEASONAL_NAIVE, against})
     if len(ours) != 1:
-        found = ", ".join(ours) or "none"
         raise ValueError(
-            f"evaluation must be of this model alone beside Seasonal Naive and the `against` model; found {found}."
+            "evaluation must be of this model alone beside Seasonal Naive and the `against` model; found "
+            f"{', '.join(ours) or 'none'}."
         )
-    names = {"ours": ours[0], "naive": "seasonal_naive", "dense": against}
+    names = {"ours": ours[0], "naive": SEASONAL_NAIVE, "dense": against}
     rows = []
     for (model, task), row in by_cell.items():
         if model == ours[0]:
             cells = {side: by_cell.get((name, task), {}) for side, name in names.items()}
-            scores = {side: {metric: cell.get(metric) for metric in METRICS} for side, cell in cells.items()}
+            scores = {side: {metric: cell.get(metric) for metric in SHOWN_METRICS} for side, cell in cells.items()}
             rows.append({"task": task, "num_series": row["num_series"], "horizon": row["horizon"]} | scores)
     titles = {"relative_to_dense": "the dense model", "relative_to_seasonal_naive": "Seasonal Naive"}
     means = [
-        {"baseline": title} | {metric: content["aggregate"][ours[0]][key][metric] for metric in METRICS}
+        {"baseline": title} | {metric: content["aggregate"][ours[0]][key][metric] for metric in SHOWN_METRICS}
         for key, title in titles.items()
         if key in content["aggregate"].get(ours[0], {})
     ]
@@ -269,11 +272,12 @@ def _speed(content: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for result in content["results"]:
         sides = {"ours": result["model"], "dense": result["against"], "lean": result.get("against_lean")}
+        measured = {name: side for name, side in sides.items() if side}
         rows.append(
             {
                 "case": str(Case(**result["case"])),
-                "seconds": {side: statistics.median(found["seconds"]) for side, found in sides.items() if found},
-                "mebibytes": {side: _peak(found["memory"]) for side, found in sides.items() if found},
+                "seconds": {name: statistics.median(side["seconds"]) for name, side in measured.items()},
+                "mebibytes": {name: _peak(side["memory"]) for name, side in measured.items()},
                 "time_ratio": result["time_ratio"],
                 "memory_ratio": result.get("memory_ratio"),
                 "lean_time_ratio": result.get("lean_time_ratio"),
@@ -283,5 +287,6 @@ def _speed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _peak(memory: Sequence[Mapping[str, Any]]) -> float | None:
-    peaks = [found["peak"] for found in memory if found["peak"] is not None]
+    """The median peak of the repeats in MiB; None where none was measured."""
+    peaks = [repeat["peak"] for repeat in memory if repeat["peak"] is not None]
     return statistics.median(peaks) / 2**20 if peaks else None

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedModel
@@ -45,8 +45,8 @@ def signed(card: str) -> str:
 def is_generated(card: str) -> bool:
     """Whether a card is just as `signed` made it. Any other is a person's, or another tool's."""
     card = card.replace("\r\n", "\n")
-    found = MARKER.search(card)
-    return found is not None and _digest(_normal(card[: found.start()])) == found[1]
+    marker = MARKER.search(card)
+    return marker is not None and _digest(_normal(card[: marker.start()])) == marker[1]
 
 
 def _normal(card: str) -> str:
@@ -107,53 +107,73 @@ def push_to_hub(
         raise ValueError(f"repo_id must be 'owner/name' or 'name', found {repo_id!r}: {error}") from error
     model = _loaded(model)
     api = HfApi(token=token, library_name="hf_lowrank")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         model.save_pretrained(folder)
         render = partial(render_card, model, evaluation=evaluation, benchmark=benchmark, license=license)
         render(repo_id)  # a bad file is an error before anything is on the Hub
-        with _explained(repo_id):
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner
-            if revision is not None and revision != "main":
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            info = api.model_info(repo_id, revision=revision)
-        if private is not None and info.private != private:
-            found, wanted = ("private", "public") if info.private else ("public", "private")
-            raise ValueError(
-                f"private={private}, but {repo_id} exists and is {found}; nothing was pushed. Make it {wanted} in its settings on the "
-                "Hub, or leave out private."
-            )
-        files = {sibling.rfilename for sibling in info.siblings or ()}
-        with _explained(repo_id):
-            is_ours = overwrite_card or README not in files or _is_ours(api, repo_id, info.sha)
-        if is_ours:
-            Path(folder, README).write_text(signed(str(render(repo_id))), encoding="utf-8")
+        repository = _repository(api, repo_id, private=private, revision=revision)
+        if overwrite_card or _has_no_card_of_a_person(api, repository):
+            (folder / README).write_text(signed(str(render(repository.id))), encoding="utf-8")
         else:
             warnings.warn(
-                f"The card of {repo_id} was written or edited by a person and is kept as it is; overwrite_card=True "
+                f"The card of {repository.id} was written or edited by a person and is kept as it is; overwrite_card=True "
                 "(--overwrite-card) replaces it.",
                 stacklevel=2,
             )
-        saved = sorted(Path(folder).iterdir())
-        names = {path.name for path in saved}
-        stale = sorted(name for name in files - names if WEIGHTS.fullmatch(name))
-        with _explained(repo_id):
-            # Not upload_folder: that may make several commits of it.
-            return api.create_commit(
-                repo_id,
-                operations=[
-                    *(CommitOperationDelete(name) for name in stale),
-                    *(CommitOperationAdd(path.name, path) for path in saved),
-                ],
-                commit_message=commit_message or f"Upload {type(model).__name__} with hf_lowrank",
-                revision=revision,
-                # What was seen of the card is what gets replaced: if somebody commits meanwhile, this commit fails.
-                parent_commit=info.sha,
-            )
+        message = commit_message or f"Upload {type(model).__name__} with hf_lowrank"
+        return _commit(api, folder, repository, revision=revision, message=message)
 
 
-def _is_ours(api: HfApi, repo_id: str, commit: str | None) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(api.hf_hub_download(repo_id, README, revision=commit, local_dir=folder))
+def _repository(api: HfApi, repo_id: str, *, private: bool | None, revision: str | None) -> ModelInfo:
+    """What the Hub has at `revision` of the repository, which is made if there is none; its `id` has the owner.
+
+    Raises:
+        ValueError: It is there, and not `private` as it should be.
+    """
+    with _explained(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner
+        if revision is not None and revision != "main":
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        repository = api.model_info(repo_id, revision=revision)
+    if private is not None and repository.private != private:
+        is_now, should_be = ("private", "public") if repository.private else ("public", "private")
+        raise ValueError(
+            f"private={private}, but {repo_id} exists and is {is_now}; nothing was pushed. Make it {should_be} in its settings on the "
+            "Hub, or leave out private."
+        )
+    return repository
+
+
+def _commit(api: HfApi, folder: Path, repository: ModelInfo, *, revision: str | None, message: str) -> CommitInfo:
+    """Commit all files of the folder, and the removal of an earlier push's weights that none of them replaces."""
+    saved = sorted(folder.iterdir())
+    stale = sorted(name for name in _files(repository) - {path.name for path in saved} if WEIGHTS.fullmatch(name))
+    with _explained(repository.id):
+        # Not upload_folder: that may make several commits of it.
+        return api.create_commit(
+            repository.id,
+            operations=[
+                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationAdd(path.name, path) for path in saved),
+            ],
+            commit_message=message,
+            revision=revision,
+            # What was seen of the card is what gets replaced: if somebody commits meanwhile, this commit fails.
+            parent_commit=repository.sha,
+        )
+
+
+def _files(repository: ModelInfo) -> set[str]:
+    return {sibling.rfilename for sibling in repository.siblings or ()}
+
+
+def _has_no_card_of_a_person(api: HfApi, repository: ModelInfo) -> bool:
+    """Whether the repository has no card, an empty one, or just what `signed` made."""
+    if README not in _files(repository):
+        return True
+    with _explained(repository.id), tempfile.TemporaryDirectory() as folder:
+        path = Path(api.hf_hub_download(repository.id, README, revision=repository.sha, local_dir=folder))
         card = path.read_text(encoding="utf-8", errors="replace")
     return not card.strip() or is_generated(card)
 

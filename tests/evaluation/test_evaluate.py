@@ -31,7 +31,9 @@ import huggingface_hub  # noqa: E402
 
 from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS  # noqa: E402
 from hf_lowrank.cli.app import app  # noqa: E402
-from hf_lowrank.evaluation.evaluate import METRICS, EvaluationResult, evaluate, seasonal_naive  # noqa: E402
+from hf_lowrank.evaluation.evaluate import EvaluationResult, evaluate  # noqa: E402
+from hf_lowrank.evaluation.naive import seasonal_naive  # noqa: E402
+from hf_lowrank.evaluation.scores import METRICS  # noqa: E402
 from hf_lowrank.evaluation.sources import seasonality_of  # noqa: E402
 from hf_lowrank.evaluation.tasks import file_task, find_tasks, list_tasks  # noqa: E402
 
@@ -349,7 +351,7 @@ def test_a_constant_series_counts_for_wql_alone(tmp_path: Path, checkpoints: dic
     assert naive.WQL == 0
     assert np.isfinite(model.WQL)
     assert np.isnan([naive.MASE, naive.SQL, naive.RMSSE, model.MASE]).all()
-    relative = json.loads(result.to_json())["aggregate"][checkpoints["bolt"]]["relative_to_seasonal_naive"]
+    relative = result.to_dict()["aggregate"][checkpoints["bolt"]]["relative_to_seasonal_naive"]
     assert relative["WQL"] == {"geometric_mean": None, "low": None, "high": None, "num_tasks": 0}
     with_flat = long_file(tmp_path / "both.csv", {"a": [5.0] * 40, "b": wave(40)})
     alone = long_file(tmp_path / "one.csv", {"b": wave(40)})

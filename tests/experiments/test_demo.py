@@ -13,14 +13,14 @@ from hf_lowrank.cli.app import app
 from hf_lowrank.experiments.demo import (
     NUM_WINDOWS,
     QUANTILE_LEVELS,
-    SETTINGS,
+    SEASON_AND_HORIZON,
     demo,
     naive_quantiles,
     packaged_series,
     rolling_windows,
     score,
 )
-from hf_lowrank.experiments.sweep import SHOWN
+from hf_lowrank.experiments.sweep import DEFAULT_METHODS
 
 pytest.importorskip("fev")
 pytest.importorskip("matplotlib")
@@ -28,7 +28,7 @@ pytest.importorskip("matplotlib")
 
 def test_packaged_series_are_regular_and_complete() -> None:
     series = packaged_series()
-    assert set(series["item_id"]) == set(SETTINGS)
+    assert set(series["item_id"]) == set(SEASON_AND_HORIZON)
     assert series["target"].notna().all()
     for _, group in series.groupby("item_id"):
         assert group["timestamp"].is_monotonic_increasing
@@ -41,7 +41,7 @@ def test_windows_roll_without_overlap_and_never_see_their_target() -> None:
     series = packaged_series().set_index("item_id")["target"]
     for windows in rolling_windows(packaged_series(), context_length=60):
         values = series[windows.name].to_numpy()
-        horizon = SETTINGS[windows.name][1]
+        horizon = SEASON_AND_HORIZON[windows.name][1]
         np.testing.assert_array_equal(windows.targets.ravel(), values[-NUM_WINDOWS * horizon :])
         for i, context in enumerate(windows.contexts):
             end = len(values) - (NUM_WINDOWS - i) * horizon
@@ -72,7 +72,7 @@ def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path)
     result = CliRunner().invoke(app, ["demo", "--source", str(dense_folder), *options])
     assert result.exit_code == 0, result.stderr
     rows = {row["name"]: row for row in json.loads(result.stdout)["results"]}
-    assert list(rows) == ["dense"] + [f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in SHOWN]
+    assert list(rows) == ["dense"] + [f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in DEFAULT_METHODS]
     dense = rows["dense"]
     for name, row in rows.items():
         if name.startswith(("default", "weights")):
