@@ -27,9 +27,10 @@ from hf_lowrank import Calibration, calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model, load_chronos, load_dense
 from hf_lowrank.checkpoints.families import T5
 from hf_lowrank.compression.calibration import GramSum, _Collector, unpacked
-from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
+from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis
 from hf_lowrank.compression.objectives import Objective
 from hf_lowrank.data.tokens import SyntheticBatches
+from hf_lowrank.linear_algebra import square_root
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
 

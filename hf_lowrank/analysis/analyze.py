@@ -29,11 +29,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from ..checkpoints.dense import as_full_rank, checkpoint_path
 from ..progress import progress
 from ..published_figures import EPSILONS
-from .bounds import Bound, attention_bounds, embedding_bounds, flow_bounds
-from .probe import Probe, evaluating
-from .projections import Attention, find_attention
+from .activations import ActivationSums, evaluating
+from .attention_layers import AttentionLayer, find_attention
+from .measured_bounds import Bound, attention_bounds, embedding_bounds, flow_bounds
+from .model_inputs import family_title, input_batches
 from .report import verdict
-from .samples import family_name, feeds
 from .spectra import Spectrum
 from .structures import AttentionStructure, StateStructure, VariateStructure, attention_structure
 
@@ -125,7 +125,7 @@ def analyze(
 
     Args:
         model: A Hub id, a folder, `"reference"`, or a loaded model: Chronos-T5, Chronos-Bolt, Chronos-2, dense or low-rank, or any
-            other of transformers with known names of projections (`projections.NAMES`).
+            other of transformers with known names of projections (`attention_layers.PROJECTION_NAMES`).
         data: `"synthetic"`; series of the user's, as `training.read_series` takes them; for a text model a .txt file or batches of tokens;
             None for the weights alone.
         num_series: Windows of data; by default enough for 4 d_model tokens, and 4,096 at least.
@@ -143,34 +143,36 @@ def analyze(
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be in (0, 1), found {epsilon}.")
     loaded, source = load_model(model)
-    family = family_name(loaded)
+    family = family_title(loaded)
     if variates and (family != "chronos-2" or data is None):
         raise ValueError(f"variates needs a Chronos-2 model and data, found a {family} model.")
     if bad := [number for number in variates if not isinstance(number, int) or number < 1]:
         raise ValueError(f"variates must be positive integers, found {bad[0]!r}.")
     loaded = as_full_rank(loaded)
     layers = find_attention(loaded)
-    probe, batches, bounds = Probe(loaded, layers), [], []
+    activations, batches, bounds = ActivationSums(loaded, layers), [], []
     if data is not None:
         size: dict[str, Any] = {"context_length": context_length, "seed": seed}
         # A group attention that sees one variate at a time has nothing to choose from.
         group = GROUP if family == "chronos-2" else 1
         reader = _tokenizer(loaded, source, data)
-        batches = feeds(loaded, data, num_series=num_series, tokenizer=reader, variates=group, related=group, **size)
-        probe.run(list(progress(batches, "Running", show_progress)))
+        batches = input_batches(
+            loaded, data, num_series=num_series, tokenizer=reader, variates=group, related=group, **size
+        )
+        activations.run(list(progress(batches, "Running", show_progress)))
     structures = [
-        attention_structure(layer, probe) for layer in progress(layers, "Measuring the attention", show_progress)
+        attention_structure(layer, activations) for layer in progress(layers, "Measuring the attention", show_progress)
     ]
     states = tuple(
         StateStructure(name, total.count, total.spectrum(), total.spectrum(is_centred=True))
-        for name, total in progress(probe.states.items(), "Measuring the states", show_progress)
+        for name, total in progress(activations.states.items(), "Measuring the states", show_progress)
     )
     if data is not None:
         with evaluating(loaded):
             bounds = [
-                *embedding_bounds(loaded, probe),
-                *attention_bounds(layers, structures, probe, batches[0]),
-                *flow_bounds(layers, structures, states, probe),
+                *embedding_bounds(loaded, activations),
+                *attention_bounds(layers, structures, activations, batches[0]),
+                *flow_bounds(layers, structures, states, activations),
             ]
     groups: list[VariateStructure] = []
     for number in progress(variates, "Measuring groups", show_progress and len(variates) > 0):
@@ -181,7 +183,7 @@ def analyze(
         family=family,
         d_model=structures[0].d_model,
         parameters=sum(weight.numel() for weight in loaded.parameters()),
-        embedding=_embedding(loaded, states, probe),
+        embedding=_embedding(loaded, states, activations),
         states=states,
         attention=tuple(structures),
         variates=tuple(groups),
@@ -250,14 +252,16 @@ def _tokenizer(model: PreTrainedModel, source: str, data: Any) -> Any:
     return lambda lines: tokenizer(lines, return_tensors="pt", padding=True, truncation=True, max_length=512)
 
 
-def _embedding(model: PreTrainedModel, states: Sequence[StateStructure], probe: Probe) -> dict[str, Spectrum]:
+def _embedding(
+    model: PreTrainedModel, states: Sequence[StateStructure], activations: ActivationSums
+) -> dict[str, Spectrum]:
     found = {}
     if "input_ids" in inspect.signature(model.forward).parameters:
         table = model.get_input_embeddings()
         if isinstance(table, nn.Embedding):
             found["vocabulary"] = Spectrum.of_matrix(table.weight)
-    if "output" in probe.patches:
-        found["embedded patches"] = probe.patches["output"].spectrum()
+    if "output" in activations.patches:
+        found["embedded patches"] = activations.patches["output"].spectrum()
     if states:
         found["embedded data"] = states[0].spectrum
     return found
@@ -265,7 +269,7 @@ def _embedding(model: PreTrainedModel, states: Sequence[StateStructure], probe: 
 
 def _variates(
     model: PreTrainedModel,
-    layers: Sequence[Attention],
+    layers: Sequence[AttentionLayer],
     data: Any,
     number: int,
     *,
@@ -276,14 +280,14 @@ def _variates(
     """The same series for every number of variates; only how they are grouped differs."""
     grouped = [layer for layer in layers if layer.kind == "group"]
     count = -(-VARIATE_SERIES // largest) * largest
-    batches = feeds(
+    batches = input_batches(
         model, data, num_series=count, context_length=context_length, seed=seed, variates=number, related=largest
     )
-    probe = Probe(model, grouped)
-    probe.run(batches)
+    activations = ActivationSums(model, grouped)
+    activations.run(batches)
     rows = []
     for layer in grouped:
-        structure = attention_structure(layer, probe)
+        structure = attention_structure(layer, activations)
         rows.append(
             VariateStructure(
                 variates=number,

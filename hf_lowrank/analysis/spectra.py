@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..compression.factorization import by_head, square_root
+from ..linear_algebra import diagonal_blocks, square_root
 from ..published_figures import EPSILONS
 
 __all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
@@ -50,9 +50,10 @@ class Spectrum:
         return float(self.values[0])
 
     def epsilon_rank(self, epsilon: float) -> int:
-        """The number of singular values with sigma_j / sigma_1 >= epsilon; 0 for a matrix of zeros."""
+        """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2); 0 for a matrix of zeros."""
         if self.norm == 0:
             return 0
+        # Divided, as in the paper's scripts: the product can round differently.
         return int((self.values / self.norm >= epsilon).sum())
 
     @property
@@ -76,7 +77,7 @@ class Spectrum:
 
     def to_dict(self, *, with_values: bool = True) -> dict[str, Any]:
         """For programs; singular values to six digits."""
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "size": len(self.values),
             "norm": self.norm,
             "stable_rank": self.stable_rank,
@@ -84,8 +85,8 @@ class Spectrum:
             "epsilon_ranks": {f"{epsilon:.3g}": self.epsilon_rank(epsilon) for epsilon in EPSILONS},
         }
         if with_values:
-            found["singular_values"] = [float(f"{value:.6g}") for value in self.values]
-        return found
+            figures["singular_values"] = [float(f"{value:.6g}") for value in self.values]
+        return figures
 
 
 class StateSum:
@@ -194,7 +195,7 @@ def head_alignment(gram: torch.Tensor, num_heads: int, *, dimension: int, rank: 
     if num_heads < 2:
         return None
     gram = gram.double()
-    values, vectors = torch.linalg.eigh(by_head(gram, num_heads))
+    values, vectors = torch.linalg.eigh(diagonal_blocks(gram, num_heads))
     values, vectors = values.flip(-1), vectors.flip(-1)
     rank = min(rank, int((values > CUTOFF * values[:, :1]).sum(1).min()))
     if rank == 0:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..compression.factorization import by_head
+from ..linear_algebra import diagonal_blocks
 from ..models.configuration_lowrank_t5 import attention_parameters
-from .probe import Probe
-from .projections import Attention
+from .activations import ActivationSums
+from .attention_layers import AttentionLayer
 from .spectra import (
     EPSILONS,
     Alignment,
@@ -154,8 +154,8 @@ def ranks_of_heads(spectra: tuple[Spectrum, ...]) -> list[dict[str, Any]]:
     return [spectrum.to_dict(with_values=False) for spectrum in spectra]
 
 
-def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
-    """Measure one layer: its weights, and what a probe has seen there."""
+def attention_structure(layer: AttentionLayer, activations: ActivationSums) -> AttentionStructure:
+    """Measure one layer: its weights, and what a activations has seen there."""
     weights = layer.weights()
     n, m = layer.num_heads, layer.num_key_value_heads
     stacked = {"query": weights.query, "key": weights.key, "value": weights.value, "output": weights.output.mT}
@@ -164,7 +164,7 @@ def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
         rows = matrices.flatten(0, 1)  # (heads size, d)
         gram = rows @ rows.T
         whole[part] = _trimmed(Spectrum.of_gram(gram), min(rows.shape))
-        grams[part] = by_head(gram, len(matrices))
+        grams[part] = diagonal_blocks(gram, len(matrices))
         limit = min(matrices.shape[1:])
         heads[part] = tuple(_trimmed(Spectrum.of_gram(block), limit) for block in grams[part])
         alignment[part] = head_alignment(
@@ -174,12 +174,12 @@ def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
     heads["qk"] = product_spectra(grams["query"], grams["key"][shared])
     heads["vo"] = product_spectra(grams["output"], grams["value"][shared])
     inputs = {}
-    if f"{layer.name}.query" in probe.heads:
-        keys = probe.heads[f"{layer.name}.key"]
-        heads["logits"] = product_spectra(probe.heads[f"{layer.name}.query"], keys[shared])
-        heads["outputs"] = product_spectra(grams["output"], probe.heads[f"{layer.name}.mixed"])
-        inputs["query"] = probe.inputs[layer.name].spectrum()
-        inputs["key"] = inputs["query"] if not layer.is_cross else probe.key_inputs(layer).spectrum()
+    if f"{layer.name}.query" in activations.heads:
+        keys = activations.heads[f"{layer.name}.key"]
+        heads["logits"] = product_spectra(activations.heads[f"{layer.name}.query"], keys[shared])
+        heads["outputs"] = product_spectra(grams["output"], activations.heads[f"{layer.name}.mixed"])
+        inputs["query"] = activations.inputs[layer.name].spectrum()
+        inputs["key"] = inputs["query"] if not layer.is_cross else activations.key_inputs(layer).spectrum()
     return AttentionStructure(
         name=layer.name,
         kind=layer.kind,

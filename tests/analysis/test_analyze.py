@@ -30,11 +30,11 @@ from hf_lowrank import (
     LowRankT5ForConditionalGeneration,
     summarize,
 )
+from hf_lowrank.analysis.activations import ActivationSums
 from hf_lowrank.analysis.analyze import analyze
-from hf_lowrank.analysis.probe import Probe
-from hf_lowrank.analysis.projections import find_attention
+from hf_lowrank.analysis.attention_layers import find_attention
+from hf_lowrank.analysis.model_inputs import draw_windows, input_batches, mix
 from hf_lowrank.analysis.report import tables
-from hf_lowrank.analysis.samples import feeds, mix, windows
 from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, product_spectra
 from hf_lowrank.checkpoints.dense import as_full_rank, checkpoint_path
 from hf_lowrank.cli.app import app
@@ -260,7 +260,7 @@ def test_hidden_states_are_those_that_transformers_returns(chronos_t5: PreTraine
     analysis = analyze(chronos_t5, num_series=11)
     settings = {"num_series": 11, "context_length": None, "seed": 0}
     seen: dict[str, list[torch.Tensor]] = {}
-    for feed in feeds(chronos_t5, "synthetic", **settings):
+    for feed in input_batches(chronos_t5, "synthetic", **settings):
         with torch.no_grad():
             output = chronos_t5(**feed.arguments, output_hidden_states=True, use_cache=False)
         for stack in ("encoder", "decoder"):
@@ -279,8 +279,8 @@ def test_hidden_states_are_those_that_transformers_returns(chronos_t5: PreTraine
 
 def test_the_spectra_on_data_carry_the_energy_of_logits_and_outputs(chronos_t5: PreTrainedModel) -> None:
     layers = find_attention(chronos_t5)
-    batches = feeds(chronos_t5, "synthetic", num_series=2, context_length=16, seed=0)[:1]
-    probe = Probe(chronos_t5, layers)
+    batches = input_batches(chronos_t5, "synthetic", num_series=2, context_length=16, seed=0)[:1]
+    activations = ActivationSums(chronos_t5, layers)
     layer = next(layer for layer in layers if layer.name == "encoder_self.1")
     seen: dict[str, torch.Tensor] = {}
     handles = [
@@ -289,12 +289,12 @@ def test_the_spectra_on_data_carry_the_energy_of_logits_and_outputs(chronos_t5: 
         )
         for part in ("query", "key", "output")
     ]
-    probe.run(batches)
+    activations.run(batches)
     for handle in handles:
         handle.remove()
     from hf_lowrank.analysis.structures import attention_structure
 
-    structure = attention_structure(layer, probe)
+    structure = attention_structure(layer, activations)
     queries, keys = seen["query"][1].double(), seen["key"][1].double()
     keys = (keys - keys.mean(1, keepdim=True)).flatten(0, 1)
     mixed = seen["output"][0].flatten(0, 1).double()
@@ -452,7 +452,7 @@ def test_mixed_series_have_causes_in_common() -> None:
 
 def test_series_of_the_user_are_windows_without_gaps() -> None:
     series = [np.arange(50.0), np.where(np.arange(30) % 7 == 3, np.nan, np.arange(30.0))]
-    found = windows(series, 9, 20, seed=0)
+    found = draw_windows(series, 9, 20, seed=0)
     assert len(found) == 9
     for values in found:
         assert len(values) == 20
@@ -519,12 +519,12 @@ def test_what_cannot_be_measured_is_said(dense_t5: Callable[..., PreTrainedModel
 
 
 def test_a_model_that_fails_keeps_no_hooks(chronos_t5: PreTrainedModel) -> None:
-    batches = feeds(chronos_t5, "synthetic", num_series=1, context_length=16, seed=0)
+    batches = input_batches(chronos_t5, "synthetic", num_series=1, context_length=16, seed=0)
     batches[0].arguments["input_ids"] = batches[0].arguments["input_ids"] + 10_000
     model = as_full_rank(chronos_t5)
     assert model.config._attn_implementation == "sdpa"
     with pytest.raises(IndexError):
-        Probe(model, find_attention(model)).run(batches)
+        ActivationSums(model, find_attention(model)).run(batches)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")} == {"sdpa"}
 

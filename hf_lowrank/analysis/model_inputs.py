@@ -21,7 +21,7 @@ from ..data.series import read_series
 from ..data.synthesis import synthetic_series
 from ..data.tokens import tokenize_windows
 
-__all__ = ["Feed", "family_name", "feeds"]
+__all__ = ["InputBatch", "family_title", "input_batches"]
 
 TIME_STEPS, PATCHED_TIME_STEPS = 512, 1024  # of context, by default
 BATCH_SERIES = 8
@@ -29,7 +29,7 @@ SMALLEST_SAMPLE = 4096  # tokens
 Windows = list[NDArray[np.float32]]
 
 
-def family_name(model: nn.Module) -> str:
+def family_title(model: nn.Module) -> str:
     """ "chronos-t5", "chronos-bolt", "chronos-2", or the model_type of the configuration."""
     if getattr(model.config, "chronos_config", None) is None:
         return str(getattr(model.config, "model_type", type(model).__name__))
@@ -40,7 +40,7 @@ def family_name(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Feed:
+class InputBatch:
     """One batch: the arguments of the model, and which tokens of encoder and decoder count (None: all).
 
     `group_size`: how many variates that follow each other attend to one another, in Chronos-2.
@@ -51,7 +51,7 @@ class Feed:
     group_size: int = 1
 
 
-def windows(data: Any, count: int, length: int, *, seed: int) -> Windows:
+def draw_windows(data: Any, count: int, length: int, *, seed: int) -> Windows:
     """`count` windows of at most `length` steps, float32: `"synthetic"`, or drawn from series of the user's."""
     if isinstance(data, str) and data == "synthetic":
         return list(synthetic_series(count, length, seed=seed))
@@ -141,7 +141,7 @@ def _lagged(model: Any, batch: torch.Tensor) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class SeriesReader:
     """How a family reads windows of series, and of how many steps: at most so many, or just so many."""
 
     arguments: Callable[[Any, torch.Tensor], dict[str, Any]]
@@ -162,19 +162,19 @@ def _lagged_steps(model: Any) -> int:
     return model.config.context_length + max(model.config.lags_sequence) + model.config.prediction_length
 
 
-READERS = {
-    "chronos-t5": _Reader(_chronos_t5, _chronos_t5_steps),
-    "chronos-bolt": _Reader(_chronos_bolt, _patched_steps),
-    "chronos-2": _Reader(_chronos_2, _patched_steps),
-    "patchtst": _Reader(_patchtst, lambda model: model.config.context_length, is_exact=True),
-    "timesfm": _Reader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
-    "timesfm2_5": _Reader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
-    "informer": _Reader(_lagged, _lagged_steps, is_exact=True),
-    "autoformer": _Reader(_lagged, _lagged_steps, is_exact=True),
+SERIES_READERS = {
+    "chronos-t5": SeriesReader(_chronos_t5, _chronos_t5_steps),
+    "chronos-bolt": SeriesReader(_chronos_bolt, _patched_steps),
+    "chronos-2": SeriesReader(_chronos_2, _patched_steps),
+    "patchtst": SeriesReader(_patchtst, lambda model: model.config.context_length, is_exact=True),
+    "timesfm": SeriesReader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
+    "timesfm2_5": SeriesReader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
+    "informer": SeriesReader(_lagged, _lagged_steps, is_exact=True),
+    "autoformer": SeriesReader(_lagged, _lagged_steps, is_exact=True),
 }
 
 
-def feeds(
+def input_batches(
     model: nn.Module,
     data: Any,
     *,
@@ -184,7 +184,7 @@ def feeds(
     variates: int = 1,
     related: int = 1,
     tokenizer: Callable[[list[str]], Mapping[str, torch.Tensor]] | None = None,
-) -> list[Feed]:
+) -> list[InputBatch]:
     """Batches for a model: series for a time-series model, texts or batches of tokens for another.
 
     Args:
@@ -200,20 +200,20 @@ def feeds(
         ValueError: The model is of no family that reads this kind of data.
     """
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], Mapping) and "input_ids" in data[0]:
-        return [_token_feed(model, batch) for batch in data]
-    family = family_name(model)
-    if family not in READERS:
+        return [_token_batch(model, batch) for batch in data]
+    family = family_title(model)
+    if family not in SERIES_READERS:
         if tokenizer is not None and isinstance(data, (str, Path)) and Path(data).suffix == ".txt":
             lines = [line for line in Path(data).read_text(encoding="utf-8").splitlines() if line.strip()]
             lines = lines[: num_series or 256]
             return [
-                _token_feed(model, tokenizer(lines[i : i + BATCH_SERIES])) for i in range(0, len(lines), BATCH_SERIES)
+                _token_batch(model, tokenizer(lines[i : i + BATCH_SERIES])) for i in range(0, len(lines), BATCH_SERIES)
             ]
         raise ValueError(
             f"data: a {family} model reads no time series here; give batches of tokens (a list of dictionaries with input_ids), "
             f"for a folder with a tokenizer a .txt file of one text a line, or 'none' for the weights alone."
         )
-    reader = READERS[family]
+    reader = SERIES_READERS[family]
     steps = reader.steps(model)
     if context_length is not None and not reader.is_exact:
         steps = context_length + (steps - min(steps, TIME_STEPS) if family == "chronos-t5" else 0)
@@ -221,7 +221,7 @@ def feeds(
         patch = getattr(getattr(model, "chronos_config", None), "input_patch_size", 0)
         tokens = max(1, steps // (patch or getattr(model.config, "patch_length", 1)))
         num_series = -(-max(SMALLEST_SAMPLE, 4 * model.config.hidden_size) // tokens)
-    found = windows(data, -(-num_series // related) * related, steps, seed=seed)
+    found = draw_windows(data, -(-num_series // related) * related, steps, seed=seed)
     if related > 1 and isinstance(data, str) and data == "synthetic":
         found = list(mix(np.stack(found), related, seed=seed))
     if reader.is_exact and (shortest := min(map(len, found))) < steps:
@@ -233,11 +233,11 @@ def feeds(
         arguments = reader.arguments(model, batch)
         if family == "chronos-2":
             arguments["group_ids"] = torch.arange(len(batch)) // variates
-        result.append(Feed(arguments, group_size=variates))
+        result.append(InputBatch(arguments, group_size=variates))
     return result
 
 
-def _token_feed(model: nn.Module, batch: Mapping[str, Any]) -> Feed:
+def _token_batch(model: nn.Module, batch: Mapping[str, Any]) -> InputBatch:
     arguments = {name: torch.as_tensor(values) for name, values in batch.items() if name != "token_type_ids"}
     ids = arguments["input_ids"]
     mask = arguments.get("attention_mask", torch.ones_like(ids)).bool()
@@ -249,4 +249,4 @@ def _token_feed(model: nn.Module, batch: Mapping[str, Any]) -> Feed:
             arguments["decoder_input_ids"] = arguments.pop("labels").clamp_min(0)
     else:
         arguments.pop("labels", None)
-    return Feed(arguments, masks)
+    return InputBatch(arguments, masks)

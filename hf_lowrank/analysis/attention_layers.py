@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["Attention", "HeadWeights", "find_attention"]
+__all__ = ["AttentionLayer", "HeadWeights", "find_attention"]
 
 # Names of the submodules for queries, keys, values and the output. A dotted output is looked up from the parent.
-NAMES = (
+PROJECTION_NAMES = (
     ("q", "k", "v", "o"),  # T5, Chronos-T5, Chronos-Bolt, Chronos-2, and this package's per_head form
     ("q", "latent", "latent", "o"),  # the latent form
     ("q_proj", "k_proj", "v_proj", "out_proj"),  # BART, PatchTST, Informer, Autoformer
@@ -43,7 +43,7 @@ class HeadWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class AttentionLayer:
     """An attention layer of a model.
 
     Attributes:
@@ -103,16 +103,18 @@ class Attention:
 
     def weights(self) -> HeadWeights:
         """Raises ValueError where a weight is not a finite number."""
-        q, k, v = (self.split(matrix(getattr(self, part)), part, dim=0) for part in ("query", "key", "value"))
-        o = matrix(self.output)
+        q, k, v = (
+            self.split(projection_matrix(getattr(self, part)), part, dim=0) for part in ("query", "key", "value")
+        )
+        o = projection_matrix(self.output)
         for name, weight in zip(("query", "key", "value", "output"), (q, k, v, o)):
             if not torch.isfinite(weight).all():
                 raise ValueError(f"model: the {name} weights of {self.path} hold NaN or infinite values.")
         if self.query_entry is not self.query:
-            q = q @ matrix(self.query_entry)
+            q = q @ projection_matrix(self.query_entry)
         sketch = getattr(self.module, "output_sketch", None)
         if hasattr(sketch, "weight"):  # not the identity
-            o = matrix(sketch) @ o
+            o = projection_matrix(sketch) @ o
         n, m = self.num_heads, self.num_key_value_heads
         return HeadWeights(
             query=q.unflatten(0, (n, -1)),
@@ -122,7 +124,7 @@ class Attention:
         )
 
 
-def matrix(module: nn.Module) -> torch.Tensor:
+def projection_matrix(module: nn.Module) -> torch.Tensor:
     """The weight (out, in) in float64, with what adapters of peft add to it; GPT-2's Conv1D keeps it the other way round."""
     weight = module.weight.detach().double().cpu()
     if hasattr(module, "get_delta_weight") and not module.merged:
@@ -131,16 +133,16 @@ def matrix(module: nn.Module) -> torch.Tensor:
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
-def find_attention(model: nn.Module) -> tuple[Attention, ...]:
+def find_attention(model: nn.Module) -> tuple[AttentionLayer, ...]:
     """Every attention layer of a model, in the order of its modules.
 
     Raises:
         ValueError: There is none with known names.
     """
-    found: list[Attention] = []
+    found: list[AttentionLayer] = []
     counts: dict[str, int] = {}
     for path, module in model.named_modules():
-        for names in NAMES:
+        for names in PROJECTION_NAMES:
             parts = [_part(model, path, module, name) for name in names]
             if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
                 continue
@@ -155,7 +157,7 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
             kind = _kind(model, path)
             counts[kind] = counts.get(kind, -1) + 1
             found.append(
-                Attention(
+                AttentionLayer(
                     name=f"{kind}.{counts[kind]}",
                     kind=kind,
                     layer=counts[kind],
@@ -173,7 +175,7 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
             )
             break
     if not found:
-        known = "; ".join(", ".join(dict.fromkeys(row)) for row in NAMES)
+        known = "; ".join(", ".join(dict.fromkeys(row)) for row in PROJECTION_NAMES)
         raise ValueError(
             f"model: no attention layer of {type(model).__name__} has projections with known names ({known})."
         )

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .probe import Probe, embedding_parts, first_tensor, patch_embedding, stack_of
-from .projections import Attention
+from .activations import ActivationSums, embedding_parts, first_tensor, patch_embedding, stack_of
+from .attention_layers import AttentionLayer
+from .model_inputs import InputBatch
 from .rank_bounds import (
     embedding_rank_bound,
     residual_rank_bound,
     residual_spectrum_bound,
     truncated_attention_bound,
 )
-from .samples import Feed
 from .spectra import EPSILONS, Spectrum, product_spectra
 from .structures import AttentionStructure, StateStructure
 
@@ -45,17 +45,17 @@ class Bound:
     details: Mapping[str, float]
 
 
-def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
+def embedding_bounds(model: PreTrainedModel, activations: ActivationSums) -> list[Bound]:
     """Singular values of the embedded patches; none where the model embeds them in another way."""
     block = patch_embedding(model)
-    if block is None or "input" not in probe.patches:
+    if block is None or "input" not in activations.patches:
         return []
     inner, outer, _ = embedding_parts(block)
     weight = inner.weight.detach().double()
-    if probe.patches["input"].gram().shape[0] > weight.shape[1]:
+    if activations.patches["input"].gram().shape[0] > weight.shape[1]:
         bias = torch.zeros(len(weight), dtype=weight.dtype) if inner.bias is None else inner.bias.detach().double()
         weight = torch.cat([weight, bias[:, None]], 1)
-    patches, embedded = probe.patches["input"], probe.patches["output"].spectrum()
+    patches, embedded = activations.patches["input"], activations.patches["output"].spectrum()
     # ||W_1 X|| from the small Gram matrices of both.
     (hidden,) = product_spectra((weight.T @ weight)[None], patches.gram()[None])
     rank = patches.spectrum().epsilon_rank(1e-7)
@@ -74,15 +74,18 @@ def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
 
 
 def attention_bounds(
-    layers: Sequence[Attention], structures: Sequence[AttentionStructure], probe: Probe, feed: Feed
+    layers: Sequence[AttentionLayer],
+    structures: Sequence[AttentionStructure],
+    activations: ActivationSums,
+    batch: InputBatch,
 ) -> list[Bound]:
     """The first self-attention of every kind, run again on the first batch with its inputs projected; the model is in evaluation mode."""
     found: list[Bound] = []
     for layer, structure in zip(layers, structures):
-        if layer.name not in probe.calls:
+        if layer.name not in activations.calls:
             continue
         spectrum = structure.inputs["query"]
-        basis = probe.inputs[layer.name].leading(len(spectrum.values))
+        basis = activations.inputs[layer.name].leading(len(spectrum.values))
         scale = float(getattr(layer.module, "scaling", 1.0))
         heads = structure.heads
         if layer.is_rotary:  # a rotation stands between the two
@@ -90,8 +93,8 @@ def attention_bounds(
             norms = [query.norm * heads["key"][i].norm for query, i in zip(heads["query"], shared)]
         else:
             norms = [head.norm for head in heads["qk"]]
-        mask = feed.masks.get(stack_of(layer))
-        (states, *others), options = probe.calls[layer.name]
+        mask = batch.masks.get(stack_of(layer))
+        (states, *others), options = activations.calls[layer.name]
         for epsilon in EPSILONS:
             rank = spectrum.epsilon_rank(epsilon)
             if rank == len(spectrum.values):
@@ -100,7 +103,7 @@ def attention_bounds(
             sigma = float(max(spectrum.values[rank], 1e-7 * spectrum.norm))
             limit = truncated_attention_bound(
                 residual=sigma,
-                radius=probe.inputs[layer.name].largest,
+                radius=activations.inputs[layer.name].largest,
                 query_key_norms=[scale * norm for norm in norms],
                 value_output_norms=[head.norm for head in heads["vo"]],
             )
@@ -128,19 +131,19 @@ def attention_bounds(
 
 
 def flow_bounds(
-    layers: Sequence[Attention],
+    layers: Sequence[AttentionLayer],
     structures: Sequence[AttentionStructure],
     states: Sequence[StateStructure],
-    probe: Probe,
+    activations: ActivationSums,
 ) -> list[Bound]:
     """The epsilon-ranks of the stream after every attention layer that returns its weights."""
     positions = {state.name: i for i, state in enumerate(states)}
     found = []
     for layer, structure in zip(layers, structures):
-        if layer.name not in probe.norms or layer.name not in positions:
+        if layer.name not in activations.norms or layer.name not in positions:
             continue
         before, after = states[positions[layer.name]].spectrum, states[positions[layer.name] + 1].spectrum
-        norms = probe.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
+        norms = activations.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
         limits = residual_spectrum_bound(before, structure.inputs["key"], norms)
         for epsilon in EPSILONS:
             found.append(
