@@ -70,7 +70,7 @@ class ActivationSums:
         with evaluating(self.model), self._watching():
             for batch in batches:
                 self._batch = batch
-                forward(self.model, batch)
+                run_model(self.model, batch)
 
     def key_inputs(self, layer: AttentionLayer) -> StateSum:
         """What the keys of an attention layer are made of."""
@@ -197,9 +197,9 @@ class ActivationSums:
         if is_bounded(layer):
 
             def norms_hook(_: nn.Module, __: Any, output: Any) -> None:
-                found = attention_norms(last_tensor(output))
-                known = self.norms.get(layer.name)
-                self.norms[layer.name] = found if known is None else np.maximum(known, found)
+                norms = attention_norms(last_tensor(output))
+                so_far = self.norms.get(layer.name)
+                self.norms[layer.name] = norms if so_far is None else np.maximum(so_far, norms)
 
             def call_hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
                 # A second call must not find what the first has put into the cache, by whichever name.
@@ -229,7 +229,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def forward(model: nn.Module, batch: InputBatch) -> Any:
+def run_model(model: nn.Module, batch: InputBatch) -> Any:
     """The model on one batch."""
     device = next(model.parameters()).device
     arguments = {

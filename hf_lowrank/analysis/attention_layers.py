@@ -25,7 +25,8 @@ PROJECTION_NAMES = (
     ("q_attn", "c_attn", "c_attn", "c_proj"),  # GPT-2's cross-attention: one module for keys and values
     ("c_attn", "c_attn", "c_attn", "c_proj"),  # GPT-2: one module for all three
 )
-HEADS = ("n_heads", "num_heads", "num_attention_heads")
+# Attributes of modules or configurations that say how many heads there are.
+HEAD_COUNTS = ("n_heads", "num_heads", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,15 @@ class AttentionLayer:
 
     Attributes:
         name: Such as "cross.3": its kind and how many of that kind come before.
+        kind: What it attends to: "encoder_self", "decoder_self" or "cross"; "time" or "group" in Chronos-2; "self" in a model of one stack.
+        layer: How many attention layers of its kind come before.
         path: The dotted name of the module.
         sublayer: The dotted name of the module of a list that it is in, whose input is the residual stream.
+        module: The attention module itself.
+        query, key, value, output: The modules that project; one module may be several of them.
+        num_heads: How many heads of queries it has.
+        num_key_value_heads: How many heads of keys and values it has; fewer where heads share them in groups.
+        is_rotary: Whether queries and keys are rotated by their positions.
     """
 
     name: str
@@ -72,6 +80,7 @@ class AttentionLayer:
 
     @property
     def is_latent(self) -> bool:
+        """Whether it is in this package's latent form: one latent for the keys and values of all heads."""
         return hasattr(self.module, "latent")
 
     @property
@@ -102,7 +111,11 @@ class AttentionLayer:
         return states.chunk(len(fused), dim=dim)[fused.index(part)]
 
     def weights(self) -> HeadWeights:
-        """Raises ValueError where a weight is not a finite number."""
+        """The weights by head, with sketches merged into them.
+
+        Raises:
+            ValueError: A weight is not a finite number.
+        """
         q, k, v = (
             self.split(projection_matrix(getattr(self, part)), part, dim=0) for part in ("query", "key", "value")
         )
@@ -139,7 +152,7 @@ def find_attention(model: nn.Module) -> tuple[AttentionLayer, ...]:
     Raises:
         ValueError: There is none with known names.
     """
-    found: list[AttentionLayer] = []
+    layers: list[AttentionLayer] = []
     counts: dict[str, int] = {}
     for path, module in model.named_modules():
         for names in PROJECTION_NAMES:
@@ -156,7 +169,7 @@ def find_attention(model: nn.Module) -> tuple[AttentionLayer, ...]:
                 groups = max(1, key.weight.shape[0] * heads // query.weight.shape[0])
             kind = _kind(model, path)
             counts[kind] = counts.get(kind, -1) + 1
-            found.append(
+            layers.append(
                 AttentionLayer(
                     name=f"{kind}.{counts[kind]}",
                     kind=kind,
@@ -174,12 +187,12 @@ def find_attention(model: nn.Module) -> tuple[AttentionLayer, ...]:
                 )
             )
             break
-    if not found:
+    if not layers:
         known = "; ".join(", ".join(dict.fromkeys(row)) for row in PROJECTION_NAMES)
         raise ValueError(
             f"model: no attention layer of {type(model).__name__} has projections with known names ({known})."
         )
-    return tuple(found)
+    return tuple(layers)
 
 
 def _part(model: nn.Module, path: str, module: nn.Module, name: str) -> nn.Module | None:
@@ -196,10 +209,10 @@ def _num_heads(model: nn.Module, module: nn.Module) -> int:
         config for config in (getattr(owner, "config", None) for owner in (module, model)) if config is not None
     ]
     for owner in (module, *configs):
-        for name in HEADS:
+        for name in HEAD_COUNTS:
             if isinstance(heads := getattr(owner, name, None), int):
                 return heads
-    raise ValueError(f"model: {type(module).__name__} does not say how many heads it has ({', '.join(HEADS)}).")
+    raise ValueError(f"model: {type(module).__name__} does not say how many heads it has ({', '.join(HEAD_COUNTS)}).")
 
 
 def _kind(model: nn.Module, path: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .activations import ActivationSums, embedding_parts, first_tensor, patch_embedding, stack_of
+from ..published_figures import EPSILONS
+from .activations import ActivationSums, embedding_parts, evaluating, first_tensor, patch_embedding, stack_of
 from .attention_layers import AttentionLayer
 from .model_inputs import InputBatch
 from .rank_bounds import (
@@ -17,10 +18,10 @@ from .rank_bounds import (
     residual_spectrum_bound,
     truncated_attention_bound,
 )
-from .spectra import EPSILONS, Spectrum, product_spectra
+from .spectra import Spectrum, product_spectra
 from .structures import AttentionStructure, StateStructure
 
-__all__ = ["Bound", "attention_bounds", "embedding_bounds", "flow_bounds"]
+__all__ = ["Bound", "measured_bounds"]
 
 EMBEDDING_EPSILONS = (1.0, 0.5, 0.25, 0.1)  # where the bound of the embedding is below d_model
 
@@ -33,8 +34,11 @@ class Bound:
         kind: "embedding": singular values of embedded patches above epsilon ||W_2|| ||W_1 X||, at most (1 + epsilon^-2) k.
             "attention": the largest error of a token when the inputs are projected to their epsilon-rank. "flow": the epsilon-rank of
             the stream after an attention layer.
-        where: The layer.
-        details: What else belongs to it.
+        where: The name of the layer, as "encoder_self.0"; "patches" for the embedding.
+        epsilon: The share of the largest singular value from which on one counts.
+        measured: The number of singular values, or the error, that was measured.
+        limit: What is proved to be the largest value of `measured`.
+        details: Further figures by name: ranks of the inputs, the singular value that is cut, the size of the output.
     """
 
     kind: str
@@ -43,6 +47,26 @@ class Bound:
     measured: float
     limit: float
     details: Mapping[str, float]
+
+
+def measured_bounds(
+    model: PreTrainedModel,
+    layers: Sequence[AttentionLayer],
+    structures: Sequence[AttentionStructure],
+    states: Sequence[StateStructure],
+    activations: ActivationSums,
+    batch: InputBatch,
+) -> tuple[Bound, ...]:
+    """All bounds that hold of a model, on what `activations` has seen of it; part of the model runs again on `batch`, the first of it.
+
+    `structures` are those of `layers`, in the same order; `states` are all states of `activations`, in order.
+    """
+    with evaluating(model):
+        return (
+            *embedding_bounds(model, activations),
+            *attention_bounds(layers, structures, activations, batch),
+            *flow_bounds(layers, structures, states, activations),
+        )
 
 
 def embedding_bounds(model: PreTrainedModel, activations: ActivationSums) -> list[Bound]:
@@ -80,7 +104,7 @@ def attention_bounds(
     batch: InputBatch,
 ) -> list[Bound]:
     """The first self-attention of every kind, run again on the first batch with its inputs projected; the model is in evaluation mode."""
-    found: list[Bound] = []
+    bounds: list[Bound] = []
     for layer, structure in zip(layers, structures):
         if layer.name not in activations.calls:
             continue
@@ -112,7 +136,7 @@ def attention_bounds(
             moved = first_tensor(layer.module((states @ kept) @ kept.T, *others, **options)) - output
             if mask is not None and mask.shape == output.shape[:2]:
                 output, moved = output[mask], moved[mask]
-            found.append(
+            bounds.append(
                 Bound(
                     kind="attention",
                     where=layer.name,
@@ -127,7 +151,7 @@ def attention_bounds(
                     },
                 )
             )
-    return found
+    return bounds
 
 
 def flow_bounds(
@@ -138,7 +162,7 @@ def flow_bounds(
 ) -> list[Bound]:
     """The epsilon-ranks of the stream after every attention layer that returns its weights."""
     positions = {state.name: i for i, state in enumerate(states)}
-    found = []
+    bounds = []
     for layer, structure in zip(layers, structures):
         if layer.name not in activations.norms or layer.name not in positions:
             continue
@@ -146,7 +170,7 @@ def flow_bounds(
         norms = activations.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
         limits = residual_spectrum_bound(before, structure.inputs["key"], norms)
         for epsilon in EPSILONS:
-            found.append(
+            bounds.append(
                 Bound(
                     kind="flow",
                     where=layer.name,
@@ -159,4 +183,4 @@ def flow_bounds(
                     },
                 )
             )
-    return found
+    return bounds

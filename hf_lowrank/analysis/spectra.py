@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..linear_algebra import diagonal_blocks, square_root
 from ..published_figures import EPSILONS
 
-__all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
+__all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "joint_tail", "largest_rank", "product_spectra"]
 
 FloatArray = NDArray[np.float64]
 # Directions below this share of the largest eigenvalue of a Gram matrix are rounding errors.
@@ -103,7 +103,11 @@ class StateSum:
         self._gram: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
-        """`rows` (tokens, d). Raises ValueError where they are not finite."""
+        """Add tokens, the rows of a matrix (tokens, d).
+
+        Raises:
+            ValueError: They are not finite numbers.
+        """
         rows = rows.detach()
         if not len(rows):
             return
