@@ -70,11 +70,6 @@ class Spectrum:
         shares = shares[shares > 0]
         return float(np.exp(-(shares * np.log(shares)).sum()))
 
-    def tail(self, rank: int) -> float:
-        """The relative Frobenius error of the best approximation of this rank."""
-        energy = self.values**2
-        return float(np.sqrt(energy[rank:].sum() / energy.sum())) if self.norm > 0 else 0.0
-
     def to_dict(self, *, with_values: bool = True) -> dict[str, Any]:
         """For programs; singular values to six digits."""
         figures: dict[str, Any] = {

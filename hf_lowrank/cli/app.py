@@ -622,7 +622,7 @@ def bench(
             else:
                 result = benchmark(model, against, **options)
         if json_file is not None:
-            result.write_json(json_file)
+            result.save(json_file)
         for table in result.tables():
             console.print(table)
 

@@ -27,15 +27,16 @@ from hf_lowrank import (
     LowRankChronosBoltConfig,
     LowRankChronosBoltModelForForecasting,
     LowRankT5Config,
+    LowRankT5EncoderModel,
     LowRankT5ForConditionalGeneration,
     summarize,
 )
 from hf_lowrank.analysis.activations import ActivationSums
-from hf_lowrank.analysis.analyze import analyze
+from hf_lowrank.analysis.analyze import analyze, load_model
 from hf_lowrank.analysis.attention_layers import find_attention
 from hf_lowrank.analysis.model_inputs import draw_windows, input_batches, mix
 from hf_lowrank.analysis.report import tables
-from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, product_spectra
+from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, joint_tail, product_spectra
 from hf_lowrank.checkpoints.dense import as_full_rank, checkpoint_path
 from hf_lowrank.cli.app import app
 from hf_lowrank.published_figures import EPSILONS
@@ -147,10 +148,10 @@ def test_ranks_of_spectra_that_are_known() -> None:
     assert flat.effective_rank == pytest.approx(7)
     assert (flat.epsilon_rank(1e-2), single.epsilon_rank(1e-2), none.epsilon_rank(1e-2)) == (7, 1, 0)
     assert (single.stable_rank, single.effective_rank) == (1, 1)
-    assert (none.stable_rank, none.effective_rank, none.tail(1)) == (0, 0, 0)
+    assert (none.stable_rank, none.effective_rank, joint_tail([none], 1)) == (0, 0, 0)
     assert Spectrum(np.array([1.0, 1e-2])).epsilon_rank(1e-2) == 2  # the limit itself counts
-    assert Spectrum(np.array([3.0, 4.0, 0.0])[::-1].copy()).tail(3) == 0
-    assert Spectrum(np.array([4.0, 3.0])).tail(1) == pytest.approx(0.6)
+    assert joint_tail([Spectrum(np.array([3.0, 4.0, 0.0])[::-1].copy())], 3) == 0
+    assert joint_tail([Spectrum(np.array([4.0, 3.0]))], 1) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("count", [5, 40])
@@ -484,6 +485,17 @@ def test_texts_are_read_by_the_tokenizer_of_the_folder(
         analyze(folder, str(tmp_path / "texts.txt"))
     tokenizer.save_pretrained(folder)
     assert analyze(folder, str(tmp_path / "texts.txt")).states[0].tokens == 4
+    (tmp_path / "texts.txt").write_text("\n")
+    with pytest.raises(ValueError, match="must have a text"):
+        analyze(folder, str(tmp_path / "texts.txt"))
+
+
+def test_a_checkpoint_is_loaded_as_the_class_that_it_names(tmp_path: Path) -> None:
+    config = LowRankT5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
+    model = LowRankT5EncoderModel(config)
+    model.save_pretrained(tmp_path)
+    assert type(load_model(tmp_path)[0]) is LowRankT5EncoderModel
+    assert analyze(tmp_path, tokens(20, 12)).family == "lowrank_t5"
 
 
 @pytest.mark.parametrize(
