@@ -28,10 +28,11 @@ from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model, load_chro
 from hf_lowrank.checkpoints.families import T5
 from hf_lowrank.checkpoints.rank_table import LayerName
 from hf_lowrank.compression.calibration import Collector, GramSum, unpacked
-from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis, square_root
+from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis
 from hf_lowrank.compression.layers import attention_weights
 from hf_lowrank.compression.objectives import Objective, objective_of
 from hf_lowrank.data.tokens import SyntheticBatches
+from hf_lowrank.linear_algebra import square_root
 
 HELD_OUT_SEED = 1_000_003  # that of no training and no calibration
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ..plots import BLUE, COLOURS, GREEN, INK, LINES, ORANGE, STYLE, VERMILION, import_pyplot
 from ..published_figures import EPSILONS
-from .analyze import Analysis
-from .report import stacks
+from .result import Analysis, stacks
 from .spectra import FloatArray
 from .structures import AttentionStructure
 
@@ -256,8 +255,8 @@ def _power(value: float) -> str:
 
 
 def _sharing(layer: AttentionStructure) -> list[float]:
-    found = (layer.alignment[part] for part in ("query", "key", "value", "output"))
-    return [np.nan if alignment is None else alignment.shared for alignment in found]
+    alignments = (layer.alignment[part] for part in ("query", "key", "value", "output"))
+    return [np.nan if alignment is None else alignment.shared for alignment in alignments]
 
 
 def _write(axis: Any, values: FloatArray, middle: float | None, form: str, *, limit: float = 1.0) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..files import write_text
-from .probe import Probe
-from .projections import find_attention
+from .activations import ActivationSums
+from .attention_layers import find_attention
 from .structures import attention_structure
 
 __all__ = ["RankCallback", "measure_ranks"]
@@ -28,8 +28,8 @@ def measure_ranks(model: nn.Module, *, epsilon: float = 1e-2, parts: Sequence[st
     Adapters of peft count as merged.
 
     Args:
-        model: A model with attention whose projections have known names (`projections.NAMES`), dense or low-rank.
-        epsilon: Singular values with sigma_j / sigma_1 >= epsilon count.
+        model: A model with attention whose projections have known names (`attention_layers.PROJECTION_NAMES`), dense or low-rank.
+        epsilon: The share of the largest singular value from which on one counts: sigma_j / sigma_1 >= epsilon.
         parts: "qk" and "vo" are the products W_q^T W_k and W_o W_v, the mean over the heads; "query", "key", "value" and "output" the whole
             matrices, the heads stacked.
 
@@ -38,7 +38,7 @@ def measure_ranks(model: nn.Module, *, epsilon: float = 1e-2, parts: Sequence[st
     """
     _check_parts(parts)
     layers = find_attention(model)
-    nothing_seen = Probe(model, layers)
+    nothing_seen = ActivationSums(model, layers)
     structures = [attention_structure(layer, nothing_seen) for layer in layers]
     ranks: dict[str, float] = {}
     for layer in structures:
@@ -66,7 +66,8 @@ class RankCallback(TrainerCallback):
     Args:
         trainer: The Trainer that the callback is added to: transformers gives its callbacks no way to log.
         every: Optimizer steps from one measurement to the next.
-        epsilon, parts: As for `measure_ranks`.
+        epsilon: The share of the largest singular value from which on one counts, in (0, 1).
+        parts: Which products and matrices to measure, as `measure_ranks` takes them.
         path: A JSON file to keep `history` in, written anew at every measurement.
 
     Attributes:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..compression.factorization import by_head, square_root
+from ..linear_algebra import diagonal_blocks, square_root
 from ..published_figures import EPSILONS
 
-__all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "product_spectra"]
+__all__ = ["Alignment", "Spectrum", "StateSum", "head_alignment", "joint_tail", "largest_rank", "product_spectra"]
 
 FloatArray = NDArray[np.float64]
 # Directions below this share of the largest eigenvalue of a Gram matrix are rounding errors.
@@ -50,9 +50,10 @@ class Spectrum:
         return float(self.values[0])
 
     def epsilon_rank(self, epsilon: float) -> int:
-        """The number of singular values with sigma_j / sigma_1 >= epsilon; 0 for a matrix of zeros."""
+        """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2); 0 for a matrix of zeros."""
         if self.norm == 0:
             return 0
+        # Divided, as in the paper's scripts: the product can round differently.
         return int((self.values / self.norm >= epsilon).sum())
 
     @property
@@ -69,14 +70,9 @@ class Spectrum:
         shares = shares[shares > 0]
         return float(np.exp(-(shares * np.log(shares)).sum()))
 
-    def tail(self, rank: int) -> float:
-        """The relative Frobenius error of the best approximation of this rank."""
-        energy = self.values**2
-        return float(np.sqrt(energy[rank:].sum() / energy.sum())) if self.norm > 0 else 0.0
-
     def to_dict(self, *, with_values: bool = True) -> dict[str, Any]:
         """For programs; singular values to six digits."""
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "size": len(self.values),
             "norm": self.norm,
             "stable_rank": self.stable_rank,
@@ -84,8 +80,8 @@ class Spectrum:
             "epsilon_ranks": {f"{epsilon:.3g}": self.epsilon_rank(epsilon) for epsilon in EPSILONS},
         }
         if with_values:
-            found["singular_values"] = [float(f"{value:.6g}") for value in self.values]
-        return found
+            figures["singular_values"] = [float(f"{value:.6g}") for value in self.values]
+        return figures
 
 
 class StateSum:
@@ -102,7 +98,11 @@ class StateSum:
         self._gram: torch.Tensor | None = None
 
     def add(self, rows: torch.Tensor) -> None:
-        """`rows` (tokens, d). Raises ValueError where they are not finite."""
+        """Add tokens, the rows of a matrix (tokens, d).
+
+        Raises:
+            ValueError: They are not finite numbers.
+        """
         rows = rows.detach()
         if not len(rows):
             return
@@ -194,7 +194,7 @@ def head_alignment(gram: torch.Tensor, num_heads: int, *, dimension: int, rank: 
     if num_heads < 2:
         return None
     gram = gram.double()
-    values, vectors = torch.linalg.eigh(by_head(gram, num_heads))
+    values, vectors = torch.linalg.eigh(diagonal_blocks(gram, num_heads))
     values, vectors = values.flip(-1), vectors.flip(-1)
     rank = min(rank, int((values > CUTOFF * values[:, :1]).sum(1).min()))
     if rank == 0:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..compression.factorization import by_head
+from ..linear_algebra import diagonal_blocks
 from ..models.configuration_lowrank_t5 import attention_parameters
-from .probe import Probe
-from .projections import Attention
+from ..published_figures import EPSILONS
+from .activations import ActivationSums
+from .attention_layers import AttentionLayer
 from .spectra import (
-    EPSILONS,
     Alignment,
     Spectrum,
     head_alignment,
@@ -31,6 +31,12 @@ class StateStructure:
 
     Where one direction is common to all tokens it is the first singular value, which every epsilon-rank is relative to; a
     normalisation and a softmax hardly see it.
+
+    Attributes:
+        name: The layer that the states enter ("cross.3", "decoder_feed_forward.3"), or the stack that they leave ("decoder_output").
+        tokens: How many tokens there were.
+        spectrum: The singular values of the matrix of all tokens.
+        centred: Those of the tokens' deviations from their mean.
     """
 
     name: str
@@ -39,6 +45,7 @@ class StateStructure:
     centred: Spectrum
 
     def to_dict(self) -> dict[str, Any]:
+        """For programs: all singular values, about the mean the ranks alone."""
         centred = self.centred.to_dict(with_values=False)
         return {"name": self.name, "tokens": self.tokens, **self.spectrum.to_dict(), "centred": centred}
 
@@ -49,11 +56,18 @@ class AttentionStructure:
 
     Attributes:
         name: Such as "cross.3".
-        head_dims: "qk" and "vo", as the layer has them.
-        weights: Spectra of the whole matrices "query", "key", "value" and "output".
-        heads: The same of every head, the products "qk" (W_q^T W_k) and "vo" (W_o W_v), and on data "logits" and "outputs".
-        alignment: Of the heads' row spaces (columns for "output"); None where a projection has one head.
-        inputs: Of the states that queries and keys are made of, "query" and "key"; empty without data.
+        kind, layer: The two parts of the name.
+        d_model: The size of the hidden states that its queries are made of.
+        num_heads, num_key_value_heads: How many heads of queries it has, and of keys and values.
+        head_dims: The head dimension "qk" of queries and keys and "vo" of values and outputs, as the layer has them.
+        parameters: How many numbers its projections have.
+        is_rotary: Whether queries and keys are rotated by their positions.
+        is_latent: Whether it is in this package's latent form.
+        weights: Spectra of the whole matrices "query", "key", "value" and "output", all heads together.
+        heads: For each head its spectra of these matrices, of the products "qk" (W_q^T W_k) and "vo" (W_o W_v), and on data of its
+            "logits" and "outputs".
+        alignment: How far the heads' row spaces (columns for "output") are one; None where a projection has one head.
+        inputs: The spectra of the states that queries and keys are made of, "query" and "key"; empty without data.
     """
 
     name: str
@@ -85,7 +99,7 @@ class AttentionStructure:
         return min(self.parameters, sum(self.ranks(epsilon).values()) * entries * self.d_model)
 
     def latent_kept(self, epsilon: float) -> int | None:
-        """Those of the latent form with latent and query sketch at the epsilon-ranks of the inputs; None: no latent is possible.
+        """The parameters of the latent form with latent and query sketch at the epsilon-ranks of the inputs; None: no latent is possible.
 
         The states themselves are kept to epsilon then, whatever the heads read of them.
         """
@@ -124,15 +138,22 @@ class AttentionStructure:
             "inputs": {name: spectrum.to_dict(with_values=False) for name, spectrum in self.inputs.items()},
             "heads": {name: ranks_of_heads(spectra) for name, spectra in self.heads.items()},
             "alignment": {
-                name: None if found is None else {**vars(found), "shared": found.shared}
-                for name, found in self.alignment.items()
+                name: None if alignment is None else {**vars(alignment), "shared": alignment.shared}
+                for name, alignment in self.alignment.items()
             },
         }
 
 
 @dataclass(frozen=True)
 class VariateStructure:
-    """The group attention of Chronos-2 in one layer, when groups have this many variates."""
+    """The group attention of Chronos-2 in one layer, when groups have this many variates.
+
+    Attributes:
+        variates: How many series attend to one another.
+        layer: The name of the layer, as "group.3".
+        inputs: The spectrum of the states that queries and keys are made of.
+        logits, outputs: For each head the spectrum of its logits, and of its part of the output.
+    """
 
     variates: int
     layer: str
@@ -141,6 +162,7 @@ class VariateStructure:
     outputs: tuple[Spectrum, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """For programs: ranks, without singular values."""
         return {
             "variates": self.variates,
             "layer": self.layer,
@@ -151,11 +173,12 @@ class VariateStructure:
 
 
 def ranks_of_heads(spectra: tuple[Spectrum, ...]) -> list[dict[str, Any]]:
+    """The figures of each head but for its singular values."""
     return [spectrum.to_dict(with_values=False) for spectrum in spectra]
 
 
-def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
-    """Measure one layer: its weights, and what a probe has seen there."""
+def attention_structure(layer: AttentionLayer, activations: ActivationSums) -> AttentionStructure:
+    """Measure one layer: its weights, and what a activations has seen there."""
     weights = layer.weights()
     n, m = layer.num_heads, layer.num_key_value_heads
     stacked = {"query": weights.query, "key": weights.key, "value": weights.value, "output": weights.output.mT}
@@ -164,7 +187,7 @@ def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
         rows = matrices.flatten(0, 1)  # (heads size, d)
         gram = rows @ rows.T
         whole[part] = _trimmed(Spectrum.of_gram(gram), min(rows.shape))
-        grams[part] = by_head(gram, len(matrices))
+        grams[part] = diagonal_blocks(gram, len(matrices))
         limit = min(matrices.shape[1:])
         heads[part] = tuple(_trimmed(Spectrum.of_gram(block), limit) for block in grams[part])
         alignment[part] = head_alignment(
@@ -174,12 +197,12 @@ def attention_structure(layer: Attention, probe: Probe) -> AttentionStructure:
     heads["qk"] = product_spectra(grams["query"], grams["key"][shared])
     heads["vo"] = product_spectra(grams["output"], grams["value"][shared])
     inputs = {}
-    if f"{layer.name}.query" in probe.heads:
-        keys = probe.heads[f"{layer.name}.key"]
-        heads["logits"] = product_spectra(probe.heads[f"{layer.name}.query"], keys[shared])
-        heads["outputs"] = product_spectra(grams["output"], probe.heads[f"{layer.name}.mixed"])
-        inputs["query"] = probe.inputs[layer.name].spectrum()
-        inputs["key"] = inputs["query"] if not layer.is_cross else probe.key_inputs(layer).spectrum()
+    if f"{layer.name}.query" in activations.heads:
+        keys = activations.heads[f"{layer.name}.key"]
+        heads["logits"] = product_spectra(activations.heads[f"{layer.name}.query"], keys[shared])
+        heads["outputs"] = product_spectra(grams["output"], activations.heads[f"{layer.name}.mixed"])
+        inputs["query"] = activations.inputs[layer.name].spectrum()
+        inputs["key"] = inputs["query"] if not layer.is_cross else activations.key_inputs(layer).spectrum()
     return AttentionStructure(
         name=layer.name,
         kind=layer.kind,

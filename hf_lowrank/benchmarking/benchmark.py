@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
 from ..files import write_text
+from ..timing import Case
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
-from .measurement import Case, LoadedCheckpoint, Memory, cases
+from .measurement import LoadedCheckpoint, Memory, cases
 
 __all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape", "integers"]
 
@@ -41,11 +43,19 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Side:
-    """One checkpoint in one case; `seconds` and `memory` hold one value a repeat.
+    """One checkpoint in one case.
 
-    `cache_bytes` is the key/value cache of one series with all its samples, cross-attention held once;
-    `cache_bytes_repeated` the same with cross-attention held once a sample, as transformers' `generate` does. None for
-    models that decode in one pass. For the floor see `hf_lowrank.benchmarking.matmul_floor.Floor`.
+    Attributes:
+        name: What the checkpoint is called in tables and messages.
+        pipeline: The class of the pipeline that forecast.
+        parameters: How many numbers all weights of the model have.
+        bytes_on_disk: The size of the weight files.
+        seconds: Of one forecast, one value a repeat.
+        memory: Of one forecast in a process of its own, one value a repeat.
+        cache_bytes: The key/value cache of one series with all its samples, cross-attention held once; None for models that
+            decode in one pass.
+        cache_bytes_repeated: The same with cross-attention held once a sample, as transformers' `generate` does.
+        product_flops, floor_seconds, roofline_seconds: Of the matrix products alone: see `matmul_floor.Floor`.
     """
 
     name: str
@@ -87,10 +97,11 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, list[float]]:
-        found = self.ratios_of(self.model) | {"floor_ratio": self.model.floor_ratio}
+        """`time_ratio`, `memory_ratio` and `floor_ratio` of the model, and with "lean_" before them those of `against_lean`."""
+        ratios = self.ratios_of(self.model) | {"floor_ratio": self.model.floor_ratio}
         if self.against_lean is not None:
-            found |= {f"lean_{name}": values for name, values in self.ratios_of(self.against_lean).items()}
-        return found
+            ratios |= {f"lean_{name}": values for name, values in self.ratios_of(self.against_lean).items()}
+        return ratios
 
     def ratios_of(self, side: Side) -> dict[str, list[float]]:
         """`time_ratio` and `memory_ratio` over `against`."""
@@ -111,7 +122,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All cases of a run, and the machine that the figures came from."""
+    """All cases of a run, and the machine that the figures came from.
+
+    Attributes:
+        machine: Processor, threads, device, dtype, the rates of large products and of memory, and the versions of libraries.
+        comparisons: One for each case, in the order of `measurement.cases`.
+    """
 
     machine: dict[str, Any]
     comparisons: tuple[Comparison, ...]
@@ -129,9 +145,9 @@ class Benchmark:
             "results": results,
         }
 
-    def write_json(self, file: Path) -> None:
-        """Write `to_dict()`; the file appears whole or not at all."""
-        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `to_dict()` as JSON; the file appears whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""
@@ -201,11 +217,14 @@ def benchmark(
     Args:
         model, against: Folders or Hub ids of checkpoints of any Chronos family, dense or compressed; `"reference"` is the one
             in the package.
-        batch_size, context_length, prediction_length: Series at once and time steps.
-        num_samples: Sample paths a series of sampling models (Chronos-T5), 20 by default; other models take none.
+        batch_size: Numbers of series that are forecast at once.
+        context_length, prediction_length: Numbers of time steps of past and of future.
+        num_samples: Numbers of sample paths a series of sampling models (Chronos-T5), 20 by default; other models take none.
         dtype: `"float32"` or `"bfloat16"`, of weights and computation.
         device: `"cpu"` or `"cuda"`; by default CUDA where there is one.
-        threads: Of PyTorch on the CPU; by default PyTorch's own choice.
+        threads: How many threads PyTorch uses on the CPU; by default PyTorch's own choice.
+        repeats: How many forecasts of each side are timed in each case.
+        seed: Of the random numbers that the series are made of and that sampling models draw their paths with.
         names: What to call the two in the result, in place of the paths.
 
     Raises:
@@ -239,8 +258,8 @@ def benchmark(
                 raise ValueError(
                     f"context_length must be at most {limit}, the context length of {side.name}; found {longest}."
                 )
-        if (lean := sides[1].in_lean_pipeline()) is not None:
-            sides.append(lean)
+        if (lean := in_lean_pipeline(sides[1].pipeline)) is not sides[1].pipeline:
+            sides.append(replace(sides[1], pipeline=lean, lean=True))
         machine = Machine.measure(torch.device(device), torch_dtype)
         comparisons = [_compare(case, sides, machine, repeats=repeats, seed=seed) for case in points]
         return Benchmark(_describe(machine), tuple(comparisons))
@@ -276,8 +295,8 @@ def _compare(case: Case, sides: list[LoadedCheckpoint], machine: Machine, *, rep
             seconds[i].append(sides[i].seconds(case, seed=seed))
         order = order[1:] + order[:1]
     for _ in range(min(repeats, MEMORY_REPEATS)):
-        for side, found in zip(sides, memory):
-            found.append(side.memory(case, seed=seed))
+        for side, of_side in zip(sides, memory):
+            of_side.append(side.memory(case, seed=seed))
     return Comparison(case, *map(partial(_side, case, machine), sides, products, seconds, memory))
 
 
@@ -337,8 +356,8 @@ def integers(name: str, values: Iterable[str]) -> list[int]:
 def _describe(machine: Machine) -> dict[str, Any]:
     """Where the figures come from; rates in operations and bytes a second."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    processor = found[1] if found else platform.processor() or platform.machine()
+    model_name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = model_name[1] if model_name else platform.processor() or platform.machine()
     is_cuda = machine.device.type == "cuda"
     return {
         "processor": processor,

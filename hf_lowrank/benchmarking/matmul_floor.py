@@ -27,8 +27,13 @@ OPERAND_BYTES = 2**28  # right-hand operands to cycle through: more than a cache
 
 @dataclass(frozen=True)
 class Product:
-    """`count` products of (batch, rows, inner) and (batch, inner, columns); `operands` different right-hand sides
-    (weights of different layers, keys of different layers) are among them."""
+    """Matrix products of one shape, (batch, rows, inner) with (batch, inner, columns).
+
+    Attributes:
+        batch, rows, inner, columns: The shape.
+        count: How many such products there are.
+        operands: How many different right-hand sides are among them (weights of different layers, keys of different layers).
+    """
 
     batch: int
     rows: int
@@ -78,6 +83,64 @@ def t5_passes(config: PretrainedConfig, *, context_length: int, prediction_lengt
         context_length, prediction_length = context_length + steps, prediction_length - steps
 
 
+@dataclass(frozen=True)
+class LayerProducts:
+    """The matrix products inside one layer of a T5, for an entry `ranks` of its rank tables.
+
+    `rows` are the tokens, of all sequences together, that a layer reads at once; `times` is how often it does so.
+    """
+
+    d_model: int
+    num_heads: int
+    is_gated: bool
+
+    def query_and_output(self, ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
+        """The projections of an attention layer to its queries and from its mixed values."""
+        if attention_form(ranks) == "per_head":
+            yield matrix_product(rows, self.d_model, self.num_heads * ranks["qk"], times)
+            yield matrix_product(rows, self.num_heads * ranks["vo"], self.d_model, times)
+            return
+        heads = self.num_heads * ranks["latent"]
+        query, output = ranks["query"], ranks["output"]
+        if query is not None:
+            yield matrix_product(rows, self.d_model, query, times)
+        yield matrix_product(rows, self.d_model if query is None else query, heads, times)
+        yield matrix_product(rows, heads, self.d_model if output is None else output, times)
+        if output is not None:
+            yield matrix_product(rows, output, self.d_model, times)
+
+    def key_and_value(self, ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
+        """The projections to keys and values, or to the latent that stands for both."""
+        is_latent = attention_form(ranks) == "latent"
+        widths = [ranks["latent"]] if is_latent else [self.num_heads * ranks["qk"], self.num_heads * ranks["vo"]]
+        for width in widths:
+            yield matrix_product(rows, self.d_model, width, times)
+
+    def mixing(self, ranks: dict[str, Any], sequences: int, queries: int, keys: int, times: int) -> Iterator[Product]:
+        """Queries with keys, and the attention weights with values, in each of `sequences` sequences."""
+        if attention_form(ranks) == "latent":  # all heads are query rows over one latent sequence
+            score, mix, queries = ranks["latent"], ranks["latent"], self.num_heads * queries
+        else:
+            score, mix, sequences = ranks["qk"], ranks["vo"], self.num_heads * sequences
+        yield Product(sequences, queries, score, keys, times)
+        yield Product(sequences, queries, keys, mix, times)
+
+    def feed_forward(self, ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
+        """The matrices of a feed-forward layer, each whole or as two thin factors."""
+        gates = 2 if self.is_gated else 1
+        for rank, first, last, copies in (
+            (ranks["wi"], self.d_model, ranks["width"], gates),
+            (ranks["wo"], ranks["width"], self.d_model, 1),
+        ):
+            for inner, columns in [(first, last)] if rank is None else [(first, rank), (rank, last)]:
+                yield Product(1, rows, inner, columns, copies * times, copies)
+
+
+def matrix_product(rows: int, inner: int, columns: int, times: int) -> Product:
+    """`times` products of tokens with one matrix of weights."""
+    return Product(1, rows, inner, columns, times)
+
+
 def t5_products(
     config: T5Config, *, batch_size: int, context_length: int, prediction_length: int, num_samples: int
 ) -> list[Product]:
@@ -87,74 +150,40 @@ def t5_products(
     a step and sample. The samples of a series are query rows over its one set of cross-attention keys. Self-attention at
     step t reads t tokens; its cost is linear in t, so steps are counted at the two integers around the mean of t, which
     leaves the sum unchanged.
+
+    Args:
+        config: The configuration of a dense or a low-rank T5, with a `chronos_config`.
+        batch_size: How many series are forecast at once.
+        context_length, prediction_length: Time steps of past and future.
+        num_samples: Sample paths a series.
     """
     attention, feed_forward = rank_tables(config)
-    d_model, num_heads = config.d_model, config.num_heads
-
-    def matrix(rows: int, inner: int, columns: int, times: int) -> Product:
-        return Product(1, rows, inner, columns, times)
-
-    def query_and_output(ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
-        if attention_form(ranks) == "per_head":
-            yield matrix(rows, d_model, num_heads * ranks["qk"], times)
-            yield matrix(rows, num_heads * ranks["vo"], d_model, times)
-            return
-        heads = num_heads * ranks["latent"]
-        query, output = ranks["query"], ranks["output"]
-        if query is not None:
-            yield matrix(rows, d_model, query, times)
-        yield matrix(rows, d_model if query is None else query, heads, times)
-        yield matrix(rows, heads, d_model if output is None else output, times)
-        if output is not None:
-            yield matrix(rows, output, d_model, times)
-
-    def key_and_value(ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
-        latent = attention_form(ranks) == "latent"
-        widths = [ranks["latent"]] if latent else [num_heads * ranks["qk"], num_heads * ranks["vo"]]
-        for width in widths:
-            yield matrix(rows, d_model, width, times)
-
-    def mixing(ranks: dict[str, Any], sequences: int, queries: int, keys: int, times: int) -> Iterator[Product]:
-        if attention_form(ranks) == "latent":  # all heads are query rows over one latent sequence
-            score, mix, queries = ranks["latent"], ranks["latent"], num_heads * queries
-        else:
-            score, mix, sequences = ranks["qk"], ranks["vo"], num_heads * sequences
-        yield Product(sequences, queries, score, keys, times)
-        yield Product(sequences, queries, keys, mix, times)
-
-    def feed_forward_layer(ranks: dict[str, Any], rows: int, times: int) -> Iterator[Product]:
-        gates = 2 if config.is_gated_act else 1
-        for rank, first, last, copies in (
-            (ranks["wi"], d_model, ranks["width"], gates),
-            (ranks["wo"], ranks["width"], d_model, 1),
-        ):
-            for inner, columns in [(first, last)] if rank is None else [(first, rank), (rank, last)]:
-                yield Product(1, rows, inner, columns, copies * times, copies)
+    layer = LayerProducts(config.d_model, config.num_heads, config.is_gated_act)
 
     def forecast() -> Iterator[Product]:
         paths = batch_size * num_samples
         for tokens, steps in t5_passes(config, context_length=context_length, prediction_length=prediction_length):
             for ranks in attention["encoder_self"]:
-                yield from query_and_output(ranks, batch_size * tokens, 1)
-                yield from key_and_value(ranks, batch_size * tokens, 1)
-                yield from mixing(ranks, batch_size, tokens, tokens, 1)
+                yield from layer.query_and_output(ranks, batch_size * tokens, 1)
+                yield from layer.key_and_value(ranks, batch_size * tokens, 1)
+                yield from layer.mixing(ranks, batch_size, tokens, tokens, 1)
             for ranks in feed_forward["encoder"]:
-                yield from feed_forward_layer(ranks, batch_size * tokens, 1)
+                yield from layer.feed_forward(ranks, batch_size * tokens, 1)
             for ranks in attention["decoder_self"]:
-                yield from query_and_output(ranks, paths, steps)
-                yield from key_and_value(ranks, paths, steps)
+                yield from layer.query_and_output(ranks, paths, steps)
+                yield from layer.key_and_value(ranks, paths, steps)
                 if steps % 2:
-                    yield from mixing(ranks, paths, 1, (steps + 1) // 2, steps)
+                    yield from layer.mixing(ranks, paths, 1, (steps + 1) // 2, steps)
                 else:
-                    yield from mixing(ranks, paths, 1, steps // 2, steps // 2)
-                    yield from mixing(ranks, paths, 1, steps // 2 + 1, steps // 2)
+                    yield from layer.mixing(ranks, paths, 1, steps // 2, steps // 2)
+                    yield from layer.mixing(ranks, paths, 1, steps // 2 + 1, steps // 2)
             for ranks in attention["cross"]:
-                yield from query_and_output(ranks, paths, steps)
-                yield from key_and_value(ranks, batch_size * tokens, 1)
-                yield from mixing(ranks, batch_size, num_samples, tokens, steps)
+                yield from layer.query_and_output(ranks, paths, steps)
+                yield from layer.key_and_value(ranks, batch_size * tokens, 1)
+                yield from layer.mixing(ranks, batch_size, num_samples, tokens, steps)
             for ranks in feed_forward["decoder"]:
-                yield from feed_forward_layer(ranks, paths, steps)
-            yield matrix(paths, d_model, config.vocab_size, steps)
+                yield from layer.feed_forward(ranks, paths, steps)
+            yield matrix_product(paths, config.d_model, config.vocab_size, steps)
 
     return merged(forecast())
 
@@ -257,10 +286,13 @@ class Machine:
 class Floor:
     """What the matrix products of a forecast take alone.
 
-    `seconds` is the sum over their shapes of count times the median time of `torch.matmul` at that shape (on a GPU,
-    the launch of a kernel included). `roofline_seconds` is the estimate from two rates of the machine: every product at
-    the rate of large ones, or at the memory's bandwidth for its right-hand operand (weights, keys, values) where that takes
-    longer. It leaves out what `torch.matmul` loses on narrow shapes, and what it gains when an operand stays in the cache.
+    Attributes:
+        flops: Their floating-point operations, a multiply-add counted as two.
+        seconds: The sum over their shapes of count times the median time of `torch.matmul` at that shape (on a GPU, the
+            launch of a kernel included).
+        roofline_seconds: The estimate from two rates of the machine: every product at the rate of large ones, or at the
+            memory's bandwidth for its right-hand operand (weights, keys, values) where that takes longer. It leaves out what
+            `torch.matmul` loses on narrow shapes, and what it gains when an operand stays in the cache.
     """
 
     flops: int
@@ -287,8 +319,8 @@ def product_seconds(product: Product, *, device: torch.device, dtype: torch.dtyp
     A batch whose result would be larger than 256 MiB is timed in part and scaled.
     """
     rows, inner, columns = product.rows, product.inner, product.columns
-    result = rows * max(columns, inner) * dtype.itemsize
-    batch = min(product.batch, max(1, OPERAND_BYTES // result))
+    result_bytes = rows * max(columns, inner) * dtype.itemsize
+    batch = min(product.batch, max(1, OPERAND_BYTES // result_bytes))
     copies = min(product.operands, max(1, OPERAND_BYTES // (batch * inner * columns * dtype.itemsize)))
     leading = () if batch == 1 else (batch,)
     left = torch.randn(*leading, rows, inner, device=device, dtype=dtype)

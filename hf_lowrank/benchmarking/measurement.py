@@ -8,34 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from chronos import BaseChronosPipeline, ChronosPipeline
+from chronos import BaseChronosPipeline
 from chronos.base import ForecastType
 from huggingface_hub import snapshot_download
 from transformers import T5Config, T5ForConditionalGeneration
 
+from ..checkpoints.loading import checkpoint_path
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from ..timing import Case
 
 __all__ = ["Case", "LoadedCheckpoint", "Memory", "cases"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is forecast: series at once, time steps of past and of future, sample paths (None: a quantile model)."""
-
-    batch_size: int
-    context_length: int
-    prediction_length: int
-    num_samples: int | None
-
-    def __str__(self) -> str:
-        text = f"batch {self.batch_size}, context {self.context_length}, horizon {self.prediction_length}"
-        return text if self.num_samples is None else f"{text}, {self.num_samples} samples"
 
 
 def cases(
@@ -44,7 +32,11 @@ def cases(
     prediction_length: Iterable[int],
     num_samples: Iterable[int] | None = None,
 ) -> list[Case]:
-    """Every combination, the last argument changing fastest."""
+    """Every combination of sizes, each a positive integer, the last argument changing fastest.
+
+    Raises:
+        ValueError: One of the lists is empty, or a size is not positive.
+    """
     sizes: dict[str, list] = {
         "batch_size": list(batch_size),
         "context_length": list(context_length),
@@ -59,10 +51,14 @@ def cases(
 
 @dataclass(frozen=True)
 class Memory:
-    """One forecast in a process of its own: bytes above that process before it loads the model, and seconds to load.
+    """One forecast in a process of its own: bytes above that process before it loads the model.
 
-    `peak` is the highest level while loading and forecasting, `working` the part of it above the loaded model. On CPU the
-    resident set (None on systems other than Linux), on CUDA what the allocator hands out.
+    On CPU the resident set (None on systems other than Linux), on CUDA what the allocator hands out.
+
+    Attributes:
+        peak: The highest level while loading and forecasting.
+        working: The part of the peak that is above the loaded model.
+        load_seconds: The time that loading takes.
     """
 
     peak: int | None
@@ -73,7 +69,16 @@ class Memory:
 @dataclass(frozen=True)
 class LoadedCheckpoint:
     """A checkpoint of any Chronos family in the pipeline that its configuration names, or, if `lean`, a Chronos-T5 in
-    LowRankChronosPipeline."""
+    LowRankChronosPipeline.
+
+    Attributes:
+        name: What messages and results call it.
+        path: The folder or Hub id that a fresh process loads it from.
+        pipeline: Its pipeline in this process.
+        dtype: `"float32"` or `"bfloat16"`, of weights and computation.
+        device: `"cpu"` or `"cuda"`.
+        lean: Whether a Chronos-T5 is in LowRankChronosPipeline whatever its configuration names.
+    """
 
     name: str
     path: str
@@ -85,19 +90,10 @@ class LoadedCheckpoint:
     @classmethod
     def load(cls, path: str, name: str, *, dtype: str, device: str, lean: bool = False) -> LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
-        from ..checkpoints.loading import checkpoint_path
-
         path = checkpoint_path(path)
         pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
         pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device)
         return cls(name, path, pipeline, dtype, device, lean)
-
-    def in_lean_pipeline(self) -> LoadedCheckpoint | None:
-        """The same weights, not loaded again, in LowRankChronosPipeline; None where they are no Chronos-T5 in chronos' own."""
-        if type(self.pipeline) is not ChronosPipeline:
-            return None
-        pipeline = LowRankChronosPipeline(self.pipeline.tokenizer, self.pipeline.model)
-        return replace(self, pipeline=pipeline, lean=True)
 
     @property
     def samples(self) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..linear_algebra import diagonal_blocks, square_root
+
 __all__ = [
     "AttentionGrams",
     "AttentionWeights",
@@ -23,7 +25,6 @@ __all__ = [
     "FeedForwardWeights",
     "LatentWeights",
     "balanced_basis",
-    "epsilon_rank",
     "latent_bases",
     "per_head_bases",
     "thin_bases",
@@ -245,20 +246,6 @@ def pair_basis(gradient_gram: torch.Tensor, activation_gram: torch.Tensor) -> Pa
     return PairBasis(values, eye, eye, torch.stack(order[::-1], dim=1))
 
 
-def square_root(gram: torch.Tensor) -> torch.Tensor:
-    """A root L, L L^T = gram, of positive semidefinite matrices (..., h, h).
-
-    Cholesky's where it exists, twenty times faster; otherwise the symmetric one, in which rounding below zero is clamped.
-    """
-    root, failed = torch.linalg.cholesky_ex(gram)
-    # A pivot at rounding level is noise, and the matrix singular to working precision.
-    pivots = root.diagonal(dim1=-2, dim2=-1).square()
-    if not failed.any() and (pivots.amin(-1) > 1e-10 * pivots.amax(-1)).all():
-        return root
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    return (vectors * eigenvalues.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
-
-
 def balanced_basis(
     gradient_gram: torch.Tensor, activation_gram: torch.Tensor, *, max_rank: int | None = None
 ) -> Basis:
@@ -286,12 +273,6 @@ def balanced_basis(
     return Basis(values, left, gradient_gram @ left * inverse.square())
 
 
-def by_head(gram: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The diagonal blocks (n, h, h) of (n h, n h)."""
-    blocks = gram.unflatten(0, (num_heads, -1)).unflatten(2, (num_heads, -1))
-    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-
-
 def _stacked(weight: torch.Tensor) -> torch.Tensor:
     """The linear layer's matrix of a query, key or value (n, h, d) -> (n h, d)."""
     return weight.flatten(0, 1)
@@ -303,8 +284,12 @@ def per_head_bases(weights: AttentionWeights, grams: AttentionGrams, *, rotary: 
     output = weights.output.transpose(1, 2).flatten(0, 1)  # (n h, d)
     queries = pair_basis if rotary else balanced_basis
     return {
-        "qk": queries(by_head(grams.query_gradient, heads), by_head(query @ grams.query_input @ query.T, heads)),
-        "vo": balanced_basis(by_head(output @ grams.output_gradient @ output.T, heads), by_head(grams.mixed, heads)),
+        "qk": queries(
+            diagonal_blocks(grams.query_gradient, heads), diagonal_blocks(query @ grams.query_input @ query.T, heads)
+        ),
+        "vo": balanced_basis(
+            diagonal_blocks(output @ grams.output_gradient @ output.T, heads), diagonal_blocks(grams.mixed, heads)
+        ),
     }
 
 
@@ -390,15 +375,6 @@ def truncate_thin(
 
 
 # --- single matrices ---------------------------------------------------------------------------------------------
-
-
-def epsilon_rank(singular_values: torch.Tensor, epsilon: float) -> int:
-    """The number of singular values with sigma_j / sigma_1 >= epsilon (arXiv 2510.03358, section 2), at least 1.
-
-    `singular_values` (h,) is in descending order.
-    """
-    # Divided, as in the paper's scripts: the product can round differently. 0 / 0 is not counted.
-    return max(1, int((singular_values / singular_values[0] >= epsilon).sum()))
 
 
 def truncate_matrix(weight: torch.Tensor, rank: int) -> torch.Tensor:

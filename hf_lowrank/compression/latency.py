@@ -7,14 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import nn
 
-from ..benchmarking.measurement import Case
 from ..checkpoints.rank_table import FeedForwardRanks, LatentRanks, LayerRanks, PerHeadRanks, RankTable
 from ..models.configuration_lowrank_t5 import ATTENTION_KINDS, LowRankT5Config
 from ..models.decoding import (
@@ -29,7 +28,7 @@ from ..models.decoding import (
 from ..models.modeling_lowrank_blocks import CrossAttentionLayer, SelfAttentionLayer
 from ..models.modeling_lowrank_layers import LowRankFeedForward
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
-from ..timing import seconds_of
+from ..timing import Case, seconds_of
 
 __all__ = ["Speed", "default_workload", "measure_speed"]
 
@@ -136,21 +135,10 @@ def features(ranks: LayerRanks, config: LowRankT5Config) -> tuple[float, ...]:
 
 
 def non_negative_fit(inputs: np.ndarray, values: np.ndarray) -> tuple[float, ...]:
-    """The c >= 0 of the least sum of squared relative errors of inputs @ c, shapes (points, features) and (points,).
-
-    Looks at every subset of the few features: the best fit is the least-squares solution on its own support.
-    """
+    """The c >= 0 of the least sum of squared relative errors of inputs @ c, shapes (points, features) and (points,)."""
     largest = np.maximum(inputs.max(axis=0), 1e-300)
-    scaled = inputs / largest / values[:, None]
-    best, least = np.zeros(inputs.shape[1]), float(len(values))
-    for chosen in product((False, True), repeat=inputs.shape[1]):
-        found = np.zeros(inputs.shape[1])
-        support = np.flatnonzero(chosen)
-        found[support] = np.linalg.lstsq(scaled[:, support], np.ones(len(values)), rcond=None)[0]
-        error = float(((scaled @ found - 1) ** 2).sum())
-        if (found >= 0).all() and error < least:
-            best, least = found, error
-    return tuple(float(value) for value in best / largest)
+    coefficients, _ = nnls(inputs / largest / values[:, None], np.ones(len(values)))
+    return tuple(float(coefficient) for coefficient in coefficients / largest)
 
 
 # ---- The measurement -------------------------------------------------------------------------------------------------

@@ -27,15 +27,16 @@ from hf_lowrank import (
     LowRankChronosBoltConfig,
     LowRankChronosBoltModelForForecasting,
     LowRankT5Config,
+    LowRankT5EncoderModel,
     LowRankT5ForConditionalGeneration,
     summarize,
 )
-from hf_lowrank.analysis.analyze import analyze
-from hf_lowrank.analysis.probe import Probe
-from hf_lowrank.analysis.projections import find_attention
+from hf_lowrank.analysis.activations import ActivationSums
+from hf_lowrank.analysis.analyze import analyze, load_model
+from hf_lowrank.analysis.attention_layers import find_attention
+from hf_lowrank.analysis.model_inputs import draw_windows, input_batches, mix
 from hf_lowrank.analysis.report import tables
-from hf_lowrank.analysis.samples import feeds, mix, windows
-from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, product_spectra
+from hf_lowrank.analysis.spectra import Spectrum, StateSum, head_alignment, joint_tail, product_spectra
 from hf_lowrank.checkpoints.dense import as_full_rank
 from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.cli.app import app
@@ -148,10 +149,10 @@ def test_ranks_of_spectra_that_are_known() -> None:
     assert flat.effective_rank == pytest.approx(7)
     assert (flat.epsilon_rank(1e-2), single.epsilon_rank(1e-2), none.epsilon_rank(1e-2)) == (7, 1, 0)
     assert (single.stable_rank, single.effective_rank) == (1, 1)
-    assert (none.stable_rank, none.effective_rank, none.tail(1)) == (0, 0, 0)
+    assert (none.stable_rank, none.effective_rank, joint_tail([none], 1)) == (0, 0, 0)
     assert Spectrum(np.array([1.0, 1e-2])).epsilon_rank(1e-2) == 2  # the limit itself counts
-    assert Spectrum(np.array([3.0, 4.0, 0.0])[::-1].copy()).tail(3) == 0
-    assert Spectrum(np.array([4.0, 3.0])).tail(1) == pytest.approx(0.6)
+    assert joint_tail([Spectrum(np.array([3.0, 4.0, 0.0])[::-1].copy())], 3) == 0
+    assert joint_tail([Spectrum(np.array([4.0, 3.0]))], 1) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("count", [5, 40])
@@ -261,7 +262,7 @@ def test_hidden_states_are_those_that_transformers_returns(chronos_t5: PreTraine
     analysis = analyze(chronos_t5, num_series=11)
     settings = {"num_series": 11, "context_length": None, "seed": 0}
     seen: dict[str, list[torch.Tensor]] = {}
-    for feed in feeds(chronos_t5, "synthetic", **settings):
+    for feed in input_batches(chronos_t5, "synthetic", **settings):
         with torch.no_grad():
             output = chronos_t5(**feed.arguments, output_hidden_states=True, use_cache=False)
         for stack in ("encoder", "decoder"):
@@ -280,8 +281,8 @@ def test_hidden_states_are_those_that_transformers_returns(chronos_t5: PreTraine
 
 def test_the_spectra_on_data_carry_the_energy_of_logits_and_outputs(chronos_t5: PreTrainedModel) -> None:
     layers = find_attention(chronos_t5)
-    batches = feeds(chronos_t5, "synthetic", num_series=2, context_length=16, seed=0)[:1]
-    probe = Probe(chronos_t5, layers)
+    batches = input_batches(chronos_t5, "synthetic", num_series=2, context_length=16, seed=0)[:1]
+    activations = ActivationSums(chronos_t5, layers)
     layer = next(layer for layer in layers if layer.name == "encoder_self.1")
     seen: dict[str, torch.Tensor] = {}
     handles = [
@@ -290,12 +291,12 @@ def test_the_spectra_on_data_carry_the_energy_of_logits_and_outputs(chronos_t5: 
         )
         for part in ("query", "key", "output")
     ]
-    probe.run(batches)
+    activations.run(batches)
     for handle in handles:
         handle.remove()
     from hf_lowrank.analysis.structures import attention_structure
 
-    structure = attention_structure(layer, probe)
+    structure = attention_structure(layer, activations)
     queries, keys = seen["query"][1].double(), seen["key"][1].double()
     keys = (keys - keys.mean(1, keepdim=True)).flatten(0, 1)
     mixed = seen["output"][0].flatten(0, 1).double()
@@ -453,7 +454,7 @@ def test_mixed_series_have_causes_in_common() -> None:
 
 def test_series_of_the_user_are_windows_without_gaps() -> None:
     series = [np.arange(50.0), np.where(np.arange(30) % 7 == 3, np.nan, np.arange(30.0))]
-    found = windows(series, 9, 20, seed=0)
+    found = draw_windows(series, 9, 20, seed=0)
     assert len(found) == 9
     for values in found:
         assert len(values) == 20
@@ -485,6 +486,17 @@ def test_texts_are_read_by_the_tokenizer_of_the_folder(
         analyze(folder, str(tmp_path / "texts.txt"))
     tokenizer.save_pretrained(folder)
     assert analyze(folder, str(tmp_path / "texts.txt")).states[0].tokens == 4
+    (tmp_path / "texts.txt").write_text("\n")
+    with pytest.raises(ValueError, match="must have a text"):
+        analyze(folder, str(tmp_path / "texts.txt"))
+
+
+def test_a_checkpoint_is_loaded_as_the_class_that_it_names(tmp_path: Path) -> None:
+    config = LowRankT5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
+    model = LowRankT5EncoderModel(config)
+    model.save_pretrained(tmp_path)
+    assert type(load_model(tmp_path)[0]) is LowRankT5EncoderModel
+    assert analyze(tmp_path, tokens(20, 12)).family == "lowrank_t5"
 
 
 @pytest.mark.parametrize(
@@ -520,12 +532,12 @@ def test_what_cannot_be_measured_is_said(dense_t5: Callable[..., PreTrainedModel
 
 
 def test_a_model_that_fails_keeps_no_hooks(chronos_t5: PreTrainedModel) -> None:
-    batches = feeds(chronos_t5, "synthetic", num_series=1, context_length=16, seed=0)
+    batches = input_batches(chronos_t5, "synthetic", num_series=1, context_length=16, seed=0)
     batches[0].arguments["input_ids"] = batches[0].arguments["input_ids"] + 10_000
     model = as_full_rank(chronos_t5)
     assert model.config._attn_implementation == "sdpa"
     with pytest.raises(IndexError):
-        Probe(model, find_attention(model)).run(batches)
+        ActivationSums(model, find_attention(model)).run(batches)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")} == {"sdpa"}
 

@@ -17,10 +17,8 @@ from hf_lowrank.compression.factorization import (
     FeedForwardWeights,
     LatentWeights,
     balanced_basis,
-    epsilon_rank,
     latent_bases,
     per_head_bases,
-    square_root,
     thin_bases,
     truncate_latent,
     truncate_matrix,
@@ -190,14 +188,6 @@ def test_a_largest_rank_changes_none_below_it(groups, size, kinds, seed, data):
             rtol=1e-9,
             atol=1e-12 * float(getattr(whole, name).abs().max()),
         )
-
-
-@given(st.integers(1, 6), st.integers(1, 8), SEEDS)
-def test_square_root_of_a_deficient_gram_matrix(size, columns, seed):
-    factor = torch.randn(2, size, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    gram = factor @ factor.mT
-    root = square_root(gram)
-    assert_close(root @ root.mT, gram)
 
 
 # Grams of a layer
@@ -504,25 +494,6 @@ def test_latent_linear_layers_do_what_the_cores_do(shape, seed, data):
 
 
 # The paper's own truncation
-
-
-@given(
-    st.lists(st.floats(0, 1e6), min_size=1, max_size=12),
-    st.floats(0, 1) | st.sampled_from([0.0, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1.0]),
-)
-def test_epsilon_rank_counts(values, epsilon):
-    values = sorted(values, reverse=True)
-    count = sum(1 for value in values if values[0] > 0 and value / values[0] >= epsilon)
-    assert epsilon_rank(torch.tensor(values, dtype=torch.float64), epsilon) == max(1, count)
-
-
-@given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 10), SEEDS)
-def test_epsilon_rank_finds_the_rank_of_a_product(rows, columns, rank, seed):
-    rank = min(rank, rows, columns)
-    generator = np.random.default_rng(seed)
-    matrix = generator.normal(size=(rows, rank)) @ generator.normal(size=(rank, columns))
-    values = torch.linalg.svdvals(torch.from_numpy(matrix))
-    assert epsilon_rank(values, 1e-12) == max(1, np.linalg.matrix_rank(matrix, tol=1e-12 * float(values[0])))
 
 
 @given(st.integers(1, 10), st.integers(1, 10), SEEDS, st.data())

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import T5EncoderModel, T5Model
 
 from hf_lowrank import LowRankT5Config, compress_pretrained, summarize
-from hf_lowrank.benchmarking.measurement import Case
 from hf_lowrank.checkpoints.rank_table import FeedForwardRanks, LatentRanks, PerHeadRanks, RankTable
 from hf_lowrank.compression import latency as speed
 from hf_lowrank.compression.latency import (
@@ -25,6 +24,7 @@ from hf_lowrank.compression.latency import (
     non_negative_fit,
     timed_form,
 )
+from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 

@@ -21,7 +21,8 @@ from hf_lowrank import (
     summarize,
 )
 from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side
-from hf_lowrank.benchmarking.measurement import Case, Memory
+from hf_lowrank.benchmarking.measurement import Memory
+from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
@@ -206,7 +207,7 @@ def test_speed_is_in_the_card(
     sides = side("/home/ann/secret/small", 1.0, peak), side("dense", 4.0, 8 * 2**20)
     machine = {"processor": "A 1 GHz", "threads": 3, "device": "CPU", "dtype": "float32"}
     result = Benchmark(machine, (Comparison(case, *sides, against_lean=lean),))
-    result.write_json(tmp_path / "benchmark.json")
+    result.save(tmp_path / "benchmark.json")
     card = render_card(compressed, "ann/small", benchmark=tmp_path / "benchmark.json")
     assert str(card) == str(render_card(compressed, "ann/small", benchmark=result))
     wanted = ["batch 2, context 20, horizon 6, 4 samples", "1", "4", "0.250 (0.250 to 0.250)"]

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 
 import hf_lowrank
 from hf_lowrank import LowRankT5ForConditionalGeneration, RankCallback
-from hf_lowrank.analysis.projections import find_attention
+from hf_lowrank.analysis.attention_layers import find_attention
 from hf_lowrank.analysis.rank_callback import measure_ranks
 from hf_lowrank.data.tokens import WindowCollator
 from hf_lowrank.data.windows import SeriesWindows, held_out_ends

@@ -17,11 +17,12 @@ from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch import nn
 
+from ..checkpoints.families import BOLT, CHRONOS2, T5, family_of
 from ..data.series import read_series
 from ..data.synthesis import synthetic_series
 from ..data.tokens import tokenize_windows
 
-__all__ = ["Feed", "family_name", "feeds"]
+__all__ = ["InputBatch", "draw_windows", "family_title", "input_batches", "mix"]
 
 TIME_STEPS, PATCHED_TIME_STEPS = 512, 1024  # of context, by default
 BATCH_SERIES = 8
@@ -29,21 +30,23 @@ SMALLEST_SAMPLE = 4096  # tokens
 Windows = list[NDArray[np.float32]]
 
 
-def family_name(model: nn.Module) -> str:
-    """ "chronos-t5", "chronos-bolt", "chronos-2", or the model_type of the configuration."""
-    if getattr(model.config, "chronos_config", None) is None:
-        return str(getattr(model.config, "model_type", type(model).__name__))
-    if not hasattr(model, "input_patch_embedding"):
-        return "chronos-t5"
-    is_grouped = any("GroupSelfAttention" in type(module).__name__ for module in model.modules())
-    return "chronos-2" if is_grouped else "chronos-bolt"
+def family_title(model: nn.Module) -> str:
+    """The title of the family of a Chronos model, of a class of the user's that derives from one too; else the configuration's model_type."""
+    if getattr(model.config, "chronos_config", None) is not None:
+        for model_class in type(model).__mro__:
+            if (family := family_of(model_class)) is not None:
+                return family.title
+    return str(getattr(model.config, "model_type", type(model).__name__))
 
 
 @dataclass(frozen=True)
-class Feed:
-    """One batch: the arguments of the model, and which tokens of encoder and decoder count (None: all).
+class InputBatch:
+    """One batch of what a model reads.
 
-    `group_size`: how many variates that follow each other attend to one another, in Chronos-2.
+    Attributes:
+        arguments: Those of the model's `forward`.
+        masks: Which tokens of "encoder" and "decoder" count, bool (batch, tokens); all of them where there is no mask.
+        group_size: How many series that follow each other attend to one another, in Chronos-2.
     """
 
     arguments: dict[str, Any]
@@ -51,21 +54,22 @@ class Feed:
     group_size: int = 1
 
 
-def windows(data: Any, count: int, length: int, *, seed: int) -> Windows:
+def draw_windows(data: Any, count: int, length: int, *, seed: int) -> Windows:
     """`count` windows of at most `length` steps, float32: `"synthetic"`, or drawn from series of the user's."""
     if isinstance(data, str) and data == "synthetic":
         return list(synthetic_series(count, length, seed=seed))
     series = [_filled(values) for values in read_series(data)]
     rng = np.random.default_rng(seed)
     chosen = np.concatenate([rng.permutation(len(series)) for _ in range(-(-count // len(series)))])[:count]
-    found = []
+    windows = []
     for i in chosen:
         end = rng.integers(min(length, len(series[i])), len(series[i]) + 1)
-        found.append(series[i][max(0, end - length) : end].astype(np.float32))
-    return found
+        windows.append(series[i][max(0, end - length) : end].astype(np.float32))
+    return windows
 
 
 def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The series with straight lines where values are missing."""
     observed = np.flatnonzero(~np.isnan(values))
     return np.interp(np.arange(len(values)), observed, values[observed])
 
@@ -84,15 +88,16 @@ def mix(series: NDArray[np.float32], related: int, *, seed: int) -> NDArray[np.f
     return ((groups + common) / np.sqrt(2)).reshape(series.shape).astype(np.float32)
 
 
-def _batches(found: Windows, size: int) -> Iterator[torch.Tensor]:
+def _batches(windows: Windows, size: int) -> Iterator[torch.Tensor]:
     """Batches of windows of one length, that of the shortest: the last values of each."""
-    found = sorted(found, key=len)
-    for start in range(0, len(found), size):
-        batch = found[start : start + size]
+    windows = sorted(windows, key=len)
+    for start in range(0, len(windows), size):
+        batch = windows[start : start + size]
         yield torch.from_numpy(np.stack([values[-len(batch[0]) :] for values in batch]))
 
 
 def _chronos_t5(model: Any, batch: torch.Tensor) -> dict[str, Any]:
+    """The last steps of every window are the target, and at most half of it."""
     settings = ChronosConfig(**model.config.chronos_config)
     horizon = min(settings.prediction_length, batch.shape[1] // 2)
     context, target = batch.split([batch.shape[1] - horizon, horizon], dim=1)
@@ -127,7 +132,7 @@ def _lagged(model: Any, batch: torch.Tensor) -> dict[str, Any]:
     values = batch[:, :, None].expand(-1, -1, channels) if channels > 1 else batch
     time = torch.linspace(-0.5, 0.5, batch.shape[1])[None, :, None].expand(len(batch), -1, config.num_time_features)
     past = batch.shape[1] - config.prediction_length
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "past_values": values[:, :past],
         "past_time_features": time[:, :past],
         "past_observed_mask": torch.ones_like(values[:, :past]),
@@ -136,13 +141,19 @@ def _lagged(model: Any, batch: torch.Tensor) -> dict[str, Any]:
     }
     for name, dtype in (("categorical", torch.long), ("real", torch.float32)):
         if count := getattr(config, f"num_static_{name}_features", 0):
-            found[f"static_{name}_features"] = torch.zeros(len(batch), count, dtype=dtype)
-    return found
+            arguments[f"static_{name}_features"] = torch.zeros(len(batch), count, dtype=dtype)
+    return arguments
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """How a family reads windows of series, and of how many steps: at most so many, or just so many."""
+class SeriesReader:
+    """How the models of a family read series.
+
+    Attributes:
+        arguments: Of a model and windows (batch, steps): the arguments of its `forward`.
+        steps: Of a model: how many steps a window has at most.
+        is_exact: No window may be shorter.
+    """
 
     arguments: Callable[[Any, torch.Tensor], dict[str, Any]]
     steps: Callable[[Any], int]
@@ -162,19 +173,22 @@ def _lagged_steps(model: Any) -> int:
     return model.config.context_length + max(model.config.lags_sequence) + model.config.prediction_length
 
 
-READERS = {
-    "chronos-t5": _Reader(_chronos_t5, _chronos_t5_steps),
-    "chronos-bolt": _Reader(_chronos_bolt, _patched_steps),
-    "chronos-2": _Reader(_chronos_2, _patched_steps),
-    "patchtst": _Reader(_patchtst, lambda model: model.config.context_length, is_exact=True),
-    "timesfm": _Reader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
-    "timesfm2_5": _Reader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
-    "informer": _Reader(_lagged, _lagged_steps, is_exact=True),
-    "autoformer": _Reader(_lagged, _lagged_steps, is_exact=True),
+# For the Chronos families `compression.objectives` says what a batch is, too, and shares with this table what both do with a window:
+# `tokenize_windows`. Everything else differs on purpose. A calibration wants training's windows (lengths drawn at random, values
+# missing, future covariates, the masks of a loss); a spectrum wants whole windows of one length, in which every token counts.
+SERIES_READERS = {
+    T5.title: SeriesReader(_chronos_t5, _chronos_t5_steps),
+    BOLT.title: SeriesReader(_chronos_bolt, _patched_steps),
+    CHRONOS2.title: SeriesReader(_chronos_2, _patched_steps),
+    "patchtst": SeriesReader(_patchtst, lambda model: model.config.context_length, is_exact=True),
+    "timesfm": SeriesReader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
+    "timesfm2_5": SeriesReader(_timesfm, lambda model: min(model.config.context_length, TIME_STEPS)),
+    "informer": SeriesReader(_lagged, _lagged_steps, is_exact=True),
+    "autoformer": SeriesReader(_lagged, _lagged_steps, is_exact=True),
 }
 
 
-def feeds(
+def input_batches(
     model: nn.Module,
     data: Any,
     *,
@@ -184,60 +198,66 @@ def feeds(
     variates: int = 1,
     related: int = 1,
     tokenizer: Callable[[list[str]], Mapping[str, torch.Tensor]] | None = None,
-) -> list[Feed]:
+) -> list[InputBatch]:
     """Batches for a model: series for a time-series model, texts or batches of tokens for another.
 
     Args:
-        data: `"synthetic"`; series, as `training.read_series` takes them; for a text model a .txt file of one text a line, or a list
+        model: Of any family; its configuration and its class say what it reads.
+        data: `"synthetic"`; series, as `data.series.read_series` takes them; for a text model a .txt file of one text a line, or a list
             of dictionaries with `input_ids` and, where the model has them, `attention_mask` and `labels`.
-        num_series: Windows or texts; by default as many as hold 4 d_model tokens, and 4,096 at least.
-        context_length: Time steps of the longest window.
+        num_series: How many windows or texts; by default as many as hold 4 d_model tokens, and 4,096 at least.
+        context_length: Time steps of the longest window; by default 512, or 1,024 for a model that reads patches. A model that reads
+            windows of one length alone gets that length.
+        seed: Of the random numbers that synthetic series are made of, or that windows are drawn from given series with.
         variates: How many series that follow each other are one group of Chronos-2.
         related: How many synthetic series that follow each other have common causes; a batch holds as many, in whole groups.
-        tokenizer: Reads texts.
+        tokenizer: Makes `input_ids` and `attention_mask` of a list of texts.
 
     Raises:
         ValueError: The model is of no family that reads this kind of data.
     """
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], Mapping) and "input_ids" in data[0]:
-        return [_token_feed(model, batch) for batch in data]
-    family = family_name(model)
-    if family not in READERS:
+        return [_token_batch(model, batch) for batch in data]
+    family = family_title(model)
+    if family not in SERIES_READERS:
         if tokenizer is not None and isinstance(data, (str, Path)) and Path(data).suffix == ".txt":
             lines = [line for line in Path(data).read_text(encoding="utf-8").splitlines() if line.strip()]
+            if not lines:
+                raise ValueError(f"data: {data} must have a text in a line, found none.")
             lines = lines[: num_series or 256]
             return [
-                _token_feed(model, tokenizer(lines[i : i + BATCH_SERIES])) for i in range(0, len(lines), BATCH_SERIES)
+                _token_batch(model, tokenizer(lines[i : i + BATCH_SERIES])) for i in range(0, len(lines), BATCH_SERIES)
             ]
         raise ValueError(
             f"data: a {family} model reads no time series here; give batches of tokens (a list of dictionaries with input_ids), "
             f"for a folder with a tokenizer a .txt file of one text a line, or 'none' for the weights alone."
         )
-    reader = READERS[family]
+    reader = SERIES_READERS[family]
     steps = reader.steps(model)
     if context_length is not None and not reader.is_exact:
-        steps = context_length + (steps - min(steps, TIME_STEPS) if family == "chronos-t5" else 0)
+        steps = context_length + (steps - min(steps, TIME_STEPS) if family == T5.title else 0)
     if num_series is None:
         patch = getattr(getattr(model, "chronos_config", None), "input_patch_size", 0)
         tokens = max(1, steps // (patch or getattr(model.config, "patch_length", 1)))
         num_series = -(-max(SMALLEST_SAMPLE, 4 * model.config.hidden_size) // tokens)
-    found = windows(data, -(-num_series // related) * related, steps, seed=seed)
+    windows = draw_windows(data, -(-num_series // related) * related, steps, seed=seed)
     if related > 1 and isinstance(data, str) and data == "synthetic":
-        found = list(mix(np.stack(found), related, seed=seed))
-    if reader.is_exact and (shortest := min(map(len, found))) < steps:
+        windows = list(mix(np.stack(windows), related, seed=seed))
+    if reader.is_exact and (shortest := min(map(len, windows))) < steps:
         raise ValueError(f"data: this {family} model needs series of {steps} steps or more, found one of {shortest}.")
     size = related if related > 1 else max(BATCH_SERIES, getattr(model.config, "num_input_channels", 1))
-    result = []
-    for batch in _batches(found, size):
+    batches = []
+    for batch in _batches(windows, size):
         batch = batch[: len(batch) // variates * variates]
         arguments = reader.arguments(model, batch)
-        if family == "chronos-2":
+        if family == CHRONOS2.title:
             arguments["group_ids"] = torch.arange(len(batch)) // variates
-        result.append(Feed(arguments, group_size=variates))
-    return result
+        batches.append(InputBatch(arguments, group_size=variates))
+    return batches
 
 
-def _token_feed(model: nn.Module, batch: Mapping[str, Any]) -> Feed:
+def _token_batch(model: nn.Module, batch: Mapping[str, Any]) -> InputBatch:
+    """Tokens of texts, with a mask of those that are no padding; without labels a decoder reads the text itself."""
     arguments = {name: torch.as_tensor(values) for name, values in batch.items() if name != "token_type_ids"}
     ids = arguments["input_ids"]
     mask = arguments.get("attention_mask", torch.ones_like(ids)).bool()
@@ -249,4 +269,4 @@ def _token_feed(model: nn.Module, batch: Mapping[str, Any]) -> Feed:
             arguments["decoder_input_ids"] = arguments.pop("labels").clamp_min(0)
     else:
         arguments.pop("labels", None)
-    return Feed(arguments, masks)
+    return InputBatch(arguments, masks)

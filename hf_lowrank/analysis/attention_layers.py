@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["Attention", "HeadWeights", "find_attention"]
+__all__ = ["AttentionLayer", "HeadWeights", "find_attention"]
 
 # Names of the submodules for queries, keys, values and the output. A dotted output is looked up from the parent.
-NAMES = (
+PROJECTION_NAMES = (
     ("q", "k", "v", "o"),  # T5, Chronos-T5, Chronos-Bolt, Chronos-2, and this package's per_head form
     ("q", "latent", "latent", "o"),  # the latent form
     ("q_proj", "k_proj", "v_proj", "out_proj"),  # BART, PatchTST, Informer, Autoformer
@@ -25,7 +25,8 @@ NAMES = (
     ("q_attn", "c_attn", "c_attn", "c_proj"),  # GPT-2's cross-attention: one module for keys and values
     ("c_attn", "c_attn", "c_attn", "c_proj"),  # GPT-2: one module for all three
 )
-HEADS = ("n_heads", "num_heads", "num_attention_heads")
+# Attributes of modules or configurations that say how many heads there are.
+HEAD_COUNTS = ("n_heads", "num_heads", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,20 @@ class HeadWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class AttentionLayer:
     """An attention layer of a model.
 
     Attributes:
         name: Such as "cross.3": its kind and how many of that kind come before.
+        kind: What it attends to: "encoder_self", "decoder_self" or "cross"; "time" or "group" in Chronos-2; "self" in a model of one stack.
+        layer: How many attention layers of its kind come before.
         path: The dotted name of the module.
         sublayer: The dotted name of the module of a list that it is in, whose input is the residual stream.
+        module: The attention module itself.
+        query, key, value, output: The modules that project; one module may be several of them.
+        num_heads: How many heads of queries it has.
+        num_key_value_heads: How many heads of keys and values it has; fewer where heads share them in groups.
+        is_rotary: Whether queries and keys are rotated by their positions.
     """
 
     name: str
@@ -72,6 +80,7 @@ class Attention:
 
     @property
     def is_latent(self) -> bool:
+        """Whether it is in this package's latent form: one latent for the keys and values of all heads."""
         return hasattr(self.module, "latent")
 
     @property
@@ -102,17 +111,23 @@ class Attention:
         return states.chunk(len(fused), dim=dim)[fused.index(part)]
 
     def weights(self) -> HeadWeights:
-        """Raises ValueError where a weight is not a finite number."""
-        q, k, v = (self.split(matrix(getattr(self, part)), part, dim=0) for part in ("query", "key", "value"))
-        o = matrix(self.output)
+        """The weights by head, with sketches merged into them.
+
+        Raises:
+            ValueError: A weight is not a finite number.
+        """
+        q, k, v = (
+            self.split(projection_matrix(getattr(self, part)), part, dim=0) for part in ("query", "key", "value")
+        )
+        o = projection_matrix(self.output)
         for name, weight in zip(("query", "key", "value", "output"), (q, k, v, o)):
             if not torch.isfinite(weight).all():
                 raise ValueError(f"model: the {name} weights of {self.path} hold NaN or infinite values.")
         if self.query_entry is not self.query:
-            q = q @ matrix(self.query_entry)
+            q = q @ projection_matrix(self.query_entry)
         sketch = getattr(self.module, "output_sketch", None)
         if hasattr(sketch, "weight"):  # not the identity
-            o = matrix(sketch) @ o
+            o = projection_matrix(sketch) @ o
         n, m = self.num_heads, self.num_key_value_heads
         return HeadWeights(
             query=q.unflatten(0, (n, -1)),
@@ -122,7 +137,7 @@ class Attention:
         )
 
 
-def matrix(module: nn.Module) -> torch.Tensor:
+def projection_matrix(module: nn.Module) -> torch.Tensor:
     """The weight (out, in) in float64, with what adapters of peft add to it; GPT-2's Conv1D keeps it the other way round."""
     weight = module.weight.detach().double().cpu()
     if hasattr(module, "get_delta_weight") and not module.merged:
@@ -131,16 +146,16 @@ def matrix(module: nn.Module) -> torch.Tensor:
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
-def find_attention(model: nn.Module) -> tuple[Attention, ...]:
+def find_attention(model: nn.Module) -> tuple[AttentionLayer, ...]:
     """Every attention layer of a model, in the order of its modules.
 
     Raises:
         ValueError: There is none with known names.
     """
-    found: list[Attention] = []
+    layers: list[AttentionLayer] = []
     counts: dict[str, int] = {}
     for path, module in model.named_modules():
-        for names in NAMES:
+        for names in PROJECTION_NAMES:
             parts = [_part(model, path, module, name) for name in names]
             if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
                 continue
@@ -154,8 +169,8 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
                 groups = max(1, key.weight.shape[0] * heads // query.weight.shape[0])
             kind = _kind(model, path)
             counts[kind] = counts.get(kind, -1) + 1
-            found.append(
-                Attention(
+            layers.append(
+                AttentionLayer(
                     name=f"{kind}.{counts[kind]}",
                     kind=kind,
                     layer=counts[kind],
@@ -172,12 +187,12 @@ def find_attention(model: nn.Module) -> tuple[Attention, ...]:
                 )
             )
             break
-    if not found:
-        known = "; ".join(", ".join(dict.fromkeys(row)) for row in NAMES)
+    if not layers:
+        known = "; ".join(", ".join(dict.fromkeys(row)) for row in PROJECTION_NAMES)
         raise ValueError(
             f"model: no attention layer of {type(model).__name__} has projections with known names ({known})."
         )
-    return tuple(found)
+    return tuple(layers)
 
 
 def _part(model: nn.Module, path: str, module: nn.Module, name: str) -> nn.Module | None:
@@ -194,10 +209,10 @@ def _num_heads(model: nn.Module, module: nn.Module) -> int:
         config for config in (getattr(owner, "config", None) for owner in (module, model)) if config is not None
     ]
     for owner in (module, *configs):
-        for name in HEADS:
+        for name in HEAD_COUNTS:
             if isinstance(heads := getattr(owner, name, None), int):
                 return heads
-    raise ValueError(f"model: {type(module).__name__} does not say how many heads it has ({', '.join(HEADS)}).")
+    raise ValueError(f"model: {type(module).__name__} does not say how many heads it has ({', '.join(HEAD_COUNTS)}).")
 
 
 def _kind(model: nn.Module, path: str) -> str:

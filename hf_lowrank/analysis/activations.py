@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.modeling_lowrank_layers import LowRankAttention
-from .projections import Attention
+from .attention_layers import AttentionLayer
+from .model_inputs import InputBatch
 from .rank_bounds import attention_norms
-from .samples import Feed
 from .spectra import StateSum
 
-__all__ = ["Probe", "embedding_parts", "evaluating", "first_tensor", "is_bounded", "patch_embedding", "stack_of"]
+__all__ = [
+    "ActivationSums",
+    "embedding_parts",
+    "evaluating",
+    "first_tensor",
+    "is_bounded",
+    "patch_embedding",
+    "stack_of",
+]
 
 # What the stack of an attention layer is called.
 STACKS = {
@@ -31,7 +39,7 @@ STACKS = {
 }
 
 
-class Probe:
+class ActivationSums:
     """Sums over the tokens of a model while it runs on batches.
 
     Attributes:
@@ -46,7 +54,7 @@ class Probe:
         calls: The arguments, on the first batch, of the first self-attention of every kind that the bounds hold of.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Attention]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> None:
         self.model = model
         self.layers = layers
         self.states: dict[str, StateSum] = {}
@@ -55,16 +63,16 @@ class Probe:
         self.norms: dict[str, NDArray[np.float64]] = {}
         self.patches: dict[str, StateSum] = {}
         self.calls: dict[str, tuple[tuple, dict[str, Any]]] = {}
-        self._feed = Feed({})
+        self._batch = InputBatch({})
 
-    def run(self, batches: Sequence[Feed]) -> None:
+    def run(self, batches: Sequence[InputBatch]) -> None:
         """Run the model on every batch, in evaluation mode; the model is left as it was."""
         with evaluating(self.model), self._watching():
-            for feed in batches:
-                self._feed = feed
-                forward(self.model, feed)
+            for batch in batches:
+                self._batch = batch
+                run_model(self.model, batch)
 
-    def key_inputs(self, layer: Attention) -> StateSum:
+    def key_inputs(self, layer: AttentionLayer) -> StateSum:
         """What the keys of an attention layer are made of."""
         if not layer.is_cross:
             return self.inputs[layer.name]
@@ -73,7 +81,7 @@ class Probe:
     # The hooks. A token is a row wherever it is: the group attention of Chronos-2 has time first.
 
     def _rows(self, states: torch.Tensor, stack: str) -> torch.Tensor:
-        mask = self._feed.masks.get(stack)
+        mask = self._batch.masks.get(stack)
         if mask is not None and mask.shape == states.shape[:2]:
             return states[mask.to(states.device)]
         return states.flatten(0, -2)
@@ -85,11 +93,11 @@ class Probe:
         heads = self._rows(states, stack).double().unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (n, tokens, a)
         self.heads[name] = self.heads.get(name, 0) + (heads.mT @ heads).cpu()
 
-    def _centred(self, keys: torch.Tensor, layer: Attention, stack: str) -> torch.Tensor:
+    def _centred(self, keys: torch.Tensor, layer: AttentionLayer, stack: str) -> torch.Tensor:
         if layer.kind == "group":  # (time, series, size): centred among the variates of a group
-            grouped = keys.unflatten(1, (-1, self._feed.group_size))
+            grouped = keys.unflatten(1, (-1, self._batch.group_size))
             return (grouped - grouped.mean(2, keepdim=True)).flatten(1, 2)
-        mask = self._feed.masks.get(stack)
+        mask = self._batch.masks.get(stack)
         if mask is None or mask.shape != keys.shape[:2]:
             return keys - keys.mean(1, keepdim=True)
         weights = mask.to(keys).unsqueeze(-1)
@@ -113,7 +121,7 @@ class Probe:
                 config._attn_implementation = before[key]
 
     def _watch_states(self) -> Iterator[Any]:
-        lists: dict[str, list[Attention]] = {}
+        lists: dict[str, list[AttentionLayer]] = {}
         for layer in self.layers:
             lists.setdefault(layer.sublayer.rpartition(".")[0], []).append(layer)
         last: dict[str, nn.Module] = {}
@@ -162,7 +170,7 @@ class Probe:
 
         yield module.register_forward_hook(hook)
 
-    def _watch_attention(self, layer: Attention) -> Iterator[Any]:
+    def _watch_attention(self, layer: AttentionLayer) -> Iterator[Any]:
         stack = stack_of(layer)
         key_stack = "encoder" if layer.is_cross else stack
         first_cross = next((other for other in self.layers if other.is_cross), None)
@@ -189,9 +197,9 @@ class Probe:
         if is_bounded(layer):
 
             def norms_hook(_: nn.Module, __: Any, output: Any) -> None:
-                found = attention_norms(last_tensor(output))
-                known = self.norms.get(layer.name)
-                self.norms[layer.name] = found if known is None else np.maximum(known, found)
+                norms = attention_norms(last_tensor(output))
+                so_far = self.norms.get(layer.name)
+                self.norms[layer.name] = norms if so_far is None else np.maximum(so_far, norms)
 
             def call_hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
                 # A second call must not find what the first has put into the cache, by whichever name.
@@ -204,7 +212,7 @@ class Probe:
             yield layer.module.register_forward_hook(norms_hook)
 
 
-def stack_of(layer: Attention) -> str:
+def stack_of(layer: AttentionLayer) -> str:
     """Whose tokens its queries are: "encoder" (or the only stack) or "decoder"."""
     return "decoder" if STACKS[layer.kind] == "decoder" else "encoder"
 
@@ -221,18 +229,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def forward(model: nn.Module, feed: Feed) -> Any:
+def run_model(model: nn.Module, batch: InputBatch) -> Any:
     """The model on one batch."""
     device = next(model.parameters()).device
     arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in feed.arguments.items()
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.arguments.items()
     }
     if getattr(model.config, "use_cache", False) and "input_ids" in arguments:
         arguments["use_cache"] = False
     return model(**arguments)
 
 
-def is_bounded(layer: Attention) -> bool:
+def is_bounded(layer: AttentionLayer) -> bool:
     """Whether the bounds hold of it: an attention of this package's models, as which dense T5 and Chronos models are looked at too. It
     has no biases, returns its weights, and adds to the stream whose normalised states it reads."""
     return isinstance(layer.module, LowRankAttention)

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .probe import Probe, embedding_parts, first_tensor, patch_embedding, stack_of
-from .projections import Attention
+from ..published_figures import EPSILONS
+from .activations import ActivationSums, embedding_parts, evaluating, first_tensor, patch_embedding, stack_of
+from .attention_layers import AttentionLayer
+from .model_inputs import InputBatch
 from .rank_bounds import (
     embedding_rank_bound,
     residual_rank_bound,
     residual_spectrum_bound,
     truncated_attention_bound,
 )
-from .samples import Feed
-from .spectra import EPSILONS, Spectrum, product_spectra
+from .spectra import Spectrum, product_spectra
 from .structures import AttentionStructure, StateStructure
 
-__all__ = ["Bound", "attention_bounds", "embedding_bounds", "flow_bounds"]
+__all__ = ["Bound", "measured_bounds"]
 
 EMBEDDING_EPSILONS = (1.0, 0.5, 0.25, 0.1)  # where the bound of the embedding is below d_model
 
@@ -33,8 +34,11 @@ class Bound:
         kind: "embedding": singular values of embedded patches above epsilon ||W_2|| ||W_1 X||, at most (1 + epsilon^-2) k.
             "attention": the largest error of a token when the inputs are projected to their epsilon-rank. "flow": the epsilon-rank of
             the stream after an attention layer.
-        where: The layer.
-        details: What else belongs to it.
+        where: The name of the layer, as "encoder_self.0"; "patches" for the embedding.
+        epsilon: The share of the largest singular value from which on one counts.
+        measured: The number of singular values, or the error, that was measured.
+        limit: What is proved to be the largest value of `measured`.
+        details: Further figures by name: ranks of the inputs, the singular value that is cut, the size of the output.
     """
 
     kind: str
@@ -45,17 +49,37 @@ class Bound:
     details: Mapping[str, float]
 
 
-def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
+def measured_bounds(
+    model: PreTrainedModel,
+    layers: Sequence[AttentionLayer],
+    structures: Sequence[AttentionStructure],
+    states: Sequence[StateStructure],
+    activations: ActivationSums,
+    batch: InputBatch,
+) -> tuple[Bound, ...]:
+    """All bounds that hold of a model, on what `activations` has seen of it; part of the model runs again on `batch`, the first of it.
+
+    `structures` are those of `layers`, in the same order; `states` are all states of `activations`, in order.
+    """
+    with evaluating(model):
+        return (
+            *embedding_bounds(model, activations),
+            *attention_bounds(layers, structures, activations, batch),
+            *flow_bounds(layers, structures, states, activations),
+        )
+
+
+def embedding_bounds(model: PreTrainedModel, activations: ActivationSums) -> list[Bound]:
     """Singular values of the embedded patches; none where the model embeds them in another way."""
     block = patch_embedding(model)
-    if block is None or "input" not in probe.patches:
+    if block is None or "input" not in activations.patches:
         return []
     inner, outer, _ = embedding_parts(block)
     weight = inner.weight.detach().double()
-    if probe.patches["input"].gram().shape[0] > weight.shape[1]:
+    if activations.patches["input"].gram().shape[0] > weight.shape[1]:
         bias = torch.zeros(len(weight), dtype=weight.dtype) if inner.bias is None else inner.bias.detach().double()
         weight = torch.cat([weight, bias[:, None]], 1)
-    patches, embedded = probe.patches["input"], probe.patches["output"].spectrum()
+    patches, embedded = activations.patches["input"], activations.patches["output"].spectrum()
     # ||W_1 X|| from the small Gram matrices of both.
     (hidden,) = product_spectra((weight.T @ weight)[None], patches.gram()[None])
     rank = patches.spectrum().epsilon_rank(1e-7)
@@ -74,15 +98,18 @@ def embedding_bounds(model: PreTrainedModel, probe: Probe) -> list[Bound]:
 
 
 def attention_bounds(
-    layers: Sequence[Attention], structures: Sequence[AttentionStructure], probe: Probe, feed: Feed
+    layers: Sequence[AttentionLayer],
+    structures: Sequence[AttentionStructure],
+    activations: ActivationSums,
+    batch: InputBatch,
 ) -> list[Bound]:
     """The first self-attention of every kind, run again on the first batch with its inputs projected; the model is in evaluation mode."""
-    found: list[Bound] = []
+    bounds: list[Bound] = []
     for layer, structure in zip(layers, structures):
-        if layer.name not in probe.calls:
+        if layer.name not in activations.calls:
             continue
         spectrum = structure.inputs["query"]
-        basis = probe.inputs[layer.name].leading(len(spectrum.values))
+        basis = activations.inputs[layer.name].leading(len(spectrum.values))
         scale = float(getattr(layer.module, "scaling", 1.0))
         heads = structure.heads
         if layer.is_rotary:  # a rotation stands between the two
@@ -90,8 +117,8 @@ def attention_bounds(
             norms = [query.norm * heads["key"][i].norm for query, i in zip(heads["query"], shared)]
         else:
             norms = [head.norm for head in heads["qk"]]
-        mask = feed.masks.get(stack_of(layer))
-        (states, *others), options = probe.calls[layer.name]
+        mask = batch.masks.get(stack_of(layer))
+        (states, *others), options = activations.calls[layer.name]
         for epsilon in EPSILONS:
             rank = spectrum.epsilon_rank(epsilon)
             if rank == len(spectrum.values):
@@ -100,7 +127,7 @@ def attention_bounds(
             sigma = float(max(spectrum.values[rank], 1e-7 * spectrum.norm))
             limit = truncated_attention_bound(
                 residual=sigma,
-                radius=probe.inputs[layer.name].largest,
+                radius=activations.inputs[layer.name].largest,
                 query_key_norms=[scale * norm for norm in norms],
                 value_output_norms=[head.norm for head in heads["vo"]],
             )
@@ -109,7 +136,7 @@ def attention_bounds(
             moved = first_tensor(layer.module((states @ kept) @ kept.T, *others, **options)) - output
             if mask is not None and mask.shape == output.shape[:2]:
                 output, moved = output[mask], moved[mask]
-            found.append(
+            bounds.append(
                 Bound(
                     kind="attention",
                     where=layer.name,
@@ -124,26 +151,26 @@ def attention_bounds(
                     },
                 )
             )
-    return found
+    return bounds
 
 
 def flow_bounds(
-    layers: Sequence[Attention],
+    layers: Sequence[AttentionLayer],
     structures: Sequence[AttentionStructure],
     states: Sequence[StateStructure],
-    probe: Probe,
+    activations: ActivationSums,
 ) -> list[Bound]:
     """The epsilon-ranks of the stream after every attention layer that returns its weights."""
     positions = {state.name: i for i, state in enumerate(states)}
-    found = []
+    bounds = []
     for layer, structure in zip(layers, structures):
-        if layer.name not in probe.norms or layer.name not in positions:
+        if layer.name not in activations.norms or layer.name not in positions:
             continue
         before, after = states[positions[layer.name]].spectrum, states[positions[layer.name] + 1].spectrum
-        norms = probe.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
+        norms = activations.norms[layer.name] * [head.norm for head in structure.heads["vo"]]
         limits = residual_spectrum_bound(before, structure.inputs["key"], norms)
         for epsilon in EPSILONS:
-            found.append(
+            bounds.append(
                 Bound(
                     kind="flow",
                     where=layer.name,
@@ -156,4 +183,4 @@ def flow_bounds(
                     },
                 )
             )
-    return found
+    return bounds
