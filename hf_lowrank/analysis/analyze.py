@@ -18,16 +18,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import chronos.chronos2
-import chronos.chronos_bolt
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.dense import as_full_rank
 from ..checkpoints.families import CHRONOS2
-from ..checkpoints.loading import checkpoint_path
+from ..checkpoints.loading import checkpoint_path, load_config, load_model, named_class, public_name
 from ..progress import progress
 from .activations import ActivationSums
 from .attention_layers import AttentionLayer, find_attention
@@ -37,7 +35,7 @@ from .result import Analysis
 from .spectra import Spectrum
 from .structures import StateStructure, VariateStructure, attention_structure
 
-__all__ = ["analyze", "load_model"]
+__all__ = ["analyze", "load_transformer"]
 
 # Of Chronos-2: how many variates a group has, but where the number of variates itself is measured, and how many series that is
 # measured on.
@@ -78,7 +76,7 @@ def analyze(
     """
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be in (0, 1), found {epsilon}.")
-    loaded, source = load_model(model)
+    loaded, source = load_transformer(model)
     family = family_title(loaded)
     _check_variates(variates, family=family, data=data)
     loaded = as_full_rank(loaded)
@@ -131,7 +129,7 @@ def _check_variates(variates: Sequence[int], *, family: str, data: Any) -> None:
         raise ValueError(f"variates must be positive integers, found {bad[0]!r}.")
 
 
-def load_model(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTrainedModel, str]:
+def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTrainedModel, str]:
     """The model in float32, and what it is called; weights are mapped from the file where it is in float32.
 
     Raises:
@@ -141,24 +139,26 @@ def load_model(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTrainedMo
     if isinstance(model, PreTrainedModel):
         is_float = all(weight.dtype == torch.float32 for weight in model.parameters())
         loaded = model if is_float else copy.deepcopy(model).float()
-        return loaded, model.config.name_or_path or type(model).__name__
+        return loaded, public_name(model)
     if not isinstance(model, (str, os.PathLike)):
         raise ValueError(f"model must be a Hub id, a folder or a loaded model, found a {type(model).__name__}.")
-    path = checkpoint_path(model)
-    try:
-        loaded = _model_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=torch.float32)
-    except OSError as error:
-        raise OSError(f"model: {path} is no folder and no Hub id that can be read ({error}).") from error
-    source = os.path.basename(os.path.normpath(path)) if os.path.isdir(path) else path
-    return loaded.requires_grad_(False).eval(), source
+    path, config = checkpoint_path(model), load_config(model)
+    model_class = named_class(config)
+    if model_class is not None:  # of one of our families
+        loaded = load_model(model, [model_class], model_class.__name__, dtype=torch.float32)
+    else:
+        try:
+            loaded = _model_class(config).from_pretrained(path, dtype=torch.float32)
+        except OSError as error:
+            raise OSError(f"model: the weights of {path} cannot be read ({error}).") from error
+    return loaded.requires_grad_(False).eval(), public_name(path)
 
 
 def _model_class(config: PreTrainedConfig) -> Any:
-    """The class that a configuration names: of transformers, of Chronos, or whatever the Auto classes know."""
+    """The class that a configuration of none of our families names: of transformers, or whatever the Auto classes know."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for home in (transformers, chronos.chronos_bolt, chronos.chronos2):
-        if hasattr(home, architecture):
-            return getattr(home, architecture)
+    if hasattr(transformers, architecture):
+        return getattr(transformers, architecture)
     for mapping in (transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         registered = mapping.get(type(config), ())
         for model_class in registered if isinstance(registered, tuple) else (registered,):

@@ -56,7 +56,9 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
     except OSError as error:
         raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
     except ValueError as error:
-        raise ValueError(f"{argument}: {path} must be a checkpoint with the config.json of a T5 ({error}).") from error
+        raise ValueError(
+            f"{argument}: {path} must be a checkpoint with the config.json of a model that transformers knows ({error})."
+        ) from error
 
 
 def named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

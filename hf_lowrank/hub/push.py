@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints.families import FAMILIES
+from ..checkpoints.loading import load_model
 from .model_card import check_model, render_card
 
 if TYPE_CHECKING:
@@ -183,17 +184,8 @@ def _loaded(model: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
     if isinstance(model, (str, os.PathLike)):
         if not Path(model).is_dir():
             raise OSError(f"model: {model} is no folder.")
-        config = AutoConfig.from_pretrained(model)
-        classes = {cls.__name__: cls for family in FAMILIES for cls in family.classes.values()}
-        architecture = (config.architectures or [config.model_type])[0]
-        if architecture not in classes:
-            raise ValueError(
-                f"model: {model} holds a {architecture}; it must be a low-rank model ({', '.join(classes)})."
-            )
-        loaded, info = classes[architecture].from_pretrained(model, dtype="auto", output_loading_info=True)
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"model: {model} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
-        return loaded
+        classes = [cls for family in FAMILIES for cls in family.classes.values()]
+        return load_model(model, classes, f"a low-rank model ({', '.join(cls.__name__ for cls in classes)})")
     check_model(model)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(

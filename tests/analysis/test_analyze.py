@@ -32,7 +32,7 @@ from hf_lowrank import (
     summarize,
 )
 from hf_lowrank.analysis.activations import ActivationSums
-from hf_lowrank.analysis.analyze import analyze, load_model
+from hf_lowrank.analysis.analyze import analyze, load_transformer
 from hf_lowrank.analysis.attention_layers import find_attention
 from hf_lowrank.analysis.model_inputs import draw_windows, input_batches, mix
 from hf_lowrank.analysis.report import tables
@@ -495,7 +495,7 @@ def test_a_checkpoint_is_loaded_as_the_class_that_it_names(tmp_path: Path) -> No
     config = LowRankT5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
     model = LowRankT5EncoderModel(config)
     model.save_pretrained(tmp_path)
-    assert type(load_model(tmp_path)[0]) is LowRankT5EncoderModel
+    assert type(load_transformer(tmp_path)[0]) is LowRankT5EncoderModel
     assert analyze(tmp_path, tokens(20, 12)).family == "lowrank_t5"
 
 

@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "empty folder": (
         lambda folder: [file.unlink() for file in folder.iterdir()],
         ValueError,
-        "must be a checkpoint with the config.json of a T5",
+        "must be a checkpoint with the config.json of a model that transformers knows",
     ),
     "config.json is no JSON": (
         lambda folder: (folder / "config.json").write_text("{"),
