@@ -241,8 +241,10 @@ def run_model(model: nn.Module, batch: InputBatch) -> Any:
 
 
 def is_bounded(layer: AttentionLayer) -> bool:
-    """Whether the bounds hold of it: an attention of this package's models, as which dense T5 and Chronos models are looked at too. It
-    has no biases, returns its weights, and adds to the stream whose normalised states it reads."""
+    """Whether the bounds hold of it: an attention of this package's models, as which dense T5 and Chronos models are looked at too.
+
+    It has no biases, returns its weights, and adds to the stream whose normalised states it reads.
+    """
     return isinstance(layer.module, LowRankAttention)
 
 

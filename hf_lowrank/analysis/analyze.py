@@ -1,4 +1,4 @@
-"""The rank structure of a checkpoint: what its spectra say of embedding, hidden states, heads, and of compressing it.
+r"""The rank structure of a checkpoint: what its spectra say of embedding, hidden states, heads, and of compressing it.
 
     analysis = analyze("amazon/chronos-t5-small")
     print("\n".join(analysis.verdict))

@@ -14,7 +14,7 @@ from ..plots import BLUE, COLOURS, GREEN, INK, LINES, ORANGE, STYLE, VERMILION, 
 from ..published_figures import EPSILONS
 from .result import Analysis, stacks
 from .spectra import FloatArray
-from .structures import AttentionStructure
+from .structures import AttentionStructure, StateStructure
 
 __all__ = ["plot_analysis"]
 
@@ -61,28 +61,16 @@ def plot_spectra(plt: Any, analysis: Analysis) -> Any:
     for axis in tops[len(parts) :]:
         axis.set_visible(False)
     for axis, (stack, states) in zip(tops, parts.items()):
-        for state, colour in zip(states, _depth_colours(plt, len(states))):
-            axis.plot(*_relative(state.spectrum.values), color=colour, linewidth=1.3)
-        for name, line in (("vocabulary", "--"), ("embedded patches", ":")):
-            if name in analysis.embedding and stack == next(iter(parts)):
-                values = analysis.embedding[name].values
-                axis.plot(*_relative(values), line, color=INK, linewidth=1.3, label=name)
-                axis.legend(loc="upper right")
+        _draw_states(plt, axis, states)
+        if stack == next(iter(parts)):
+            _draw_embeddings(axis, analysis)
         axis.set_title(f"hidden states of the {stack}")
     names = {
         "qk": ("heads' logits", "heads' products $W_q^T W_k$"),
         "vo": ("heads' outputs", "heads' products $W_o W_v$"),
     }
     for axis, part in zip(axes[-1], names):
-        kinds = list(dict.fromkeys(layer.kind for layer in analysis.attention))
-        for kind, line in zip(kinds, LINES):
-            layers = [layer for layer in analysis.attention if layer.kind == kind]
-            for layer, colour in zip(layers, _depth_colours(plt, len(layers))):
-                heads = np.stack([head.values / max(head.norm, 1e-300) for head in layer.deciding(part)])
-                axis.plot(*_relative(heads.mean(0)), line, color=colour, linewidth=1.2)
-            axis.plot([], [], line, color=INK, linewidth=1.2, label=KINDS[kind])
-        if len(kinds) > 1:
-            axis.legend(loc="upper right")
+        _draw_heads(plt, axis, analysis, part)
         axis.set_title(names[part][not parts] + ", mean of the heads")
     for axis in axes[-1][2:]:
         axis.set_visible(False)
@@ -101,6 +89,31 @@ def plot_spectra(plt: Any, analysis: Analysis) -> Any:
     bar.outline.set_visible(False)
     figure.suptitle(f"{analysis.source}: spectra by layer (dotted: the four epsilons)")
     return figure
+
+
+def _draw_states(plt: Any, axis: Any, states: Sequence[StateStructure]) -> None:
+    for state, colour in zip(states, _depth_colours(plt, len(states))):
+        axis.plot(*_relative(state.spectrum.values), color=colour, linewidth=1.3)
+
+
+def _draw_embeddings(axis: Any, analysis: Analysis) -> None:
+    for name, line in (("vocabulary", "--"), ("embedded patches", ":")):
+        if name in analysis.embedding:
+            values = analysis.embedding[name].values
+            axis.plot(*_relative(values), line, color=INK, linewidth=1.3, label=name)
+            axis.legend(loc="upper right")
+
+
+def _draw_heads(plt: Any, axis: Any, analysis: Analysis, part: str) -> None:
+    kinds = list(dict.fromkeys(layer.kind for layer in analysis.attention))
+    for kind, line in zip(kinds, LINES):
+        layers = [layer for layer in analysis.attention if layer.kind == kind]
+        for layer, colour in zip(layers, _depth_colours(plt, len(layers))):
+            heads = np.stack([head.values / max(head.norm, 1e-300) for head in layer.deciding(part)])
+            axis.plot(*_relative(heads.mean(0)), line, color=colour, linewidth=1.2)
+        axis.plot([], [], line, color=INK, linewidth=1.2, label=KINDS[kind])
+    if len(kinds) > 1:
+        axis.legend(loc="upper right")
 
 
 def plot_flow(plt: Any, analysis: Analysis) -> Any:

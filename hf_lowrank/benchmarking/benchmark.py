@@ -87,8 +87,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints in one case, and the second one once more, uncompressed, in LowRankChronosPipeline: `against_lean`, for a
-    Chronos-T5 alone. Ratios are the value of the model, or of `against_lean`, over that of `against`, repeat by repeat."""
+    """Two checkpoints in one case.
+
+    `against_lean`, for a Chronos-T5 alone, is the second one once more, uncompressed, in LowRankChronosPipeline. Ratios are the value of the
+    model, or of `against_lean`, over that of `against`, repeat by repeat.
+    """
 
     case: Case
     model: Side
@@ -133,8 +136,11 @@ class Benchmark:
     comparisons: tuple[Comparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """`time_ratio`, `memory_ratio`, `floor_ratio` over all repeats of all cases, `lean_time_ratio` and `lean_memory_ratio`
-        of the second checkpoint in LowRankChronosPipeline; `machine`; the cases as `results`."""
+        """For programs: the ratios over all repeats of all cases, the `machine`, and the cases as `results`.
+
+        The ratios are `time_ratio`, `memory_ratio`, `floor_ratio`, and `lean_time_ratio` and `lean_memory_ratio` of the second checkpoint in
+        LowRankChronosPipeline.
+        """
         pooled: dict[str, list[float]] = {}
         for comparison in self.comparisons:
             for name, values in comparison.ratios.items():
@@ -193,7 +199,7 @@ def spread_text(values: Sequence[float]) -> str:
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def benchmark(
+def benchmark(  # noqa: PLR0913 a public call names all of its options
     model: str,
     against: str,
     *,

@@ -73,8 +73,10 @@ def rank_tables(config: PretrainedConfig) -> tuple[dict[str, list[dict]], dict[s
 
 
 def t5_passes(config: PretrainedConfig, *, context_length: int, prediction_length: int) -> Iterator[tuple[int, int]]:
-    """(encoder tokens, decoder steps) of each pass of Chronos-T5's `predict`: one for every model horizon, the forecast so
-    far appended to the context."""
+    """(encoder tokens, decoder steps) of each pass of Chronos-T5's `predict`.
+
+    There is one for every model horizon, the forecast so far appended to the context.
+    """
     chronos = config.chronos_config
     while prediction_length > 0:
         context_length = min(context_length, chronos["context_length"])
@@ -196,8 +198,11 @@ def cache_bytes(
     num_samples: int,
     bytes_per_number: int,
 ) -> tuple[int, int]:
-    """The key/value cache of one series at the end of a Chronos-T5 forecast: decoder self-attention of every sample, and
-    cross-attention once, which is enough, or (the second number) once a sample, as transformers' `generate` keeps it."""
+    """The bytes of the key/value cache of one series at the end of a Chronos-T5 forecast.
+
+    It has decoder self-attention of every sample, and cross-attention once, which is enough, or (the second number) once a sample, as
+    transformers' `generate` keeps it.
+    """
     attention, _ = rank_tables(config)
     own, cross = (
         sum(cached_numbers(ranks, num_heads=config.num_heads) for ranks in attention[kind])

@@ -68,8 +68,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint of any Chronos family in the pipeline that its configuration names, or, if `lean`, a Chronos-T5 in
-    LowRankChronosPipeline.
+    """A checkpoint of any Chronos family in the pipeline that its configuration names.
+
+    If `lean`, it is a Chronos-T5 in LowRankChronosPipeline.
 
     Attributes:
         name: What messages and results call it.

@@ -62,8 +62,10 @@ def load_pipeline(
 
 
 def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
-    """A dense Chronos-T5 in LowRankChronosPipeline, so that dense and compressed models draw their samples in the same way; any other
-    pipeline as it is."""
+    """A dense Chronos-T5 in LowRankChronosPipeline; any other pipeline as it is.
+
+    So dense and compressed models draw their samples in the same way.
+    """
     return (
         LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
     )

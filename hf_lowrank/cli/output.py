@@ -48,6 +48,7 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
 
 
 def warn(text: str) -> None:
+    """Print a warning for people, on the standard error stream."""
     messages.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True, highlight=False)
 
 

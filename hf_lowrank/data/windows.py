@@ -75,7 +75,7 @@ class SyntheticWindows(_WindowSupply):
     is a whole batch already.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
         self,
         context_length: int,
         prediction_length: int,

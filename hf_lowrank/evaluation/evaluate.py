@@ -101,7 +101,7 @@ class EvaluationResult:
         write_text(path, text)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 a public call names all of its options
     models: Model | Sequence[Model] | Mapping[str, Model],
     tasks: str | EvaluationTask | Iterable[str | EvaluationTask] = ("m1_yearly", "packaged"),
     *,

@@ -120,7 +120,7 @@ def model_name(method: str, value: float) -> str:
     return f"{method} {value:.4g}"
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 a public call names all of its options
     source: str,
     *,
     ratios: Sequence[float] | None = None,

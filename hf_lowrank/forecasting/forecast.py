@@ -71,7 +71,7 @@ class ForecastSummary:
         return asdict(self) | {"left_out_because": "no value in the context" if self.num_left_out else None}
 
 
-def forecast_frame(
+def forecast_frame(  # noqa: PLR0913 a public call names all of its options
     pipeline: BaseChronosPipeline,
     frame: pd.DataFrame,
     *,
@@ -116,7 +116,7 @@ def forecast_frame(
     return forecasts
 
 
-def forecast_file(
+def forecast_file(  # noqa: PLR0913 a public call names all of its options
     model: str | os.PathLike | BaseChronosPipeline,
     input: str | os.PathLike,
     output: str | os.PathLike,

@@ -61,7 +61,7 @@ def _digest(card: str) -> str:
 # ---- The push --------------------------------------------------------------------------------------------------------
 
 
-def push_to_hub(
+def push_to_hub(  # noqa: PLR0913 a public call names all of its options
     model: PreTrainedModel | str | os.PathLike,
     repo_id: str,
     *,

@@ -313,8 +313,10 @@ class Sampling:
             raise ValueError(f"top_p must be in [0, 1], found {self.top_p}.")
 
     def candidates(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, vocabulary) -> the scores, descending, and the tokens that can be drawn, at least (N, k) each; a score of -inf
-        is that of none. Logits in float32 are changed: the forbidden ones become -inf."""
+        """Logits (N, vocabulary) -> the scores, descending, and the tokens that can be drawn, at least (N, k) each.
+
+        A score of -inf is that of none. Logits in float32 are changed: the forbidden ones become -inf.
+        """
         logits = logits.float()
         for token in self.forbidden:
             logits[:, token] = -torch.inf

@@ -129,7 +129,7 @@ class LowRankT5Stack(LowRankT5PreTrainedModel):
     def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
         self.embed_tokens = new_embeddings
 
-    def forward(
+    def forward(  # noqa: PLR0913 the arguments are transformers'
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

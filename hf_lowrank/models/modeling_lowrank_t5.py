@@ -55,7 +55,7 @@ class LowRankT5Model(LowRankT5PreTrainedModel):
         self.encoder.set_input_embeddings(new_embeddings)
         self.decoder.set_input_embeddings(new_embeddings)
 
-    def forward(
+    def forward(  # noqa: PLR0913 the arguments are transformers'
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -128,7 +128,7 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         self.lm_head = matrix(config.d_model, config.vocab_size, std=1.0)
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # noqa: PLR0913 the arguments are transformers'
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -145,8 +145,10 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         return_dict: bool | None = None,
         cache: Cache | None = None,
     ) -> Any:
-        """Tokens (B, T) and decoder tokens (B, S), or labels in their place, -> `logits` (B, S, vocabulary), and the `loss`: the mean
-        cross-entropy of the labels (B, S) other than -100. See [`LowRankT5Stack`] for the other arguments."""
+        """Tokens (B, T) and decoder tokens (B, S), or labels in their place, -> `logits` (B, S, vocabulary) and the `loss`.
+
+        The loss is the mean cross-entropy of the labels (B, S) other than -100. See [`LowRankT5Stack`] for the other arguments.
+        """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)

@@ -76,8 +76,10 @@ class LowRankChronosModel(ChronosModel):
 
 
 def is_whole(model: PreTrainedModel) -> bool:
-    """All weights are on one device, and no hook stands before or after a module that could change what it does: the loop reads
-    weights past `forward`, where accelerate would fetch what it offloaded and a user's hook would look on."""
+    """Whether all weights are on one device, and no hook stands before or after a module that could change what it does.
+
+    The loop reads weights past `forward`, where accelerate would fetch what it offloaded and a user's hook would look on.
+    """
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or torch.device("meta") in devices:
         return False
@@ -120,8 +122,10 @@ class LowRankChronosPipeline(ChronosPipeline):
         super().__init__(tokenizer, LowRankChronosModel(model.config, model.model))
 
     def predict(self, inputs: Any, *args: Any, seeds: Sequence[int] | None = None, **kwargs: Any) -> torch.Tensor:
-        """[`chronos.ChronosPipeline.predict`], with `seeds`, one integer in [0, 2**64) a series: its samples then depend neither on
-        the other series of the batch nor on PyTorch's random state."""
+        """[`chronos.ChronosPipeline.predict`], with `seeds`, one integer in [0, 2**64) a series.
+
+        Its samples then depend neither on the other series of the batch nor on PyTorch's random state.
+        """
         if seeds is None:
             return super().predict(inputs, *args, **kwargs)
         count = len(inputs) if isinstance(inputs, list) or inputs.ndim > 1 else 1

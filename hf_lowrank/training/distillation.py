@@ -72,7 +72,7 @@ def distillation_loss(
     return loss
 
 
-def recover(
+def recover(  # noqa: PLR0913 a public call names all of its options
     student: str | os.PathLike | PreTrainedModel,
     teacher: str | os.PathLike | PreTrainedModel,
     output: str | os.PathLike,
