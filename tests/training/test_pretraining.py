@@ -1,4 +1,4 @@
-"""Pretraining: the models that settings describe, runs that are cut off, and what is written."""
+"""Pretraining: what is trained and written, runs that are cut off, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ import pytest
 import torch
 from chronos import BaseChronosPipeline
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import T5ForConditionalGeneration, TrainerCallback
 from typer.testing import CliRunner
 
 from hf_lowrank import LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
-from hf_lowrank.published_figures import PRETRAINED_RATIOS
-from hf_lowrank.training.plan import model_of, plan_of
 from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.settings import PretrainingSettings
 
@@ -32,18 +28,6 @@ SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers":
 TINY = PretrainingSettings(
     **SIZES, base_rank=2, rank_growth=0.5, steps=4, batch_tokens=300, save_steps=2, evaluation_batches=2, workers=0
 )
-# Sizes of heads that the paper's schedules give its 12 + 12 layers, worked out by hand from ceil(d~_0 (1 + i)^alpha).
-PAPER_HEADS = {
-    (3.0, 0.27): [3, 4, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6],
-    (5.0, 0.35): [5, 7, 8, 9, 9, 10, 10, 11, 11, 12, 12, 12],
-    (7.0, 0.40): [7, 10, 11, 13, 14, 15, 16, 17, 17, 18, 19, 19],
-}
-# To the nearest power of two; a cross-attention layer counts on from the encoder.
-PAPER_POWERS = {
-    (3.0, 0.27): ([4] * 10 + [8] * 2, [8] * 12),
-    (5.0, 0.35): ([4] + [8] * 9 + [16] * 2, [16] * 12),
-    (7.0, 0.40): ([8] * 3 + [16] * 9, [16] * 6 + [32] * 6),
-}
 
 
 class CutOff(TrainerCallback):
@@ -62,30 +46,7 @@ def weights_are_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
-# --- models ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("schedule", PRETRAINED_RATIOS)
-def test_the_papers_models_have_its_head_dimensions(schedule: tuple[float, float]) -> None:
-    base, growth = schedule
-    settings = PretrainingSettings(shape="t5-base", base_rank=base, rank_growth=growth)
-    plan = plan_of(settings)
-    assert plan.attention_ranks is not None
-    for entries in plan.attention_ranks.values():
-        assert [entry["qk"] for entry in entries] == [entry["vo"] for entry in entries] == PAPER_HEADS[schedule]
-    assert plan.attention_ratio == pytest.approx(np.mean(PAPER_HEADS[schedule]) / 64)
-    assert f"the paper reports {PRETRAINED_RATIOS[schedule]:.1%}" in plan.text
-    own, cross = PAPER_POWERS[schedule]
-    plan = plan_of(replace(settings, rank_rounding="pow2"))
-    assert plan.attention_ranks is not None
-    for kind, entries in plan.attention_ranks.items():
-        assert [entry["vo"] for entry in entries] == (cross if kind == "cross" else own)
-
-
-def test_the_planned_size_is_that_of_the_model() -> None:
-    for settings in (TINY, replace(TINY, family="bolt"), replace(TINY, base_rank=None, rank_growth=None)):
-        model_class, config = model_of(settings)
-        assert plan_of(settings).parameters == model_class(config).num_parameters()
+# --- training ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,42 +164,7 @@ def test_a_foreign_folder_is_not_taken_for_a_run(tmp_path: Path) -> None:
         pretrain(tmp_path / "new", TINY)
 
 
-# --- settings ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "steps must be an integer of at least 1, found 0"),
-        ({"workers": -1}, "workers must be an integer of at least 0, found -1"),
-        ({"learning_rate": math.inf}, "learning_rate must be above 0, found inf"),
-        ({"ramp": 1.5}, r"ramp must be in \[0, 1\], found 1.5"),
-        ({"seed": -1}, r"seed must be an integer in \[0, 1000003\), found -1"),
-        ({"dtype": "int8"}, "dtype must be 'float32' or 'bfloat16', found 'int8'"),
-        ({"family": "chronos-2"}, "family must be 't5' or 'bolt', found 'chronos-2'"),
-        ({"shape": "t5-huge"}, "shape must be one of t5-tiny.*found 't5-huge'"),
-        ({"shape": "t5-tiny", "d_model": 8}, "shape='t5-tiny' brings its own sizes: leave out d_model"),
-        ({"start": "reference", "base_rank": 3}, "start brings its own model: leave out base_rank"),
-        ({"trainer": {"max_steps": 3}}, "trainer: max_steps cannot be given here"),
-    ],
-)
-def test_settings_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PretrainingSettings(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 0}, "num_heads must be an integer of at least 1, found 0"),
-        ({"prediction_length": 0}, "prediction_length must be an integer of at least 1"),
-        ({"base_rank": -1.0}, "base_rank must be a positive number"),
-        ({"base_rank": None}, "rank_growth and rank_rounding need base_rank"),
-    ],
-)
-def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        model_of(replace(TINY, **changes))
+# --- what is refused ---------------------------------------------------------------------------------------------
 
 
 def test_arguments_that_trainer_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -251,37 +177,6 @@ def test_only_a_chronos_model_can_go_on(tmp_path: Path, dense_t5) -> None:
     dense_t5().save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match=r"start: .* is a T5ForConditionalGeneration; it must be a Chronos-T5"):
         pretrain(tmp_path / "new", PretrainingSettings(start=str(tmp_path / "text"), steps=1))
-
-
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "base_rank": st.floats(0.5, 8),
-            "steps": st.integers(1, 9),
-            "learning_rate": st.floats(1e-9, 1),
-            "data": st.just("mine.csv"),
-            "trainer": st.just({"gradient_checkpointing": True}),
-        },
-    )
-)
-def test_a_file_holds_the_same_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
-    file = tmp_path_factory.getbasetemp() / "settings.yaml"
-    file.write_text(json.dumps(found))  # JSON is YAML
-    assert PretrainingSettings.from_file(file) == PretrainingSettings(**found)
-    assert PretrainingSettings.from_file(file, steps=3).steps == 3
-
-
-def test_a_file_that_is_no_table_of_settings_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "settings.yaml"
-    for text, message in (
-        ("momentum: 0.9", "unknown settings momentum; known are start"),
-        ("[1, 2]", "must hold a table of settings, found a list"),
-        ("a: [", "neither YAML nor JSON"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            PretrainingSettings.from_file(file)
 
 
 # --- the command line --------------------------------------------------------------------------------------------
