@@ -26,8 +26,9 @@ from rich.table import Table
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
 from ..files import write_text
+from ..timing import Case
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
-from .measurement import Case, LoadedCheckpoint, Memory, cases
+from .measurement import LoadedCheckpoint, Memory, cases
 
 __all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape", "integers"]
 

@@ -21,28 +21,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..checkpoints.dense import checkpoint_path
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from ..timing import Case
 
-__all__ = ["Case", "LoadedCheckpoint", "Memory", "cases"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is forecast.
-
-    Attributes:
-        batch_size: How many series are forecast at once.
-        context_length, prediction_length: Time steps of past and of future.
-        num_samples: Sample paths a series; None for models of quantiles.
-    """
-
-    batch_size: int
-    context_length: int
-    prediction_length: int
-    num_samples: int | None
-
-    def __str__(self) -> str:
-        text = f"batch {self.batch_size}, context {self.context_length}, horizon {self.prediction_length}"
-        return text if self.num_samples is None else f"{text}, {self.num_samples} samples"
+__all__ = ["LoadedCheckpoint", "Memory", "cases"]
 
 
 def cases(

@@ -14,7 +14,6 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
-from ..benchmarking.measurement import Case
 from ..models.configuration_lowrank_t5 import (
     ATTENTION_KINDS,
     LowRankT5Config,
@@ -37,7 +36,7 @@ from ..models.modeling_lowrank_t5 import (
     LowRankT5ForConditionalGeneration,
     SelfAttentionLayer,
 )
-from ..timing import seconds_of
+from ..timing import Case, seconds_of
 
 __all__ = ["Speed", "default_workload", "measure_speed"]
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ..benchmarking.measurement import Case
 from ..checkpoints.dense import REFERENCES
 from ..checkpoints.families import FAMILIES, Family, family_of
 from ..checkpoints.summary import summarize
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
+from ..timing import Case
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark

@@ -32,11 +32,12 @@ from hf_lowrank.benchmarking.matmul_floor import (
     recorded_products,
     t5_products,
 )
-from hf_lowrank.benchmarking.measurement import Case, LoadedCheckpoint, Memory, cases
+from hf_lowrank.benchmarking.measurement import LoadedCheckpoint, Memory, cases
 from hf_lowrank.checkpoints.published import SHAPES, build_checkpoint
 from hf_lowrank.cli.app import app
 from hf_lowrank.models import decoding
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
+from hf_lowrank.timing import Case
 
 CPU = torch.device("cpu")
 SIZES = {"context_length": 12, "prediction_length": 5}

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import T5EncoderModel, T5Model
 
 from hf_lowrank import compress_pretrained, summarize
-from hf_lowrank.benchmarking.measurement import Case
 from hf_lowrank.compression import latency as speed
 from hf_lowrank.compression.latency import (
     Bench,
@@ -24,6 +23,7 @@ from hf_lowrank.compression.latency import (
     measure_speed,
     non_negative_fit,
 )
+from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
@@ -195,6 +195,15 @@ def test_the_fit_finds_the_coefficients(coefficients, seed):
     inputs = np.random.default_rng(seed).uniform(1, 1e6, (8, 3))
     inputs[:, 0] = 1
     assert inputs @ non_negative_fit(inputs, inputs @ coefficients) == pytest.approx(inputs @ coefficients)
+
+
+def test_the_fit_bears_features_that_are_equal():
+    rank = np.array([64.0, 48, 32, 16, 8])  # as of heads with qk = vo
+    inputs = np.stack([np.ones(5), rank, rank], axis=1)
+    values = inputs @ [2e-4, 3e-6, 4e-6]
+    coefficients = non_negative_fit(inputs, values)
+    assert min(coefficients) >= 0
+    assert inputs @ coefficients == pytest.approx(values)
 
 
 def test_the_fit_has_no_negative_coefficient():

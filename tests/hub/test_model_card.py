@@ -21,7 +21,8 @@ from hf_lowrank import (
     summarize,
 )
 from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side
-from hf_lowrank.benchmarking.measurement import Case, Memory
+from hf_lowrank.benchmarking.measurement import Memory
+from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
