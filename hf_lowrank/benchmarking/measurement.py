@@ -23,7 +23,7 @@ from ..checkpoints.loading import checkpoint_path
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from ..timing import Case
 
-__all__ = ["Case", "LoadedCheckpoint", "Memory", "cases"]
+__all__ = ["LoadedCheckpoint", "Memory", "cases"]
 
 
 def cases(

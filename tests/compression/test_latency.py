@@ -191,6 +191,15 @@ def test_the_fit_finds_the_coefficients(coefficients, seed):
     assert inputs @ non_negative_fit(inputs, inputs @ coefficients) == pytest.approx(inputs @ coefficients)
 
 
+def test_the_fit_bears_features_that_are_equal():
+    rank = np.array([64.0, 48, 32, 16, 8])  # as of heads with qk = vo
+    inputs = np.stack([np.ones(5), rank, rank], axis=1)
+    values = inputs @ [2e-4, 3e-6, 4e-6]
+    coefficients = non_negative_fit(inputs, values)
+    assert min(coefficients) >= 0
+    assert inputs @ coefficients == pytest.approx(values)
+
+
 def test_the_fit_has_no_negative_coefficient():
     inputs = np.array([[1.0, 1], [1, 2], [1, 3]])
     constant, slope = non_negative_fit(inputs, np.array([3.0, 2, 1]))  # falling
