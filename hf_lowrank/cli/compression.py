@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,11 +65,12 @@ def compress(  # as long as its list of options
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
-    """Turn a dense Chronos-T5 (or any T5) checkpoint into a low-rank one."""
+    """Turn a dense Chronos checkpoint (T5, Bolt or Chronos-2, or any T5) into a low-rank one."""
     with plain_messages(json_file) as console:
         from ..checkpoints.export import save_compressed
         from ..compression.calibration import calibrate
         from ..compression.compress import compress_pretrained
+        from ..compression.settings import CompressionSettings
         from ..files import check_output
 
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
@@ -93,12 +95,14 @@ def compress(  # as long as its list of options
         }
         check_output(output, overwrite=overwrite)
         data: Any = None if calibration == "none" else calibration
+        settings = CompressionSettings(**arguments, calibration=data)
         if save_calibration is not None:
             if data is None or method == "paper":
                 raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
             data = calibrate(source, data, seed=seed, show_progress=True)
             data.save(save_calibration)
-        model = compress_pretrained(source, **arguments, calibration=data, show_progress=True)
+            settings = replace(settings, calibration=data)
+        model = compress_pretrained(source, settings, show_progress=True)
         save_compressed(model, output, overwrite=overwrite)
         report_compression(console, model, output, json_file)
 
