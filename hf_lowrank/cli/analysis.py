@@ -30,7 +30,12 @@ def analyze(
     variates: Annotated[
         str | None, typer.Option(help="For Chronos-2: measure the group attention for 1,8,64 variates, say.")
     ] = None,
-    epsilon: Annotated[float, typer.Option(help="That of the verdict.")] = 1e-2,
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="The share of the largest singular value below which the verdict takes a direction as dropped."
+        ),
+    ] = 1e-2,
     seed: Annotated[int, typer.Option(help="Of the series and windows.")] = 0,
     plots: Annotated[Path | None, typer.Option(help="Draw spectra, flow of ranks and heads in this folder.")] = None,
     json_file: Annotated[Path | None, json_option("everything")] = None,

@@ -1,7 +1,7 @@
 """Calibration: what the data does inside a dense model, as one small Gram matrix for each activation and gradient.
 
 One pass of the dense model over teacher-forced batches, forward and backward, sums E[a a^T] of the activations a at every
-point where a projection may be inserted, and E[g g^T] of the loss's gradients g there (see `factorization.py`). The loss is
+point where a projection may be inserted, and E[g g^T] of the loss's gradients g there (see `factorization`). The loss is
 the cross-entropy of labels that are drawn from the model's own predictions, whose gradients are those of the Kullback-Leibler
 divergence from the dense model to a slightly different one: E[g g^T] is the Fisher information.
 
@@ -177,8 +177,8 @@ def calibrate(
 
     Args:
         model: As in `compress_pretrained`.
-        data: `"synthetic"` (the mixture of `synthesis.py`, for Chronos checkpoints); series of the user's, as
-            `training.read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
+        data: `"synthetic"` (the mixture of `data.synthesis`, for Chronos checkpoints); series of the user's, as
+            `read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
             list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
         num_batches: Batches of about 2,048 tokens that are made from series.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.

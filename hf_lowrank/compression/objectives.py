@@ -89,8 +89,8 @@ class Objective:
         """A random scalar, summed over the rows of `predictions`, whose gradients have the loss's curvature."""
         raise NotImplementedError
 
-    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
-        """The loss of the predictions `found` where the dense model's are `wanted`, summed over rows."""
+    def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
+        """The loss of the predictions `predicted` where the dense model's are `reference`, summed over rows."""
         raise NotImplementedError
 
     def num_tokens(self, batch: Batch) -> int:
@@ -137,15 +137,15 @@ class TokenObjective(Objective):
 
     def complete(self, batch: Mapping[str, Any]) -> Batch:
         ids = torch.as_tensor(batch["input_ids"])
-        found = {
+        tensors = {
             "input_ids": ids,
             "attention_mask": torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))),
         }
         if not self.is_encoder:
             if "labels" not in batch:
                 raise ValueError("calibration: every batch must have labels, for the decoder; found none.")
-            found["labels"] = torch.as_tensor(batch["labels"])
-        return found
+            tensors["labels"] = torch.as_tensor(batch["labels"])
+        return tensors
 
     def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
         masks = {"encoder": batch["attention_mask"].bool()}
@@ -173,11 +173,11 @@ class TokenObjective(Objective):
             return nn.functional.cross_entropy(predictions, labels.to(predictions.device), reduction="sum")
         return (predictions * _noise(predictions, generator)).sum()
 
-    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
+    def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
         if not self.is_logits:
-            return float((wanted - found).double().square().sum()) / 2
-        wanted, found = wanted.log_softmax(-1), found.log_softmax(-1)
-        return float((wanted.exp() * (wanted - found)).sum(dim=-1).double().sum())
+            return float((reference - predicted).double().square().sum()) / 2
+        reference, predicted = reference.log_softmax(-1), predicted.log_softmax(-1)
+        return float((reference.exp() * (reference - predicted)).sum(dim=-1).double().sum())
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -210,16 +210,16 @@ def quantile_density(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Ten
     return share.double()[:, None] / (above - below)
 
 
-def quantile_excess(wanted: torch.Tensor, found: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The expected excess of the quantile loss of `found` over that of `wanted`, if values follow the quantiles `wanted`.
+def quantile_excess(reference: torch.Tensor, predicted: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The expected excess of the quantile loss of `predicted` over that of `reference`, if values follow the quantiles `reference`.
 
-    With F the piecewise linear distribution function through `wanted`, its outer pieces extended to 0 and 1,
+    With F the piecewise linear distribution function through `reference`, its outer pieces extended to 0 and 1,
 
         2 E[pinball(y, q')] - 2 E[pinball(y, q)] = 2 * integral of (F(y) - level) dy from q to q',
 
     never negative, 0 at q' = q, and f(q) (q' - q)^2 close to it. float64 (..., levels, steps) as the quantiles.
     """
-    knots, levels = _knots(wanted), levels.double()
+    knots, levels = _knots(reference), levels.double()
     slopes = (levels[1:] - levels[:-1])[:, None] / (knots[..., 1:, :] - knots[..., :-1, :])
     first = knots[..., :1, :] - levels[0] / slopes[..., :1, :]
     last = knots[..., -1:, :] + (1 - levels[-1]) / slopes[..., -1:, :]
@@ -234,7 +234,7 @@ def quantile_excess(wanted: torch.Tensor, found: torch.Tensor, levels: torch.Ten
         inside = torch.minimum((values.unsqueeze(-3) - start).clamp_min(0), width)
         return (height * inside + slopes * inside.square() / 2).sum(dim=-3) + (values - last).clamp_min(0)
 
-    moved = knots + (found.double() - wanted.double())
+    moved = knots + (predicted.double() - reference.double())
     return 2 * (area(moved) - area(knots) - levels[:, None] * (moved - knots)).clamp_min(0)
 
 
@@ -314,8 +314,8 @@ class PatchObjective(Objective):
             weight = (2 * density / density[0].numel()).sqrt() * _noise(predictions, generator)
         return (predictions * weight).sum()
 
-    def divergence(self, wanted: torch.Tensor, found: torch.Tensor) -> float:
-        return float(quantile_excess(wanted, found, self.levels.to(wanted.device)).mean(dim=(1, 2)).sum())
+    def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
+        return float(quantile_excess(reference, predicted, self.levels.to(reference.device)).mean(dim=(1, 2)).sum())
 
 
 def _mixed(mixing: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -347,15 +347,15 @@ class GroupObjective(PatchObjective):
         return {"context": context, "group_ids": ids, "future_covariates": future}
 
     def complete(self, batch: Mapping[str, Any]) -> Batch:
-        found = super().complete(batch)
-        rows = len(found["context"])
+        tensors = super().complete(batch)
+        rows = len(tensors["context"])
         future = torch.as_tensor(batch.get("future_covariates", torch.full((rows, self.patch), torch.nan))).float()
         if future.ndim != 2 or len(future) != rows or future.shape[1] % self.patch:
             raise ValueError(
                 f"calibration: future_covariates must have shape ({rows}, a multiple of {self.patch}), found {tuple(future.shape)}."
             )
         ids = torch.as_tensor(batch.get("group_ids", torch.arange(rows)))
-        return found | {"group_ids": ids, "future_covariates": future}
+        return tensors | {"group_ids": ids, "future_covariates": future}
 
     def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
         context = self._context_mask(batch)

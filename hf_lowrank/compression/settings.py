@@ -74,7 +74,8 @@ class CompressionSettings:
         epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
         energy: The smallest ranks that drop at most this share of each component's loss.
         uniform: The same rank everywhere.
-        schedule: (base_rank, rank_growth[, rounding]): d~_i = ceil(d~_0 (1 + i)^alpha).
+        schedule: (base_rank, rank_growth[, rounding]): d~_i = ceil(d~_0 (1 + i)^alpha); a rounding of `"pow2"` in place of `"ceil"` takes the
+            nearest power of two, as the paper's code does.
         ranks: An explicit table, as `LowRankT5Config.attention_ranks`; kinds left out stay dense.
         feed_forward_ratio: Keep at most this share of the feed-forward parameters, beside any rule for the attention.
         form: `"per_head"` (smaller heads), `"latent"` (one latent a token for all heads), or `"auto"`: for each layer the one

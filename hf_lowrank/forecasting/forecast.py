@@ -279,7 +279,7 @@ class _FileForecast:
 
 
 def _schema(file: LongFile, request: Request) -> Any:
-    """That of the table of forecasts, in arrow's words."""
+    """The schema of the table of forecasts, in arrow's words."""
     pa = import_pyarrow()
     numbers = [(name, pa.float32()) for name in ("predictions", *map(str, request.quantiles))]
     return pa.schema([*zip(file.columns, file.types()), ("target_name", pa.string()), *numbers])

@@ -167,8 +167,7 @@ class CarriesItsCode:
         """
         self.validate_ranks()  # before any file is written
         self.auto_map = {
-            name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}"
-            for name, found in self.auto_classes().items()
+            name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in self.auto_classes().items()
         }
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 

@@ -58,15 +58,15 @@ class Placed:
     @property
     def device(self) -> torch.device:
         """Of the first weight; of the computation where accelerate keeps that weight elsewhere and leaves a meta tensor."""
-        found = super().device  # type: ignore[misc]
-        if found.type != "meta":
-            return found
+        device = super().device  # type: ignore[misc]
+        if device.type != "meta":
+            return device
         for module in self.modules():  # type: ignore[attr-defined]
             hook = getattr(module, "_hf_hook", None)
             for part in getattr(hook, "hooks", [hook]):
                 if (place := getattr(part, "execution_device", None)) is not None:
                     return torch.device(place)
-        return found
+        return device
 
 
 def initialize(model: PreTrainedModel, module: nn.Module) -> bool:

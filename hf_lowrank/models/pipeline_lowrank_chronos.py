@@ -21,10 +21,10 @@ except ImportError as error:
 
 def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrainedModel:
     """The model of a folder or Hub id through AutoModel, after a look at its `model_type`."""
-    found = AutoConfig.from_pretrained(name, **kwargs).model_type
-    if found != model_type:
+    named = AutoConfig.from_pretrained(name, **kwargs).model_type
+    if named != model_type:
         raise ValueError(
-            f"{name} must hold a model of type {model_type!r}, found {found!r}; "
+            f"{name} must hold a model of type {model_type!r}, found {named!r}; "
             "BaseChronosPipeline.from_pretrained chooses the pipeline by itself."
         )
     return AutoModel.from_pretrained(name, *args, **kwargs)
