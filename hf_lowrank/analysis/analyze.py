@@ -66,7 +66,7 @@ def analyze(
             with groups of 8. Synthetic series of a group have common causes; those of the user are put together as they come.
         epsilon: The share of the largest singular value from which on the verdict, the tables and the pictures count one as part of
             the rank, in (0, 1).
-        seed: Of the random numbers that synthetic series are made of, or that windows are drawn from the user's series with.
+        seed: The seed of the random numbers that synthetic series are made of, or that windows are drawn from the user's series with.
         show_progress: Whether to show progress bars on the standard error stream.
 
     Raises:

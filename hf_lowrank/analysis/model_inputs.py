@@ -44,7 +44,7 @@ class InputBatch:
     """One batch of what a model reads.
 
     Attributes:
-        arguments: Those of the model's `forward`.
+        arguments: The arguments of the model's `forward`.
         masks: Which tokens of "encoder" and "decoder" count, bool (batch, tokens); all of them where there is no mask.
         group_size: How many series that follow each other attend to one another, in Chronos-2.
     """
@@ -150,8 +150,8 @@ class SeriesReader:
     """How the models of a family read series.
 
     Attributes:
-        arguments: Of a model and windows (batch, steps): the arguments of its `forward`.
-        steps: Of a model: how many steps a window has at most.
+        arguments: Makes the arguments of `forward` of a model and of windows (batch, steps).
+        steps: Says how many steps a window of a model has at most.
         is_exact: No window may be shorter.
     """
 
@@ -202,13 +202,13 @@ def input_batches(
     """Batches for a model: series for a time-series model, texts or batches of tokens for another.
 
     Args:
-        model: Of any family; its configuration and its class say what it reads.
+        model: A model of any family; its configuration and its class say what it reads.
         data: `"synthetic"`; series, as `data.series.read_series` takes them; for a text model a .txt file of one text a line, or a list
             of dictionaries with `input_ids` and, where the model has them, `attention_mask` and `labels`.
         num_series: How many windows or texts; by default as many as hold 4 d_model tokens, and 4,096 at least.
         context_length: Time steps of the longest window; by default 512, or 1,024 for a model that reads patches. A model that reads
             windows of one length alone gets that length.
-        seed: Of the random numbers that synthetic series are made of, or that windows are drawn from given series with.
+        seed: The seed of the random numbers that synthetic series are made of, or that windows are drawn from given series with.
         variates: How many series that follow each other are one group of Chronos-2.
         related: How many synthetic series that follow each other have common causes; a batch holds as many, in whole groups.
         tokenizer: Makes `input_ids` and `attention_mask` of a list of texts.

@@ -91,7 +91,7 @@ def residual_spectrum_bound(residual: Spectrum, inputs: Spectrum, head_norms: ND
 
     Args:
         residual: The singular values of U, the stream that the layer adds to.
-        inputs: Those of X, what its keys and values read: U after a normalisation, or an encoder's output.
+        inputs: The singular values of X, what its keys and values read: U after a normalisation, or an encoder's output.
         head_norms: c_h of each head.
     """
     size, heads = len(residual.values), len(head_norms)

@@ -36,7 +36,7 @@ class StateStructure:
         name: The layer that the states enter ("cross.3", "decoder_feed_forward.3"), or the stack that they leave ("decoder_output").
         tokens: How many tokens there were.
         spectrum: The singular values of the matrix of all tokens.
-        centred: Those of the tokens' deviations from their mean.
+        centred: The singular values of the tokens' deviations from their mean.
     """
 
     name: str

@@ -50,12 +50,12 @@ class Side:
         pipeline: The class of the pipeline that forecast.
         parameters: How many numbers all weights of the model have.
         bytes_on_disk: The size of the weight files.
-        seconds: Of one forecast, one value a repeat.
-        memory: Of one forecast in a process of its own, one value a repeat.
+        seconds: The time of one forecast, one value a repeat.
+        memory: What one forecast takes in a process of its own, one value a repeat.
         cache_bytes: The key/value cache of one series with all its samples, cross-attention held once; None for models that
             decode in one pass.
-        cache_bytes_repeated: The same with cross-attention held once a sample, as transformers' `generate` does.
-        product_flops, floor_seconds, roofline_seconds: Of the matrix products alone: see `matmul_floor.Floor`.
+        cache_bytes_repeated: That cache with cross-attention held once a sample, as transformers' `generate` does.
+        product_flops, floor_seconds, roofline_seconds: What the matrix products alone take: see `matmul_floor.Floor`.
     """
 
     name: str
@@ -230,7 +230,7 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         device: `"cpu"` or `"cuda"`; by default CUDA where there is one.
         threads: How many threads PyTorch uses on the CPU; by default PyTorch's own choice.
         repeats: How many forecasts of each side are timed in each case.
-        seed: Of the random numbers that the series are made of and that sampling models draw their paths with.
+        seed: The seed of the random numbers that the series are made of and that sampling models draw their paths with.
         names: What to call the two in the result, in place of the paths.
 
     Raises:
