@@ -14,9 +14,7 @@ STANDARD_OUTPUT = Path("-")
 
 def json_option(content: str) -> Any:
     """`--json FILE`, the same in every command; `content` is what it writes."""
-    return typer.Option(
-        "--json", metavar="FILE", help=f"Write {content} as JSON to this file, or to standard output for -."
-    )
+    return typer.Option("--json", metavar="FILE", help=f"Write {content} as JSON to this file; - is standard output.")
 
 
 def check_file(option: str, path: Path, suffix: str, *, otherwise: str = "") -> None:

@@ -71,7 +71,8 @@ def pretrain(  # as long as its list of options
         if is_main:
             console.print(planned.text, soft_wrap=True, highlight=False)
         if plan:
-            write_json(json_file, asdict(planned))
+            if is_main:
+                write_json(json_file, asdict(planned))
             return
         if output is None:
             raise ValueError("OUTPUT is missing: the folder to write.")
