@@ -80,7 +80,11 @@ def import_pyplot() -> Any:
 
 
 def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80 % interval") -> None:
-    """Draw the panels in two columns and write them to `output` (the ending says which format)."""
+    """Draw the panels in two columns and write them to `output` (the ending says which format).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     plt = import_pyplot()
     with plt.rc_context(STYLE):
         rows = -(-len(panels) // 2)
@@ -106,7 +110,11 @@ def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80
 
 
 def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: Path, *, title: str) -> None:
-    """Relative score against kept share on logarithmic axes; published points hollow and without a line."""
+    """Relative score against kept share on logarithmic axes; published points hollow and without a line.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     plt = import_pyplot()
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
@@ -124,15 +132,15 @@ def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: P
         axis.set_xscale("log")
         axis.set_yscale("log")
         kept = [share for curve in [*measured, *published] for share in curve.kept]
-        shares = [
-            share for share in (0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1) if min(kept) <= 1.2 * share <= 1.5 * max(kept)
-        ]
-        axis.xaxis.set_major_locator(FixedLocator(shares))
+        share_ticks = [0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1]
+        share_ticks = [tick for tick in share_ticks if min(kept) <= 1.2 * tick <= 1.5 * max(kept)]
+        axis.xaxis.set_major_locator(FixedLocator(share_ticks))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         scores = [score for curve in [*measured, *published] for score in curve.score]
-        ticks = [tick for tick in (0.5, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 5, 7, 10) if tick <= 1.1 * max(scores)]
-        axis.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= 0.9 * min(scores)]))
+        score_ticks = [0.5, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 5, 7, 10]
+        score_ticks = [tick for tick in score_ticks if 0.9 * min(scores) <= tick <= 1.1 * max(scores)]
+        axis.yaxis.set_major_locator(FixedLocator(score_ticks))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.set_xlabel("share of the attention that is kept")

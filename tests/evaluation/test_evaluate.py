@@ -32,7 +32,6 @@ import huggingface_hub  # noqa: E402
 from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS  # noqa: E402
 from hf_lowrank.cli.app import app  # noqa: E402
 from hf_lowrank.evaluation.evaluate import EvaluationResult, evaluate  # noqa: E402
-from hf_lowrank.evaluation.naive import seasonal_naive  # noqa: E402
 from hf_lowrank.evaluation.scores import METRICS  # noqa: E402
 from hf_lowrank.evaluation.sources import seasonality_of  # noqa: E402
 from hf_lowrank.evaluation.tasks import file_task, find_tasks, list_tasks  # noqa: E402
@@ -358,16 +357,6 @@ def test_a_constant_series_counts_for_wql_alone(tmp_path: Path, checkpoints: dic
     both, one = (evaluate([], file_task(path, horizon=4)).results[0] for path in (with_flat, alone))
     assert both.MASE == one.MASE
     assert both.WQL != one.WQL
-
-
-def test_seasonal_naive_fills_what_is_missing() -> None:
-    nan = float("nan")
-    np.testing.assert_array_equal(seasonal_naive(np.array([1.0, 2, 3, 4]), 5, 2), [3, 4, 3, 4, 3])
-    np.testing.assert_array_equal(seasonal_naive(np.array([1.0, 2, 3, nan]), 3, 2), [3, 2, 3])
-    np.testing.assert_array_equal(seasonal_naive(np.array([0.0, 1, nan, 3, nan]), 2, 2), [3, 0])
-    np.testing.assert_array_equal(seasonal_naive(np.array([nan, 2, nan, 4]), 2, 2), [3, 4])
-    np.testing.assert_array_equal(seasonal_naive(np.array([1.0, 3]), 2, 4), [2, 2])
-    np.testing.assert_array_equal(seasonal_naive(np.array([nan, nan]), 2, 1), [0, 0])
 
 
 # Arguments and results
