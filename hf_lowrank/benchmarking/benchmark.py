@@ -30,7 +30,7 @@ from ..timing import Case
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import LoadedCheckpoint, Memory, cases
 
-__all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape", "integers"]
+__all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEMORY_REPEATS = 3  # each is a process of its own on both sides, and memory varies far less than time
@@ -348,15 +348,6 @@ def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; found {name!r}.")
     return DTYPES[name]
-
-
-def integers(name: str, values: Iterable[str]) -> list[int]:
-    """The numbers of a command-line option that takes "1,8" and may be repeated."""
-    items = [item for value in values for item in value.split(",")]
-    try:
-        return [int(item) for item in items]
-    except ValueError:
-        raise ValueError(f"{name} must be integers separated by commas, found {','.join(items)!r}.") from None
 
 
 def _describe(machine: Machine) -> dict[str, Any]:

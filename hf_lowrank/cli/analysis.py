@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import json_option
+from .options import integers, json_option
 from .output import plain_messages, write_json
 
 
@@ -44,7 +44,6 @@ def analyze(
     with plain_messages(json_file) as console:
         from ..analysis.analyze import analyze as run
         from ..analysis.report import tables
-        from ..benchmarking.benchmark import integers
 
         if plots is not None:
             from ..plots import import_pyplot

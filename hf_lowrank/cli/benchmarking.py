@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import json_option
+from .options import integers, json_option
 from .output import messages, plain_messages, write_json
 
 
@@ -39,7 +39,7 @@ def bench(
 ) -> None:
     """Time and memory of a checkpoint against another one, in one run, and the distance to the floor."""
     with plain_messages(json_file) as console:
-        from ..benchmarking.benchmark import benchmark, benchmark_shape, integers
+        from ..benchmarking.benchmark import benchmark, benchmark_shape
 
         if model is not None and shape is not None:
             raise ValueError(f"Give either MODEL with --against, or --shape; found {model!r} and --shape {shape!r}.")

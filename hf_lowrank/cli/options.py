@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["STANDARD_OUTPUT", "check_file", "json_option", "numbers"]
+__all__ = ["STANDARD_OUTPUT", "check_file", "integers", "json_option", "numbers"]
 
 STANDARD_OUTPUT = Path("-")
 
@@ -34,3 +35,12 @@ def numbers(option: str, text: str, example: str) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be numbers such as {example}, found {text!r}.") from None
+
+
+def integers(name: str, values: Iterable[str]) -> list[int]:
+    """The numbers of a command-line option that takes "1,8" and may be repeated."""
+    items = [item for value in values for item in value.split(",")]
+    try:
+        return [int(item) for item in items]
+    except ValueError:
+        raise ValueError(f"{name} must be integers separated by commas, found {','.join(items)!r}.") from None

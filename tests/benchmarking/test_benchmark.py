@@ -21,7 +21,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
-from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side, benchmark, benchmark_shape, integers
+from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side, benchmark, benchmark_shape
 from hf_lowrank.benchmarking.matmul_floor import (
     SQUARE,
     Machine,
@@ -35,6 +35,7 @@ from hf_lowrank.benchmarking.matmul_floor import (
 from hf_lowrank.benchmarking.measurement import LoadedCheckpoint, Memory, cases
 from hf_lowrank.checkpoints.published import SHAPES, build_checkpoint
 from hf_lowrank.cli.app import app
+from hf_lowrank.cli.options import integers
 from hf_lowrank.models import decoding
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
 from hf_lowrank.timing import Case
