@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_output", "new_folder", "write_text"]
+__all__ = ["as_json", "check_output", "new_folder", "without_nan", "write_json", "write_text"]
 
 
 @contextmanager
@@ -56,3 +59,22 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         part = Path(folder) / path.name
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
+
+
+def as_json(content: Any) -> str:
+    """The content as JSON for people and programs; what is no number is null, which JSON has, and not NaN, which it has not."""
+    return json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `as_json` to a file that appears whole or not at all; its folder is made where it is missing."""
+    write_text(path, as_json(content))
+
+
+def without_nan(value: Any) -> Any:
+    """The same structure with None for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,6 @@ compression is measured beside them. Published shapes can be measured with rando
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
-from ..files import write_text
+from ..files import write_json
 from ..timing import Case
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import LoadedCheckpoint, Memory, cases
@@ -153,7 +152,7 @@ class Benchmark:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `to_dict()` as JSON; the file appears whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""

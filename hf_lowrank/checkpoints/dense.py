@@ -56,7 +56,7 @@ class DenseCheckpoint:
     @property
     def stacks(self) -> tuple[str, ...]:
         """The stacks that the model has."""
-        has_decoder = self.family.name != "chronos2" and self.model_class is not T5EncoderModel
+        has_decoder = self.family.has_decoder and self.model_class is not T5EncoderModel
         return ("encoder", "decoder") if has_decoder else ("encoder",)
 
     def stack_of(self, kind: str) -> str:

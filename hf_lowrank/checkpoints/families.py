@@ -55,6 +55,11 @@ class Family:
         return model_class in self.classes or model_class in self.classes.values()
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether its models have a decoder; of T5 an encoder alone has none."""
+        return any(stack == "decoder" for stack, _ in self.places.values())
+
+    @property
     def places(self) -> dict[str, Place]:
         """All kinds of layers."""
         return {**self.attention, **self.feed_forward}

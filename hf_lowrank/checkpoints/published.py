@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, T5Config, T5ForCondi
 
 from ..models.configuration_lowrank_t5 import attention_parameters
 from .families import family_of
+from .rank_table import FORMS
 
-__all__ = ["FORMS", "SHAPES", "build_checkpoint"]
+__all__ = ["SHAPES", "build_checkpoint"]
 
-FORMS = ("per_head", "latent")
 # d_model, d_ff, layers of each stack, heads. The head dimension is always 64.
 SHAPES = {
     "t5-tiny": (256, 1024, 4, 4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ..files import write_text
+from .. import files
+from ..files import as_json
 from .options import STANDARD_OUTPUT, check_file
 
 __all__ = ["messages", "plain_messages", "warn", "write_json"]
@@ -56,8 +56,7 @@ def write_json(json_file: Path | None, content: Any) -> None:
     """Write what `--json` asks for, if it does; a file appears whole or not at all."""
     if json_file is None:
         return
-    text = json.dumps(content, indent=2) + "\n"
     if json_file == STANDARD_OUTPUT:
-        sys.stdout.write(text)
+        sys.stdout.write(as_json(content))
     else:
-        write_text(json_file, text)
+        files.write_json(json_file, content)

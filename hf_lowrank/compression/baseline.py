@@ -21,7 +21,7 @@ from .factorization import truncate_matrix
 
 __all__ = ["truncate_matrices"]
 
-POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
+MATRIX_POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
     "epsilon": allocate_epsilon,
     "ratio": allocate_epsilon_at_ratio,
     "uniform": allocate_uniform,
@@ -45,7 +45,7 @@ def truncate_matrices(
     for name, weight in progress(matrices.items(), "Measuring", show_progress):
         values = torch.linalg.svdvals(dense.weights[weight].float()).cpu().numpy()[None]
         components.append(Component(name, values))
-    kept = POLICIES[policy](components, value)
+    kept = MATRIX_POLICIES[policy](components, value)
     losses = {name: float(component.loss[kept[name]]) for name, component in zip(matrices, components)}
     weights = {
         weight: truncate_matrix(dense.weights[weight], kept[name])

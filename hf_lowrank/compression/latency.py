@@ -17,9 +17,9 @@ from torch import nn
 from ..checkpoints.rank_table import FeedForwardRanks, LatentRanks, LayerRanks, PerHeadRanks, RankTable
 from ..models.configuration_lowrank_t5 import ATTENTION_KINDS, LowRankT5Config
 from ..models.decoding import (
-    Attention,
-    CrossAttention,
-    OwnAttention,
+    LoopAttention,
+    LoopCrossAttention,
+    LoopSelfAttention,
     Sampling,
     feed_forward,
     sample_paths,
@@ -276,13 +276,13 @@ class Bench:
                 activation = self.config.dense_act_fn
                 yield lambda: [feed_forward(layer, states, activation) for layer in layers], times
         elif kind == "decoder_self":
-            own = [OwnAttention(layer, self.config.num_heads, length + 1) for layer in layers]
+            own = [LoopSelfAttention(layer, self.config.num_heads, length + 1) for layer in layers]
             bias, token = self.random(self.config.num_heads, length + 1), states[:, 0]
             # The last token that the cache has room for, again and again.
             yield lambda: [layer(token, length, bias) for layer in own], times
         else:
             bias = self.random(1, self.config.num_heads, each, each)
-            lean = [Attention(layer, self.config.num_heads) for layer in layers]
+            lean = [LoopAttention(layer, self.config.num_heads) for layer in layers]
             if self.encoder_only:
                 yield lambda: [layer(states, bias=bias) for layer in layers], times
             else:
@@ -295,11 +295,11 @@ class Bench:
         layers = self.layers("cross", ranks, series * self.tokens)
         context = self.random(series, self.tokens, self.config.d_model)
         heads = self.config.num_heads
-        cross = [CrossAttention(layer, heads, context, None) for layer in layers]
+        cross = [LoopCrossAttention(layer, heads, context, None) for layer in layers]
         tokens = self.random(series * paths, self.config.d_model)
         steps = self.workload.prediction_length
         yield lambda: [layer(tokens) for layer in cross], steps * batch / series / len(layers)
-        yield lambda: CrossAttention(layers[0], heads, context, None), batch / series
+        yield lambda: LoopCrossAttention(layers[0], heads, context, None), batch / series
 
     def capped(self, rows: int, tokens: int, cached: int = 0) -> int:
         """How many of these sequences are timed."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from ..checkpoints.families import Family
-from ..files import write_text
+from ..files import write_json
 from .allocation import check_argument
 
 __all__ = ["BUDGETS", "CompressionSettings", "SettingsArguments"]
@@ -244,7 +244,7 @@ class CompressionSettings:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the settings as JSON, to a file that appears whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> CompressionSettings:

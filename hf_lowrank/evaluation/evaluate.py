@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
-from ..files import write_text
+from ..files import without_nan, write_json, write_text
 from ..progress import progress_display
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
 from .scores import METRICS, relative_score, score_forecasts
@@ -79,26 +78,23 @@ class EvaluationResult:
         return pd.DataFrame([asdict(row) for row in self.results])
 
     def to_dict(self) -> dict[str, Any]:
-        """The `results`, the `aggregate` and the `settings`, as JSON has them; an undefined number is None."""
+        """The `results`, the `aggregate` and the `settings`; an undefined number is None."""
         content = {
             "results": [asdict(row) for row in self.results],
             "aggregate": self.aggregate,
             "settings": self.settings,
         }
-        return _without_nan(content)
+        return without_nan(content)
 
     def save(self, path: str | Path) -> None:
         """Write a .json or .csv file (the rows alone); it appears whole or not at all."""
         path = Path(path)
         if path.suffix not in (".json", ".csv"):
             raise ValueError(f"path must end in .json or .csv, found {path.name!r}.")
-        is_json = path.suffix == ".json"
-        text = (
-            json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-            if is_json
-            else self.to_frame().to_csv(index=False)
-        )
-        write_text(path, text)
+        if path.suffix == ".json":
+            write_json(path, self.to_dict())
+        else:
+            write_text(path, self.to_frame().to_csv(index=False))
 
 
 def evaluate(  # noqa: PLR0913 a public call names all of its options
@@ -292,12 +288,3 @@ def _aggregate(
                 for metric in METRICS
             }
     return aggregate
-
-
-def _without_nan(value: Any) -> Any:
-    """The same structure with None for NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

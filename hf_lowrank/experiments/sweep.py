@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from ..compression.calibration import calibrate
 from ..compression.compress import compress_pretrained
 from ..evaluation.evaluate import evaluate
 from ..evaluation.tasks import EvaluationTask
-from ..files import write_text
+from ..files import without_nan, write_json
 from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "SweepPoint", "SweepResult", "sweep"]
@@ -67,15 +66,16 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The `points`, the paper's `published` ones beside them, and the `settings`, as JSON has them."""
-        return {
+        content = {
             "points": [asdict(point) for point in self.points],
             "published": {"ratios": TRUNCATED_RATIOS, **TRUNCATED_WQL},
             "settings": self.settings,
         }
+        return without_nan(content)
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` to a JSON file; it appears whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
 
 def compressed_models(

@@ -33,12 +33,12 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 HEAD_MULTIPLE = 16
 
 
-def linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+def apply_linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
     """`module(states)`, of a matrix, thin factors, or whatever an adapter or a quantizer has put in their place; with `relu` its positive part."""
     if isinstance(module, nn.Sequential):
         *first, module = module
         for part in first:
-            states = linear(part, states)
+            states = apply_linear(part, states)
     is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and states.dtype == torch.float32
     is_plain = is_plain and states.device.type == "cpu" and module.weight.numel() >= ONEDNN_WEIGHTS
     if ONEDNN is None or not is_plain or torch.compiler.is_compiling():
@@ -67,14 +67,14 @@ def feed_forward(layer: nn.Module, states: torch.Tensor, activation: str) -> tor
     """T5's feed-forward layer of any make, plain or gated; the one large intermediate is worked on in place."""
     first = layer.wi_0 if hasattr(layer, "wi_0") else layer.wi
     if activation == "relu":
-        hidden = linear(first, states, relu=True)
+        hidden = apply_linear(first, states, relu=True)
     else:
-        hidden = ACT2FN[activation](linear(first, states))
+        hidden = ACT2FN[activation](apply_linear(first, states))
     if hasattr(layer, "wi_0"):
-        hidden = hidden.mul_(linear(layer.wi_1, states))
+        hidden = hidden.mul_(apply_linear(layer.wi_1, states))
     wo = next(layer.wo.parameters(), hidden).dtype
     # `wo` stays in float32 when the rest is float16, as in T5.
-    return linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
+    return apply_linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -82,7 +82,7 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-class Attention:
+class LoopAttention:
     """An attention layer of either form: queries of n heads, keys and values of h, the way back to d.
 
     Queries, keys and values are padded with zeros to the head size of the fused kernel, which changes no sum.
@@ -98,22 +98,22 @@ class Attention:
     def query(self, states: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., n, r)"""
         if self.is_latent:
-            states = linear(self.layer.query_sketch, states)
-        return linear(self.layer.q, states).unflatten(-1, (self.heads, -1))
+            states = apply_linear(self.layer.query_sketch, states)
+        return apply_linear(self.layer.q, states).unflatten(-1, (self.heads, -1))
 
     def key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(..., d) -> twice (..., h, r); a latent is both keys and values, one tensor."""
         if self.is_latent:
-            latent = linear(self.layer.latent, states).unsqueeze(-2)
+            latent = apply_linear(self.layer.latent, states).unsqueeze(-2)
             return latent, latent
         heads = (self.heads, -1)
-        key, value = linear(self.layer.k, states), linear(self.layer.v, states)
+        key, value = apply_linear(self.layer.k, states), apply_linear(self.layer.v, states)
         return key.unflatten(-1, heads), value.unflatten(-1, heads)
 
     def output(self, mixed: torch.Tensor) -> torch.Tensor:
         """(..., n, r) -> (..., d)"""
-        output = linear(self.layer.o, mixed.flatten(-2))
-        return linear(self.layer.output_sketch, output) if self.is_latent else output
+        output = apply_linear(self.layer.o, mixed.flatten(-2))
+        return apply_linear(self.layer.output_sketch, output) if self.is_latent else output
 
     def padded(self, states: torch.Tensor) -> torch.Tensor:
         """(B, S, h, r) -> (B, h, S, size), as the fused kernel wants it."""
@@ -169,7 +169,7 @@ def check_names(model: PreTrainedModel) -> None:
 # ---- The encoder -----------------------------------------------------------------------------------------------------
 
 
-def self_attention(attention: Attention, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def self_attention(attention: LoopAttention, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """All tokens to all tokens: (B, T, d), bias (1 or B, n, T, T) -> (B, T, d)."""
     query = attention.padded(attention.query(states))
     key, value = (attention.padded(part).expand_as(query) for part in attention.key_value(states))
@@ -180,7 +180,7 @@ def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torc
     """The encoder's output, (B, T) -> (B, T, d), a few series at a time. `mask` is True where a token is none of padding."""
     config, length = encoder.config, tokens.shape[1]
     epsilon, activation = config.layer_norm_epsilon, config.dense_act_fn
-    layers = [(block.layer, Attention(block.layer[0].SelfAttention, config.num_heads)) for block in encoder.block]
+    layers = [(block.layer, LoopAttention(block.layer[0].SelfAttention, config.num_heads)) for block in encoder.block]
     bias = position_bias(encoder, length, tokens.device, bidirectional=True).contiguous()
     is_padded = not mask.all()
     together = max(1, (CPU_TOKENS if tokens.device.type == "cpu" else GPU_TOKENS) // length)
@@ -201,11 +201,11 @@ def encode(encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torc
 # ---- The decoder -----------------------------------------------------------------------------------------------------
 
 
-class OwnAttention:
+class LoopSelfAttention:
     """Self-attention of a decoder layer, one token at a time; keys and values (N, h, steps, r) are written in place."""
 
     def __init__(self, layer: nn.Module, num_heads: int, steps: int) -> None:
-        self.attention, self.steps = Attention(layer, num_heads), steps
+        self.attention, self.steps = LoopAttention(layer, num_heads), steps
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
@@ -227,11 +227,11 @@ class OwnAttention:
         return self.attention.output(mixed.view(*query.shape[:2], -1))
 
 
-class CrossAttention:
+class LoopCrossAttention:
     """Cross-attention of a decoder layer to the encoder's output; keys and values (B, h, T, size), once a series."""
 
     def __init__(self, layer: nn.Module, num_heads: int, states: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.attention, self.bias = Attention(layer, num_heads), bias
+        self.attention, self.bias = LoopAttention(layer, num_heads), bias
         key, value = self.attention.key_value(states)
         self.keys = self.attention.padded(key).contiguous()
         self.values = self.keys if value is key else self.attention.padded(value).contiguous()
@@ -264,8 +264,8 @@ class Decoder:
         self.layers = [
             (
                 block.layer,
-                OwnAttention(block.layer[0].SelfAttention, heads, steps),
-                CrossAttention(block.layer[1].EncDecAttention, heads, states, padding),
+                LoopSelfAttention(block.layer[0].SelfAttention, heads, steps),
+                LoopCrossAttention(block.layer[1].EncDecAttention, heads, states, padding),
             )
             for block in self.decoder.block
         ]
@@ -283,7 +283,7 @@ class Decoder:
         states = rms_norm(states, self.decoder.final_layer_norm, epsilon)
         if config.scale_decoder_outputs:
             states = states * config.d_model**-0.5
-        return linear(self.model.lm_head, states)
+        return apply_linear(self.model.lm_head, states)
 
 
 # ---- Sampling --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ it runs in several processes, each with batches of its own.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCall
 from ..checkpoints.loading import public_name
 from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
-from ..files import check_output, new_folder, write_text
+from ..files import check_output, new_folder, write_json
 from .batches import RunData, run_data
 from .plan import initial_model
 from .runs import working_folder
@@ -92,7 +91,7 @@ def pretrain(
         if PartialState().is_main_process:
             with new_folder(output, overwrite=overwrite) as target:
                 model.save_pretrained(target)
-                write_text(target / RECORD_FILE, json.dumps(record | {"history": history}, indent=2))
+                write_json(target / RECORD_FILE, record | {"history": history})
     return model
 
 
