@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
@@ -163,7 +164,7 @@ class Benchmark:
             figures.add_column("ratio (min to max)")
         figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
         for comparison in self.comparisons:
-            figures.add_row(f"[bold]{comparison.case}")
+            figures.add_row(Text(str(comparison.case), style="bold"))
             theirs = comparison.against.figures()
             rows = {heading: [heading, median_text(values)] for heading, values in theirs.items()}
             for side in filter(None, (comparison.model, comparison.against_lean)):

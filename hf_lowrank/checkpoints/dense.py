@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from .families import FAMILIES, Family, family_of
-from .loading import checkpoint_path, load_model, public_name
+from .loading import check_finite, checkpoint_path, load_model, public_name
 from .rank_table import LayerName
 
 __all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]
@@ -119,9 +119,9 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         source, is_shared = checkpoint_path(model), False
         # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
         # starts with none in memory, and a compression reads those of the attention alone.
-        _check_weights(load_model(source, DENSE_CLASSES, WANTED).state_dict(), source)
+        load_model(source, DENSE_CLASSES, WANTED)
         gc.collect()
-        loaded = load_model(source, DENSE_CLASSES, WANTED)
+        loaded = load_model(source, DENSE_CLASSES, WANTED, check_values=False)
     check_names(loaded)
     weights = loaded.state_dict()
     if is_shared:
@@ -184,8 +184,7 @@ def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
             raise ValueError(
                 f"model: the weight {name} of {source} is on the meta device; load the model without offload."
             )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"model: the weight {name} of {source} holds NaN or infinite values.")
+    check_finite(weights, source)
 
 
 def build_model(

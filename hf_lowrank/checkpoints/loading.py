@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from ..models.configuration_lowrank_t5 import validate_depths
 from .families import FAMILIES
+from .weight_files import StoredTensor, stored_tensors
 
-__all__ = ["REFERENCES", "checkpoint_path", "load_config", "load_model", "named_class", "public_name"]
+__all__ = [
+    "REFERENCES",
+    "check_finite",
+    "check_sizes",
+    "checkpoint_path",
+    "load_config",
+    "load_model",
+    "named_class",
+    "public_name",
+]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 # Small trained checkpoints that the package ships.
 REFERENCES = {"reference": ASSETS / "reference", "reference-bolt": ASSETS / "reference_bolt"}
+SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
 # Dense and low-rank classes by name; the last as Google's first checkpoints call it.
 CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -52,7 +65,8 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
     """
     path = checkpoint_path(source)
     try:
-        return AutoConfig.from_pretrained(path)
+        # No checkpoint runs code of its own here, and none asks whether it may.
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
     except ValueError as error:
@@ -80,8 +94,10 @@ def load_model(
     *,
     argument: str = "model",
     dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    check_values: bool = True,
 ) -> PreTrainedModel:
-    """A checkpoint of one of the families, with all of its weights.
+    """A checkpoint of one of the families, with all of its weights and no others, all of them finite numbers.
 
     Args:
         source: A folder, a Hub id or a shipped reference.
@@ -89,10 +105,13 @@ def load_model(
         wanted: What they are, for messages: "it must be ...".
         argument: The name of the argument that `source` was given for, for messages.
         dtype: Of the loaded weights; `"auto"` for that of the file.
+        device: Where they go; by default to the CPU.
+        check_values: Whether to look for NaN and infinity, which reads all weights.
 
     Raises:
         OSError: There is no such checkpoint, or its files cannot be read.
-        ValueError: It is another model, or a weight is missing or of another shape than the configuration says.
+        ValueError: It is another model; a weight is missing, unknown, or of another shape or kind of number than the
+            configuration says; or one holds NaN or infinite values.
     """
     path = checkpoint_path(source)
     config = load_config(source, argument=argument)
@@ -101,18 +120,82 @@ def load_model(
         is_known = type(config) in CONFIG_CLASSES
         kind = _architecture(config) or type(config).__name__ if is_known else f"{config.model_type} checkpoint"
         raise ValueError(f"{argument}: {path} is a {kind}; it must be {wanted}.")
-    # All dense families call themselves T5, and Chronos-2 has a configuration of its own.
-    config = model_class.config_class.from_pretrained(path)
     try:
+        stored = stored_tensors(path)
+    except OSError as error:
+        raise OSError(_unreadable(path, argument, error)) from error
+    check_sizes(config, f"{argument}: {path}")
+    _check_depths(config, stored, f"{argument}: {path}")
+    try:
+        # All dense families call themselves T5, and Chronos-2 has a configuration of its own.
+        config = model_class.config_class.from_pretrained(path, trust_remote_code=False)
         model, info = model_class.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            path,
+            config=config,
+            dtype=dtype,
+            device_map=device,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except Exception as error:  # the formats of weights have no error in common
-        raise OSError(
-            f"{argument}: the weights of {path} cannot be read; a file is missing, truncated or damaged ({error})."
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{argument}: {path} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
-    for name, given, needed in sorted(info["mismatched_keys"]):
-        raise ValueError(f"{argument}: the weight {name} of {path} must have shape {[*needed]}, found {[*given]}.")
+    except Exception as error:  # the formats of weights and of configurations have no error in common
+        raise OSError(_unreadable(path, argument, error)) from error
+    _check_names(model, stored, info, f"{argument}: {path}")
+    if check_values:
+        check_finite(model.state_dict(), path, argument=argument)
     return model
+
+
+def _unreadable(path: str, argument: str, error: Exception) -> str:
+    return f"{argument}: the weights of {path} cannot be read; a file is missing, truncated or damaged ({error})."
+
+
+def check_sizes(config: PreTrainedConfig, what: str) -> None:
+    """Raise ValueError where no model of the sizes in a configuration can be built; `what` begins the message."""
+    for name in SIZES:
+        size = getattr(config, name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{what}: {name} must be a positive integer in config.json, found {size!r}.")
+    try:
+        validate_depths(config)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _check_depths(config: PreTrainedConfig, stored: Mapping[str, StoredTensor], what: str) -> None:
+    """Raise ValueError where the configuration has other layers than the weight files."""
+    for stack, name in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+        blocks = {match[1] for key in stored if (match := re.match(rf"{stack}\.block\.(\d+)\.", key))}
+        depth = getattr(config, name, None)
+        if blocks and depth is not None and depth != len(blocks):
+            raise ValueError(
+                f"{what}: {name} is {depth} in config.json, and the weights have {len(blocks)} of these layers."
+            )
+
+
+def _check_names(
+    model: PreTrainedModel, stored: Mapping[str, StoredTensor], info: Mapping[str, Any], what: str
+) -> None:
+    """Raise ValueError where weights are missing, unknown, or of another shape or kind of number."""
+    # Chronos-Bolt keeps its patch embeddings out of what transformers reports as missing.
+    hidden = model._keys_to_ignore_on_load_missing or ()
+    needed = model.state_dict()
+    is_hidden = {name for name in needed for pattern in hidden if re.search(pattern, name) and name not in stored}
+    if missing := sorted({*info["missing_keys"], *is_hidden}):
+        raise ValueError(f"{what} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
+    for name, given, wanted in sorted(info["mismatched_keys"]):
+        raise ValueError(f"{what}: the weight {name} must have shape {[*wanted]}, found {[*given]}.")
+    if unknown := sorted(info["unexpected_keys"]):
+        raise ValueError(
+            f"{what} has weights that its config.json knows nothing of: {', '.join(unknown[:5])} ({len(unknown)} in all)."
+        )
+    for name, tensor in stored.items():
+        if name in needed and needed[name].is_floating_point() != tensor.is_float:
+            kind = "floating-point numbers" if needed[name].is_floating_point() else "integers"
+            raise ValueError(f"{what}: the weight {name} must hold {kind}, found {tensor.dtype}.")
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: str, *, argument: str = "model") -> None:
+    """Raise ValueError where a weight that is in memory holds NaN or infinite values."""
+    for name, tensor in weights.items():
+        if not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ValueError(f"{argument}: the weight {name} of {source} holds NaN or infinite values.")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5EncoderModel, T5Model
 
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
-from .families import T5, family_of
-from .loading import checkpoint_path
+from .families import FAMILIES, T5, family_of
+from .loading import checkpoint_path, load_model
 
 __all__ = [
     "QUANTILE_LEVELS",
@@ -29,6 +30,15 @@ __all__ = [
     "stable_seed",
 ]
 
+# Those that forecast: a T5 without a head does not.
+CHRONOS_CLASSES = [
+    cls
+    for family in FAMILIES
+    for pair in family.classes.items()
+    if pair[0] not in (T5Model, T5EncoderModel)
+    for cls in pair
+]
+CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
 
 
@@ -49,16 +59,19 @@ def load_pipeline(
 ) -> BaseChronosPipeline:
     """The pipeline of a folder, a Hub id or a shipped reference; `argument` is what messages call `model`.
 
+    A folder with an adapter, and what is on S3, chronos loads by itself.
+
     Raises:
         OSError: There is no such checkpoint, or its files cannot be read.
+        ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
     """
-    try:
-        pipeline = BaseChronosPipeline.from_pretrained(checkpoint_path(model), device_map=device, dtype=dtype)
-    except OSError as error:
-        raise OSError(
-            f"{argument}: {str(model)!r} is no folder with a checkpoint, no Hub id that can be reached, and not 'reference': {error}"
-        ) from error
-    return in_lean_pipeline(pipeline)
+    path = checkpoint_path(model)
+    if path.startswith("s3://") or (Path(path) / "adapter_config.json").is_file():
+        return in_lean_pipeline(BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype))
+    loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, dtype=dtype, device=device)
+    if not getattr(loaded.config, "chronos_config", None):
+        raise ValueError(f"{argument}: {model} has no chronos_config; it must be {CHRONOS_WANTED}.")
+    return as_pipeline(loaded.eval())
 
 
 def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:

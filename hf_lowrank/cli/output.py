@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,14 +12,18 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from .. import files
 from ..files import as_json
 from .options import STANDARD_OUTPUT, check_file
 
-__all__ = ["messages", "plain_messages", "warn", "write_json"]
+__all__ = ["DEBUG", "explanation", "messages", "plain_messages", "warn", "write_json"]
 
-messages = Console(stderr=True)
+# Names of series, files and models are shown as they are written: no "[red]" in them is markup, no ":smile:" a picture.
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False}
+messages = Console(stderr=True, **PLAIN)
+DEBUG = "HF_LOWRANK_DEBUG"  # the environment variable that `--debug` sets
 
 
 @contextmanager
@@ -26,7 +31,8 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
     """Errors and warnings as one line for people, and no chatter of the libraries below.
 
     Yields the console for tables and sentences, which is silent where `--json -` has standard output for itself. That a file of
-    `--json` can be written is checked first.
+    `--json` can be written is checked first. Whatever goes wrong ends in exit status 1, an interruption from the keyboard in 130; with
+    `--debug` the traceback is shown.
     """
     from transformers.utils import logging
 
@@ -37,19 +43,38 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
         try:
             if json_file is not None and json_file != STANDARD_OUTPUT:
                 check_file("--json", json_file, ".json", otherwise=", or - for standard output")
-            yield Console(quiet=json_file == STANDARD_OUTPUT)
-        except (ValueError, OSError, ImportError) as error:
-            messages.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+            yield Console(quiet=json_file == STANDARD_OUTPUT, **PLAIN)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            _say("interrupted:", "bold red", "the same command goes on where it can.")
+            raise typer.Exit(130) from error
+        except Exception as error:  # what a damaged file makes a library raise has no end
+            if os.environ.get(DEBUG):
+                raise
+            _say("error:", "bold red", explanation(error))
             raise typer.Exit(1) from error
         finally:
-            for warning in caught:
-                if issubclass(warning.category, UserWarning):
-                    warn(str(warning.message))
+            texts = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+            for text in dict.fromkeys(texts):  # each once
+                warn(text)
 
 
 def warn(text: str) -> None:
     """Print a warning for people, on the standard error stream."""
-    messages.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True, highlight=False)
+    _say("warning:", "bold yellow", text)
+
+
+def _say(kind: str, style: str, text: str) -> None:
+    messages.print(Text.assemble((kind, style), " ", text), soft_wrap=True, highlight=False)
+
+
+def explanation(error: Exception) -> str:
+    """An error as one line: the message alone where it is ours or the system's, and the kind of error before any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}{': ' if text else ''}{text} (`hf-lowrank --debug ...` shows where)"
 
 
 def write_json(json_file: Path | None, content: Any) -> None:

@@ -16,6 +16,7 @@ from .configuration_lowrank_t5 import (
     CarriesItsCode,
     LowRankT5Config,
     completed_table,
+    validate_depths,
     validate_entry,
     validate_table,
 )
@@ -101,6 +102,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
         """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
+        validate_depths(self)
         layers = range(self.num_layers)
         return {
             "attention_ranks": {

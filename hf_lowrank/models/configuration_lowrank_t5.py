@@ -19,6 +19,7 @@ PER_HEAD_KEYS = {"qk", "vo"}
 LATENT_KEYS = {"latent", "query", "output"}
 FULL_RANK: dict = {}  # the table that leaves out every kind of layer
 FEED_FORWARD_KEYS = {"width", "wi", "wo"}
+MOST_LAYERS = 10_000
 
 
 def attention_form(ranks: dict[str, Any]) -> str:
@@ -148,6 +149,14 @@ def validate_entry(entry: Any, where: str, *, d_model: int, d_kv: int, d_ff: int
             raise ValueError(f"{where}[{key!r}] must be {wanted}, {limits[key]}], found {value!r}.")
 
 
+def validate_depths(config: Any) -> None:
+    """Raise ValueError where a stack has more layers than any model: a damaged file would fill the memory with tables."""
+    for name in ("num_layers", "num_decoder_layers"):
+        depth = getattr(config, name, 0)
+        if not isinstance(depth, int) or not 0 <= depth <= MOST_LAYERS:
+            raise ValueError(f"{name} must be an integer in [0, {MOST_LAYERS}], found {depth!r}.")
+
+
 class CarriesItsCode:
     """A configuration that is saved with the code of its models, so that `trust_remote_code=True` loads it without hf_lowrank."""
 
@@ -239,7 +248,12 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         self.validate_ranks()
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
-        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
+        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`.
+
+        Raises:
+            ValueError: A stack has no sensible number of layers.
+        """
+        validate_depths(self)
         encoder, decoder = self.num_layers, self.num_decoder_layers
         depths = {"encoder_self": encoder, "decoder_self": decoder, "cross": decoder}
         return {

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5Model
 
 from ..checkpoints.families import BOLT, T5, family_of
-from ..checkpoints.loading import load_config, load_model, named_class, public_name
+from ..checkpoints.loading import check_sizes, load_config, load_model, named_class, public_name
 
 __all__ = ["class_and_config", "load_chronos_t5", "load_start"]
 
@@ -33,6 +33,7 @@ def class_and_config(start: str) -> tuple[type[PreTrainedModel], PreTrainedConfi
     if model_class not in START_CLASSES or not getattr(config, "chronos_config", None):
         name = type(config).__name__ if model_class is None else model_class.__name__
         raise ValueError(f"start: {start} is a {name}; it must be {START_WANTED}.")
+    check_sizes(config, f"start: {start}")
     return model_class, config
 
 
