@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,32 +13,120 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["as_json", "check_output", "new_folder", "without_nan", "write_json", "write_text"]
+from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
+
+__all__ = [
+    "as_json",
+    "check_output",
+    "locked",
+    "new_folder",
+    "remove_folder",
+    "tidy",
+    "without_nan",
+    "write_json",
+    "write_text",
+]
+
+REPLACED = "replaced"  # the folder that an output had before, for as long as the new one takes its place
 
 
 @contextmanager
 def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` when the block ends without an error.
 
+    What a run that was killed has left of its own temporary folders is removed, and an output that it was about to replace is put
+    back first.
+
     Raises:
         FileExistsError: `output` is a file, or a folder that is not empty, and `overwrite` is false.
+        OSError: Another run is writing to `output`.
     """
-    output = Path(output)
-    check_output(output, overwrite=overwrite)
+    output = Path(os.path.abspath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    with locked(output):
+        _tidy(output)
+        check_output(output, overwrite=overwrite)
+        temporary = _beside(output)
+        try:
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp's folders are private
+            if output.exists():
+                doomed = _beside(output)
+                os.replace(output, doomed / REPLACED)
+                os.replace(temporary, output)
+                shutil.rmtree(doomed)
+            else:
+                os.replace(temporary, output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}-unfinished-"
+
+
+def _beside(output: Path) -> Path:
+    """A new temporary folder, on the same file system."""
+    return Path(tempfile.mkdtemp(prefix=_prefix(output), dir=output.parent))
+
+
+def _tidy(output: Path) -> None:
+    """Undo what a killed run has left half done; nobody else is writing to the output."""
+    for folder in output.parent.iterdir():
+        if folder.name.startswith(_prefix(output)):
+            if (folder / REPLACED).exists() and not output.exists():
+                os.replace(folder / REPLACED, output)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(output: str | os.PathLike) -> None:
+    """Remove what a killed run has left beside this output, and put back what it was about to replace.
+
+    Raises:
+        OSError: Another run is writing to `output`.
+    """
+    output = Path(os.path.abspath(output))
+    if output.parent.is_dir():
+        with locked(output):
+            _tidy(output)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, where it is there: at one moment it is whole, at the next it is gone."""
+    if not folder.exists():
+        return
+    doomed = _beside(folder)
+    os.replace(folder, doomed / "removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _lock_folder() -> Path:
+    folder = Path(HF_HOME) / "hf_lowrank" / "locks"
     try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        if output.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            os.replace(output, replaced / "old")
-            os.replace(temporary, output)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, output)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that may only be read
+        folder = Path(tempfile.gettempdir())
+    return folder
+
+
+@contextmanager
+def locked(output: str | os.PathLike) -> Iterator[None]:
+    """Nobody else on this machine is in such a block for the same output at the same time.
+
+    Raises:
+        OSError: Somebody is.
+    """
+    name = hashlib.blake2b(os.path.abspath(output).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    lock = FileLock(_lock_folder() / f"{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OSError(f"output: another run is writing to {output}; wait for it, or give another output.") from None
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
 
 
 def check_output(output: str | os.PathLike, *, overwrite: bool = False) -> None:

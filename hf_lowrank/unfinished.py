@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import new_folder
+from .files import locked, new_folder, remove_folder
 
 __all__ = ["UnfinishedRun"]
 
@@ -69,6 +69,16 @@ class UnfinishedRun:
             )
         return record
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other run goes on with this one, or begins in its place, while the block runs.
+
+        Raises:
+            OSError: One does already.
+        """
+        with locked(self.folder / self.record_name):
+            yield
+
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder with its record, in place of one that `recorded` has looked at."""
         with new_folder(self.folder, overwrite=True) as folder:
@@ -76,7 +86,7 @@ class UnfinishedRun:
 
     def remove(self) -> None:
         """Remove the folder, where it is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     def foreign(self, reason: object) -> FileExistsError:
         """The error of a folder whose record is not that of a run."""

@@ -177,7 +177,7 @@ def _tokenizer(model: PreTrainedModel, source: str, data: Any) -> Any:
         return None
     message = f"data: {source} has no tokenizer to read {data} with"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path or source)
+        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path or source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{message} ({error}).") from error
     # Without files transformers makes one that knows special tokens alone.

@@ -17,6 +17,7 @@ __all__ = [
     "LongColumns",
     "SeriesByName",
     "check_columns",
+    "check_finite_in_float32",
     "in_order",
     "inferred_frequency",
     "read_frame",
@@ -156,6 +157,17 @@ def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_
     return {
         item: in_order(stamps[rows], target[rows], f"{item_id} {item!r} of {what}") for item, rows in groups.items()
     }
+
+
+def check_finite_in_float32(values: pd.Series, what: str) -> None:
+    """Raise ValueError where a value is infinite in float32, which models compute in."""
+    with np.errstate(over="ignore"):
+        infinite = np.isinf(values.to_numpy(dtype=np.float64).astype(np.float32))
+    if infinite.any():
+        raise ValueError(
+            f"{what} has the value {values.to_numpy()[infinite][0]} at {values.index[infinite][0]}, infinite in float32: leave it empty if "
+            "it is missing."
+        )
 
 
 def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.series import SeriesByName, in_order, read_frame, regular, series_of_frame
+from ..data.series import SeriesByName, check_finite_in_float32, in_order, read_frame, regular, series_of_frame
 
 __all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
 
@@ -121,6 +121,8 @@ class SeriesFile:
         """
         what = f"file {self.path.name!r}"
         series = series_of_frame(read_frame(self.path), what)
+        for item, values in series.items():
+            check_finite_in_float32(values, f"item_id {item!r} of {what}")
         return {item: regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
 
 

@@ -98,6 +98,13 @@ def forecast_series(
         quantiles[rows], mean[rows] = predict_quantiles(
             pipeline, [torch.tensor(contexts[item]) for item in batch], request.horizon, request.quantiles, **options
         )
+        finite = np.isfinite(quantiles[rows]).all(axis=(1, 2)) & np.isfinite(mean[rows]).all(axis=1)
+        if not finite.all():
+            item = batch[int(np.argmin(finite))]
+            raise ValueError(
+                f"the forecast of {columns.item} {item!r} is not finite: the model cannot bear values of up to "
+                f"{np.nanmax(np.abs(contexts[item])):.3g}."
+            )
         advance(len(batch))
     forecasts = {
         columns.item: pd.Series(items).repeat(request.horizon).to_numpy(),

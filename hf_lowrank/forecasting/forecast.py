@@ -26,6 +26,7 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
 from ..data.series import LongColumns
+from ..files import tidy
 from ..progress import progress_display
 from .batches import Request, forecast_series
 from .long_file import (
@@ -173,7 +174,11 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     """
     import_pyarrow()
     file = LongFile(Path(input), _columns(id_column, timestamp_column, target))
-    _check_file_arguments(file.path, Path(output), overwrite=overwrite, chunk_rows=chunk_rows, dtype=dtype)
+    _check_file_arguments(file.path, Path(output), chunk_rows=chunk_rows, dtype=dtype)
+    earlier = Parts(Path(output), None)
+    tidy(earlier.folder)
+    if not earlier.is_begun:
+        check_absent(Path(output), overwrite=overwrite)
     pipeline = (
         model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=_device(device), dtype=dtype)
     )
@@ -182,8 +187,8 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
     record = work.record()
     start = time.perf_counter()
-    with progress_display(TimeRemainingColumn(), show=show_progress) as display:
-        contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume)
+    with progress_display(TimeRemainingColumn(), show=show_progress) as display, parts.unfinished_run.alone():
+        contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - start
     return ForecastSummary(
         output=str(Path(output)),
@@ -221,7 +226,9 @@ class _FileForecast:
             "versions": {name: version(name) for name in packages},
         }
 
-    def run(self, record: dict[str, Any], display: Progress, *, resume: bool) -> tuple[Contents, int, int]:
+    def run(
+        self, record: dict[str, Any], display: Progress, *, resume: bool, overwrite: bool
+    ) -> tuple[Contents, int, int]:
         """Do what is not done yet of the run that `record` tells, and write the output.
 
         Returns:
@@ -232,6 +239,7 @@ class _FileForecast:
         """
         contents = self.parts.unfinished(record, resume=resume)
         if contents is None:
+            check_absent(self.parts.output, overwrite=overwrite)
             contents = self._look(display)
             self.parts.begin(record, contents)
         num_parts, num_rows, num_resumed = self._forecast(contents, display)
@@ -294,15 +302,18 @@ def _columns(id_column: str, timestamp_column: str, target: str) -> LongColumns:
     return columns
 
 
-def _check_file_arguments(input: Path, output: Path, *, overwrite: bool, chunk_rows: int, dtype: str) -> None:
+def check_absent(output: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError where the output is there and is not to be replaced."""
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"output: {output} exists; give another file, or overwrite=True (--overwrite).")
+
+
+def _check_file_arguments(input: Path, output: Path, *, chunk_rows: int, dtype: str) -> None:
     check_suffix(output, "output")
     if output.is_dir():
         raise FileExistsError(f"output: {output} is a folder; give a file.")
-    if output.exists():
-        if output.samefile(input):
-            raise ValueError(f"output must be another file than input, found {output} twice.")
-        if not overwrite:
-            raise FileExistsError(f"output: {output} exists; give another file, or overwrite=True (--overwrite).")
+    if output.exists() and output.samefile(input):
+        raise ValueError(f"output must be another file than input, found {output} twice.")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
     if dtype not in ("float32", "bfloat16"):

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..data.series import LONG_FORMAT, LongColumns, check_columns, inferred_frequency, regular, series_of_frame
+from ..data.series import (
+    LONG_FORMAT,
+    LongColumns,
+    check_columns,
+    check_finite_in_float32,
+    inferred_frequency,
+    regular,
+    series_of_frame,
+)
 
 __all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "series_by_item", "whole_series"]
 
@@ -55,11 +63,7 @@ def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns) -> dict
         )
     by_name = series_of_frame(frame, what, columns)
     for name, values in by_name.items():
-        if np.isinf(values.to_numpy()).any():
-            when = values.index[np.isinf(values.to_numpy())][0]
-            raise ValueError(
-                f"{item_id} {name!r} of {what} has an infinite {target} at {when}: leave it empty if it is missing."
-            )
+        check_finite_in_float32(values, f"{item_id} {name!r} of {what}")
     items = frame[item_id].drop_duplicates()
     return {item: by_name[name] for item, name in zip(items, items.astype(str))}
 

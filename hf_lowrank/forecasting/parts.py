@@ -35,6 +35,11 @@ class Parts:
         return UnfinishedRun.beside(self.output, "parts", MANIFEST)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a run has not come to its end; it may have moved the output to its place already."""
+        return self.folder.exists()
+
+    @property
     def folder(self) -> Path:
         """`OUTPUT.parts`."""
         return self.unfinished_run.folder

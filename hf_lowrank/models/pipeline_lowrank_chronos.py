@@ -21,6 +21,8 @@ except ImportError as error:
 
 def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrainedModel:
     """The model of a folder or Hub id through AutoModel, after a look at its `model_type`."""
+    # Whether the checkpoint's own code may run is for the caller to say, and not asked.
+    kwargs.setdefault("trust_remote_code", False)
     named = AutoConfig.from_pretrained(name, **kwargs).model_type
     if named != model_type:
         raise ValueError(

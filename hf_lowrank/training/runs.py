@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from ..files import tidy
 from ..unfinished import UnfinishedRun
 
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
+    "is_begun",
     "last_checkpoint",
     "working_folder",
 ]
@@ -39,6 +41,11 @@ def working_folder(output: str | os.PathLike, kind: str, settings: dict[str, Any
     """
     run = UnfinishedRun.beside(output, kind, f"{kind}.json")
     state = PartialState()
+    with run.alone() if state.is_main_process else nullcontext():
+        yield from _opened(run, settings, state, resume=resume)
+
+
+def _opened(run: UnfinishedRun, settings: dict[str, Any], state: PartialState, *, resume: bool) -> Iterator[Path]:
     with state.main_process_first():
         if run.recorded(settings, resume=resume or not state.is_main_process) is None:
             run.begin(settings)
@@ -53,6 +60,18 @@ def working_folder(output: str | os.PathLike, kind: str, settings: dict[str, Any
     finally:
         if state.is_main_process and (is_over or last_checkpoint(run.folder) is None):
             run.remove()
+
+
+def is_begun(output: str | os.PathLike, kind: str) -> bool:
+    """Whether a run has not come to its end; it may have moved the output to its place already.
+
+    What a killed run has left half removed is removed.
+    """
+    folder = UnfinishedRun.beside(output, kind, f"{kind}.json").folder
+    if PartialState().is_main_process:
+        tidy(output)
+        tidy(folder)
+    return folder.exists()
 
 
 def last_checkpoint(folder: Path) -> str | None:
