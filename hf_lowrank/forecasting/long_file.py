@@ -63,7 +63,7 @@ def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns) -> dict
         )
     by_name = series_of_frame(frame, what, columns)
     for name, values in by_name.items():
-        check_finite_in_float32(values, f"{item_id} {name!r} of {what}")
+        check_finite_in_float32(values, f"{target} of {item_id} {name!r} of {what}")
     items = frame[item_id].drop_duplicates()
     return {item: by_name[name] for item, name in zip(items, items.astype(str))}
 

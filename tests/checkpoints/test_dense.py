@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
         OSError,
-        "weights of .* cannot be read; a file is missing, .*no file named model.safetensors",
+        "weights of .* cannot be read; a file is missing, .*there is none of model.safetensors",
     ),
     "weights cut": (
         lambda folder: cut(folder / "model.safetensors", 15000),
@@ -148,7 +148,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "wrong shape": (
         lambda folder: rewrite(folder, lambda weights: weights.update({QUERY: torch.zeros(4, 16)})),
         ValueError,
-        rf"the weight {QUERY} of .* must have shape \[16, 16\], found \[4, 16\]",
+        rf"the weight {QUERY} must have shape \[16, 16\], found \[4, 16\]",
     ),
     "NaN": (poison(float("nan")), ValueError, f"the weight {QUERY} of .* holds NaN or infinite values"),
     "infinity": (poison(float("-inf")), ValueError, f"the weight {QUERY} of .* holds NaN or infinite values"),

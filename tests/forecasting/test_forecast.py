@@ -514,7 +514,11 @@ GOOD = long_frame([20, 20])
         (lambda f: f.drop(columns="target"), "has no column target; found item_id, timestamp"),
         (lambda f: f[:0], "must hold at least one series, found no rows"),
         (lambda f: f.assign(target="many"), "must have numbers as target, found 'many' at timestamp 2024"),
-        (lambda f: f.assign(target=np.inf), "item_id 's00' of .* has an infinite target at 2024"),
+        (lambda f: f.assign(target=np.inf), "target of item_id 's00' of .* has the value inf at 2024"),
+        (
+            lambda f: f.assign(target=1e39),
+            "target of item_id 's00' of .* has the value 1e.39 at 2024.* infinite in float32",
+        ),
         (lambda f: f.assign(target=np.nan), "must hold values, found 2 series without any in their last 48 steps"),
         (lambda f: f.assign(timestamp=1.5), "needs dates as timestamp .* found the number 1.5"),
         (lambda f: pd.concat([f, f[-1:]]), "item_id 's07' of .* has duplicate timestamps"),
@@ -562,7 +566,7 @@ def test_a_bad_file_is_an_error_that_names_it(
         ({"input": "none.csv"}, "input: file .*none.csv' does not exist"),
         ({"input": "empty.csv"}, "input: file 'empty.csv' cannot be read"),
         ({"input": "broken.parquet"}, "input: file 'broken.parquet' cannot be read"),
-        ({"model": "no-such-folder"}, "model: 'no-such-folder' is no folder with a checkpoint"),
+        ({"model": "no-such-folder"}, "model: no-such-folder is no folder and no Hub id that can be read"),
     ],
 )
 def test_a_bad_argument_is_an_error_that_names_it(
