@@ -368,7 +368,7 @@ def test_an_unknown_task_is_refused() -> None:
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="models: .* is no folder and no Hub id that can be read"):
+    with pytest.raises(OSError, match=r"models: .* is no folder and no Hub id that can be read"):
         evaluate(tmp_path / "nothing", "nile")
 
 
