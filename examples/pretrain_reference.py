@@ -22,12 +22,11 @@ import typer
 from chronos import ChronosConfig
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
+from hf_lowrank import PretrainingSettings, pretrain
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.data.tokens import SyntheticBatches
-from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.runs import HELD_OUT_SEED
-from hf_lowrank.training.settings import PretrainingSettings
 
 app = typer.Typer(add_completion=False, help=__doc__)
 

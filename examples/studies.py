@@ -30,17 +30,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, set_seed
 
-from hf_lowrank import calibrate, compress_pretrained, summarize
+from hf_lowrank import PretrainingSettings, calibrate, compress_pretrained, evaluate, pretrain, summarize
 from hf_lowrank.analysis.spectra import StateSum
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import Objective, objective_of
 from hf_lowrank.data.tokens import tokenize_windows
 from hf_lowrank.data.windows import single_batch
-from hf_lowrank.evaluation.evaluate import evaluate
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters
-from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.runs import HELD_OUT_SEED
-from hf_lowrank.training.settings import PretrainingSettings
 
 app = typer.Typer(add_completion=False, help=__doc__)
 console = Console()

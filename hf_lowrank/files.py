@@ -9,12 +9,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is tidied
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "as_json",
@@ -47,19 +52,47 @@ def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterato
     with locked(output):
         _tidy(output)
         check_output(output, overwrite=overwrite)
-        temporary = _beside(output)
-        try:
+        with _living(_beside(output)) as temporary:
             yield temporary
             temporary.chmod(0o755)  # mkdtemp's folders are private
-            if output.exists():
-                doomed = _beside(output)
+            if not output.exists():
+                os.replace(temporary, output)
+                return
+            with _living(_beside(output)) as doomed:
                 os.replace(output, doomed / REPLACED)
-                os.replace(temporary, output)
-                shutil.rmtree(doomed)
-            else:
-                os.replace(temporary, output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                try:
+                    os.replace(temporary, output)
+                except OSError:
+                    os.replace(doomed / REPLACED, output)
+                    raise
+
+
+@contextmanager
+def _living(folder: Path) -> Iterator[Path]:
+    """A temporary folder that is removed at the end, and that nobody takes for left behind until then."""
+    handle = _hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _hold(folder: Path) -> int | None:
+    """A handle that holds the folder for as long as this process lives; None where somebody holds it, or the system cannot tell.
+
+    The system lets go of it whatever ends the process, on all machines that share the folder.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _prefix(output: Path) -> str:
@@ -72,12 +105,13 @@ def _beside(output: Path) -> Path:
 
 
 def _tidy(output: Path) -> None:
-    """Undo what a killed run has left half done; nobody else is writing to the output."""
+    """Undo what a killed run has left half done; what a living one is at work in stays."""
     for folder in output.parent.iterdir():
-        if folder.name.startswith(_prefix(output)):
+        if folder.name.startswith(_prefix(output)) and (handle := _hold(folder)) is not None:
             if (folder / REPLACED).exists() and not output.exists():
                 os.replace(folder / REPLACED, output)
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
 
 
 def tidy(output: str | os.PathLike) -> None:
@@ -94,35 +128,42 @@ def tidy(output: str | os.PathLike) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, where it is there: at one moment it is whole, at the next it is gone."""
-    if not folder.exists():
-        return
-    doomed = _beside(folder)
-    os.replace(folder, doomed / "removed")
-    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        with _living(_beside(folder)) as doomed:
+            os.replace(folder, doomed / "removed")
 
 
 def _lock_folder() -> Path:
-    folder = Path(HF_HOME) / "hf_lowrank" / "locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a cache that may only be read
-        folder = Path(tempfile.gettempdir())
-    return folder
+    """Where this user's locks are: in the cache, or where that may only be read among the temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    for folder in (Path(HF_HOME) / "hf_lowrank" / "locks", Path(tempfile.gettempdir()) / f"hf_lowrank-locks-{user}"):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    raise OSError("output: neither HF_HOME nor the folder of temporary files can be written to.")
 
 
 @contextmanager
-def locked(output: str | os.PathLike) -> Iterator[None]:
-    """Nobody else on this machine is in such a block for the same output at the same time.
+def locked(output: str | os.PathLike, shown: str | os.PathLike | None = None) -> Iterator[None]:
+    """No other run of this user on this machine is in such a block for the same output at the same time.
+
+    Args:
+        output: What is written to.
+        shown: What the message calls it, if not by its path.
 
     Raises:
-        OSError: Somebody is.
+        OSError: One is.
     """
-    name = hashlib.blake2b(os.path.abspath(output).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    path = Path(os.path.realpath(Path(output).parent)) / Path(output).name
+    name = hashlib.blake2b(os.path.normcase(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     lock = FileLock(_lock_folder() / f"{name}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise OSError(f"output: another run is writing to {output}; wait for it, or give another output.") from None
+        raise OSError(
+            f"output: another run is writing to {shown or output}; wait for it, or give another output."
+        ) from None
     try:
         yield
     finally:

@@ -14,6 +14,8 @@ from .files import locked, new_folder, remove_folder
 
 __all__ = ["UnfinishedRun"]
 
+ENDING = "ending"
+
 
 @dataclass(frozen=True)
 class UnfinishedRun:
@@ -76,8 +78,17 @@ class UnfinishedRun:
         Raises:
             OSError: One does already.
         """
-        with locked(self.folder / self.record_name):
+        with locked(self.folder.with_name(f"{self.folder.name}.run"), self.folder):
             yield
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether all is done but for the output, which may have been moved to its place already."""
+        return (self.folder / ENDING).exists()
+
+    def end(self) -> None:
+        """Say that what is done next is to move the output to its place."""
+        (self.folder / ENDING).touch()
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder with its record, in place of one that `recorded` has looked at."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lowrank.files import as_json, check_output, new_folder, write_json, write_text
+from hf_lowrank import files
+from hf_lowrank.files import as_json, check_output, locked, new_folder, tidy, write_json, write_text
 
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -65,3 +67,55 @@ def test_a_folder_is_complete_or_as_before(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
     with pytest.raises(FileExistsError, match="is a file; give a folder"):
         check_output(output / "second")
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    output = tmp_path / "model"
+    with new_folder(output) as folder:
+        (folder / "first").touch()
+    replace, calls = os.replace, []
+
+    def fail_at_the_second(old, new):
+        calls.append(new)
+        if len(calls) == 2:
+            raise PermissionError("no")
+        replace(old, new)
+
+    monkeypatch.setattr(files.os, "replace", fail_at_the_second)
+    with pytest.raises(PermissionError), new_folder(output, overwrite=True):
+        pass
+    assert [path.name for path in output.iterdir()] == ["first"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="nothing is tidied on this system")
+def test_what_a_living_run_is_at_work_in_stays(tmp_path, monkeypatch):
+    """Even where its lock is not seen: another user, another cache, another machine."""
+    output = tmp_path / "model"
+    with new_folder(output) as folder:
+        monkeypatch.setattr(files, "HF_HOME", str(tmp_path / "another"))
+        tidy(output)
+        assert folder.exists()
+    assert output.exists()
+    left = tmp_path / ".model-unfinished-dead"
+    left.mkdir()
+    tidy(output)
+    assert not left.exists()
+
+
+def test_a_lock_is_that_of_the_file_and_not_of_its_name(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    real, link = tmp_path / "real" / "out", tmp_path / "link" / "out"
+    with locked(real), pytest.raises(OSError, match="another run is writing to"), locked(link):
+        pass
+    with locked(tmp_path / "link" / "out"), locked(tmp_path / "real" / "other"):
+        pass
+
+
+def test_locks_need_no_cache_that_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(files, "HF_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    with locked(tmp_path / "out"), pytest.raises(OSError, match="another run is writing to"), locked(tmp_path / "out"):
+        pass

@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from ..checkpoints.pipelines import in_lean_pipeline
+from ..checkpoints.pipelines import check_checkpoint, in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
 from ..files import write_json
 from ..timing import Case
@@ -246,6 +246,8 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         if value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value}.")
     points = cases(batch_size, context_length, prediction_length, num_samples)
+    for argument, path in (("model", model), ("against", against)):
+        check_checkpoint(path, argument)
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)

@@ -137,6 +137,8 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # the formats of weights and of configurations have no error in common
         raise OSError(_unreadable(path, argument, error)) from error
     _check_names(model, stored, info, f"{argument}: {path}")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, T5EncoderModel, T5Model
 
+from ..models.pipeline_lowrank_chronos import is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from .families import FAMILIES, T5, family_of
 from .loading import checkpoint_path, load_model
@@ -23,8 +23,10 @@ from .loading import checkpoint_path, load_model
 __all__ = [
     "QUANTILE_LEVELS",
     "as_pipeline",
+    "check_checkpoint",
     "fingerprint",
     "in_lean_pipeline",
+    "known_device",
     "load_pipeline",
     "predict_quantiles",
     "stable_seed",
@@ -39,6 +41,7 @@ CHRONOS_CLASSES = [
     for cls in pair
 ]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
+DTYPES = ("auto", "float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16)
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
 
 
@@ -54,8 +57,29 @@ def as_pipeline(model: PreTrainedModel) -> BaseChronosPipeline:
     )
 
 
+def known_device(device: str | None) -> str:
+    """The device, or by default the GPU if there is one.
+
+    Raises:
+        ValueError: It is none, or this machine has none.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, found {device!r} and no GPU.")
+    return device
+
+
 def load_pipeline(
-    model: str | os.PathLike, *, device: str | None, dtype: torch.dtype | str, argument: str = "model"
+    model: str | os.PathLike,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    argument: str = "model",
 ) -> BaseChronosPipeline:
     """The pipeline of a folder, a Hub id or a shipped reference; `argument` is what messages call `model`.
 
@@ -65,13 +89,26 @@ def load_pipeline(
         OSError: There is no such checkpoint, or its files cannot be read.
         ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
     """
-    path = checkpoint_path(model)
-    if path.startswith("s3://") or (Path(path) / "adapter_config.json").is_file():
+    path, device = checkpoint_path(model), known_device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype!r}.")
+    if path.startswith("s3://") or is_adapter(path):
         return in_lean_pipeline(BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype))
-    loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, dtype=dtype, device=device)
+    return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())
+
+
+def check_checkpoint(model: str | os.PathLike, argument: str) -> None:
+    """Raise what `load_pipeline` would, for those who load a checkpoint in another way."""
+    path = checkpoint_path(model)
+    if not path.startswith("s3://") and not is_adapter(path):
+        _chronos_model(model, argument)
+
+
+def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel:
+    loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
     if not getattr(loaded.config, "chronos_config", None):
         raise ValueError(f"{argument}: {model} has no chronos_config; it must be {CHRONOS_WANTED}.")
-    return as_pipeline(loaded.eval())
+    return loaded
 
 
 def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:

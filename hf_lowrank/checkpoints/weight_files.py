@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,17 +48,24 @@ def stored_tensors(source: str) -> dict[str, StoredTensor]:
         try:
             tensors |= dict(_tensors(file))
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            if file.read_bytes()[: len(LFS_POINTER)] == LFS_POINTER:
+            if _begins_with(file, LFS_POINTER):
                 raise OSError(f"{file.name} is a Git LFS pointer, and not the file that it points to") from error
             raise OSError(f"{file.name}: {error}") from error
     return tensors
 
 
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
 def _files(source: str) -> list[Path]:
+    reason: OSError | None = None
     for name in NAMES:
         try:
             path = Path(cached_file(source, name) or "")
-        except OSError:  # there is none of that name
+        except OSError as error:  # there is none of that name, or no way to look
+            reason = reason or error
             continue
         if path.suffix != ".json":
             return [path]
@@ -66,7 +74,7 @@ def _files(source: str) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OSError(f"{name} is no index of weight files ({error})") from error
         return [Path(cached_file(source, str(part)) or "") for part in parts]
-    raise OSError(f"there is none of {', '.join(NAMES)}")
+    raise OSError(f"there is none of {', '.join(NAMES)}: {reason}") from reason
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
@@ -76,6 +84,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 part = file.get_slice(name)
                 yield name, StoredTensor(tuple(part.get_shape()), part.get_dtype())
         return
-    content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    # What torch wrote before 1.6 is no zip archive, and cannot be mapped.
+    content = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
     for name, tensor in content.items():
         yield name, StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))

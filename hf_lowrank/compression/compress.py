@@ -67,6 +67,10 @@ def compress_pretrained(
         settings = CompressionSettings(**arguments)
     elif arguments:
         raise ValueError(f"Give either settings or {', '.join(arguments)}, not both.")
+    elif not isinstance(settings, CompressionSettings):
+        raise TypeError(
+            f"settings must be CompressionSettings, found {settings!r}; give budgets by name, as in ratio=0.5."
+        )
     dense = load_dense(model)
     work = _Work(dense, settings, _lowrank_config(dense, settings), show_progress)
     return _as_the_paper(work) if settings.method == "paper" else _jointly(work)

@@ -113,10 +113,9 @@ class CompressionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*POLICIES, "feed_forward_ratio"):
-            # Plain numbers and a copy of the table, for they are recorded in the config and saved as JSON.
-            value = getattr(self, name)
-            object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else copy.deepcopy(value))
+        for name in (*POLICIES, "feed_forward_ratio", "form", "multiple_of", "seed"):
+            # Plain numbers and copies of tables, for they are recorded in the config and saved as JSON.
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         self._check_policy()
         check_argument("multiple_of", self.multiple_of)
         self._check_feed_forward()
@@ -125,10 +124,20 @@ class CompressionSettings:
             raise ValueError("ranks has the form of every layer: leave out form.")
         if self.policy in ("schedule", "ranks") and self.multiple_of != 1:
             raise ValueError(f"multiple_of rounds what a policy finds; {self.policy} says the ranks themselves.")
+        self._check_form()
+        if not isinstance(self.refit, bool):
+            raise ValueError(f"refit must be True or False, found {self.refit!r}.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, found {self.seed!r}.")
+
+    def _check_form(self) -> None:
         if not isinstance(self.form, (str, Mapping)):
             raise ValueError(
                 f"form must be 'auto', 'per_head', 'latent' or a dictionary of them, found {self.form!r}."
             )
+        for form in [self.form] if isinstance(self.form, str) else self.form.values():
+            if form not in ("auto", "per_head", "latent"):
+                raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {form!r}.")
 
     def _check_policy(self) -> None:
         given, budgets = self.policy_arguments, [name for name in self.policy_arguments if name in BUDGETS]
@@ -208,7 +217,7 @@ class CompressionSettings:
         """The form of each kind of attention of a family. Without a budget "auto" is smaller heads.
 
         Raises:
-            ValueError: `form` names another kind of attention, or is no form, or none for this kind.
+            ValueError: `form` names another kind of attention, or has a form that this kind cannot have.
         """
         kinds = list(family.attention)
         forms: dict[str, str] = dict.fromkeys(kinds, self.form) if isinstance(self.form, str) else {**self.form}
@@ -216,8 +225,6 @@ class CompressionSettings:
             raise ValueError(f"form has unknown kinds of attention {sorted(unknown)}; known are {kinds}.")
         forms = {kind: forms.get(kind, "auto") for kind in kinds}
         for kind, value in forms.items():
-            if value not in ("auto", "per_head", "latent"):
-                raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {value!r}.")
             if kind in family.rotary:
                 if value == "latent" and not isinstance(self.form, str):
                     raise ValueError(f"form: {kind} attention has rotary embeddings and can only be 'per_head'.")
@@ -265,3 +272,14 @@ class CompressionSettings:
         if "schedule" in settings:
             settings["schedule"] = tuple(settings["schedule"])
         return cls(**settings)
+
+
+def _plain(value: Any) -> Any:
+    """A deep copy with Python's own numbers in the place of numpy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return copy.deepcopy(value)

@@ -148,7 +148,13 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         "dtype": str(dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
     }
-    pipelines = {SEASONAL_NAIVE: None, **{name: _pipeline(model, settings) for name, model in model_of.items()}}
+    pipelines = {
+        SEASONAL_NAIVE: None,
+        **{
+            name: _pipeline(model, settings, "against" if model is against else "models")
+            for name, model in model_of.items()
+        },
+    }
     weights = {name: pipeline and fingerprint(pipeline) for name, pipeline in pipelines.items()}
     rows: list[EvaluationRow] = []
     with progress_display(show=show_progress) as bar:
@@ -191,11 +197,11 @@ def _name_of(model: Any) -> str:
     raise TypeError(f"models must be folders, Hub ids or Chronos pipelines, found {type(model).__name__}.")
 
 
-def _pipeline(model: Any, settings: Mapping[str, Any]) -> BaseChronosPipeline:
+def _pipeline(model: Any, settings: Mapping[str, Any], argument: str) -> BaseChronosPipeline:
     """The pipeline itself, or that of a folder or Hub id."""
     if isinstance(model, BaseChronosPipeline):
         return model
-    return load_pipeline(model, device=settings["device"], dtype=settings["dtype"], argument="models")
+    return load_pipeline(model, device=settings["device"], dtype=settings["dtype"], argument=argument)
 
 
 def _identity(task: Any) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from chronos import BaseChronosPipeline
 from rich.progress import Progress, TimeRemainingColumn
 
@@ -175,13 +174,10 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     import_pyarrow()
     file = LongFile(Path(input), _columns(id_column, timestamp_column, target))
     _check_file_arguments(file.path, Path(output), chunk_rows=chunk_rows, dtype=dtype)
-    earlier = Parts(Path(output), None)
+    earlier = Parts(Path(output), None).unfinished_run
     tidy(earlier.folder)
-    if not earlier.is_begun:
-        check_absent(Path(output), overwrite=overwrite)
-    pipeline = (
-        model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=_device(device), dtype=dtype)
-    )
+    check_absent(Path(output), overwrite=overwrite or (resume and earlier.is_ending))
+    pipeline = model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=device, dtype=dtype)
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
     parts = Parts(Path(output), _schema(file, request))
     work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
@@ -238,8 +234,9 @@ class _FileForecast:
             FileExistsError, ValueError: An unfinished run is in the way, or the input is not as it should be.
         """
         contents = self.parts.unfinished(record, resume=resume)
+        is_ending = contents is not None and self.parts.unfinished_run.is_ending
+        check_absent(self.parts.output, overwrite=overwrite or is_ending)
         if contents is None:
-            check_absent(self.parts.output, overwrite=overwrite)
             contents = self._look(display)
             self.parts.begin(record, contents)
         num_parts, num_rows, num_resumed = self._forecast(contents, display)
@@ -247,6 +244,7 @@ class _FileForecast:
             raise ValueError(
                 f"{self.file.what} must stay as it is while it is read, but it has changed: begin anew with resume=False (--no-resume)."
             )
+        check_absent(self.parts.output, overwrite=overwrite or is_ending)
         self.parts.join(num_parts)
         return contents, num_rows, num_resumed
 
@@ -318,15 +316,3 @@ def _check_file_arguments(input: Path, output: Path, *, chunk_rows: int, dtype: 
         raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
-
-
-def _device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has, found {device!r} and no GPU.")
-    return device

@@ -35,11 +35,6 @@ class Parts:
         return UnfinishedRun.beside(self.output, "parts", MANIFEST)
 
     @property
-    def is_begun(self) -> bool:
-        """Whether a run has not come to its end; it may have moved the output to its place already."""
-        return self.folder.exists()
-
-    @property
     def folder(self) -> Path:
         """`OUTPUT.parts`."""
         return self.unfinished_run.folder
@@ -91,6 +86,7 @@ class Parts:
             with parquet.ParquetWriter(joined, self.schema) as writer:
                 for table in self._tables(count):
                     writer.write_table(table)
+        self.unfinished_run.end()
         os.replace(joined, self.output)
         self.unfinished_run.remove()
 

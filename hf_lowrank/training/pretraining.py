@@ -23,7 +23,7 @@ from ..data.windows import single_batch
 from ..files import check_output, new_folder, write_json
 from .batches import RunData, run_data
 from .plan import initial_model
-from .runs import is_begun, working_folder
+from .runs import end, is_ending, working_folder
 from .settings import PretrainingSettings
 from .trainer import Diverged, run_trainer, training_arguments
 
@@ -65,10 +65,10 @@ def pretrain(
         OSError: A checkpoint or a file of series cannot be read.
     """
     settings = settings or PretrainingSettings()
-    overwrite = (is_begun(output, "pretraining") and resume) or overwrite  # of a run that was cut off at its very end
+    overwrite = (is_ending(output, "pretraining") and resume) or overwrite
     check_output(output, overwrite=overwrite)
     model = initial_model(settings)
-    _arguments(settings, Path(output), model.config)  # before the folder is made; it also finds the other processes
+    _arguments(settings, Path(output), model.config)  # before the folder is made
     processes = PartialState().num_processes
     described = asdict(settings) | {"data": str(settings.data) if _is_named(settings) else "the caller's series"}
     with working_folder(output, "pretraining", described | {"processes": processes}, resume=resume) as folder:
@@ -90,6 +90,7 @@ def pretrain(
             record["held_out_loss"] = history[-1]["eval_loss"]
         model = _finished(trainer, settings, record)
         if PartialState().is_main_process:
+            end(output, "pretraining", overwrite=overwrite)
             with new_folder(output, overwrite=overwrite) as target:
                 model.save_pretrained(target)
                 write_json(target / RECORD_FILE, record | {"history": history})

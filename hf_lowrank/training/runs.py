@@ -10,13 +10,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..files import tidy
+from ..files import check_output, tidy
 from ..unfinished import UnfinishedRun
 
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
-    "is_begun",
+    "end",
+    "is_ending",
     "last_checkpoint",
     "working_folder",
 ]
@@ -62,16 +63,26 @@ def _opened(run: UnfinishedRun, settings: dict[str, Any], state: PartialState, *
             run.remove()
 
 
-def is_begun(output: str | os.PathLike, kind: str) -> bool:
-    """Whether a run has not come to its end; it may have moved the output to its place already.
+def is_ending(output: str | os.PathLike, kind: str) -> bool:
+    """Whether a run was cut off at its very end, and may have moved the output to its place already.
 
     What a killed run has left half removed is removed.
     """
-    folder = UnfinishedRun.beside(output, kind, f"{kind}.json").folder
+    run = UnfinishedRun.beside(output, kind, f"{kind}.json")
     if PartialState().is_main_process:
         tidy(output)
-        tidy(folder)
-    return folder.exists()
+        tidy(run.folder)
+    return run.is_ending
+
+
+def end(output: str | os.PathLike, kind: str, *, overwrite: bool) -> None:
+    """Say that what is done next is to move the output to its place, where nothing must be in the way.
+
+    Raises:
+        FileExistsError: Something is, and `overwrite` is false.
+    """
+    check_output(output, overwrite=overwrite)
+    UnfinishedRun.beside(output, kind, f"{kind}.json").end()
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -160,6 +160,9 @@ def test_weights_of_before_safetensors(chronos_t5, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(chronos_t5.state_dict(), tmp_path / "pytorch_model.bin")
     load(tmp_path)
+    # As torch wrote it before 1.6.
+    torch.save(chronos_t5.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    load(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:300])
     with pytest.raises(OSError, match="a file is missing, truncated or damaged"):
         load(tmp_path)
@@ -190,3 +193,20 @@ def test_a_configuration_with_code_of_its_own_never_runs_it(tmp_path, monkeypatc
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     with pytest.raises(ValueError, match="model: "):
         load_model(tmp_path, CHRONOS_CLASSES, CHRONOS_WANTED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "foo"}, "dtype must be one of auto, float32"),
+        ({"device": "nonsense"}, "device must be such as 'cpu' or 'cuda', found 'nonsense'"),
+        pytest.param(
+            {"device": "cuda"},
+            "device must be one that this machine has, found 'cuda' and no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_other_arguments_are_not_blamed_on_the_weights(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_pipeline("reference", **arguments)

@@ -89,6 +89,10 @@ def test_rules_do_not(first, second):
         ({"ranks": {}, "form": "latent"}, "leave out form"),
         ({"schedule": (3, 0), "multiple_of": 2}, "schedule says the ranks themselves"),
         ({"ratio": 0.5, "form": 3}, "form must be 'auto'"),
+        ({"ratio": 0.5, "form": "nonsense"}, "form must be 'auto', 'per_head' or 'latent', found 'nonsense'"),
+        ({"ratio": 0.5, "form": {"cross": "bad"}}, "found 'bad'"),
+        ({"ratio": 0.5, "seed": "x"}, "seed must be an integer"),
+        ({"ratio": 0.5, "refit": "maybe"}, "refit must be True or False, found 'maybe'"),
     ],
     ids=str,
 )
@@ -103,6 +107,8 @@ def test_the_callers_objects_stay_the_callers():
     table["cross"][0]["qk"] = 9
     assert settings.ranks == {"cross": [{"qk": 1, "vo": 2}]}
     assert type(CompressionSettings(ratio=np.float32(0.5)).ratio) is float
+    numbers = CompressionSettings(schedule=(np.int64(3), np.float64(0.25)), seed=np.int64(3))
+    assert json.loads(json.dumps(numbers.to_dict())) == {"schedule": [3, 0.25], "seed": 3}
 
 
 def test_forms_are_those_of_the_family():
@@ -128,6 +134,8 @@ def test_one_way_in_at_a_time(chronos_t5):
         compress_pretrained(chronos_t5, CompressionSettings(ratio=0.5), epsilon=0.1)
     with pytest.raises(TypeError, match="rato"):
         compress_pretrained(chronos_t5, rato=0.5)
+    with pytest.raises(TypeError, match=r"settings must be CompressionSettings, found 0\.5"):
+        compress_pretrained(chronos_t5, 0.5)
 
 
 def test_a_calibration_in_memory_has_no_name_to_write(tmp_path, chronos_t5):

@@ -160,7 +160,7 @@ def test_two_runs_to_one_output_do_not_mix(tmp_path, chronos_t5):
     arguments = {"horizon": 4, "chunk_rows": 60, "num_samples": 2}
     forecast_file(pipeline, data, tmp_path / "alone.csv", **arguments)
     with (
-        locked(tmp_path / "out.csv.parts" / "manifest.json"),
+        locked(tmp_path / "out.csv.parts.run"),
         pytest.raises(OSError, match="another run is writing to"),
     ):
         forecast_file(pipeline, data, tmp_path / "out.csv", **arguments)
