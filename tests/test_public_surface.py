@@ -17,7 +17,7 @@ SOURCE = ast.parse(Path(hf_lowrank.__file__).read_text())
 
 def test_every_name_resolves_and_is_listed() -> None:
     assert hf_lowrank.__all__ == sorted(hf_lowrank.__all__)
-    assert set(hf_lowrank.__all__) <= set(dir(hf_lowrank))
+    assert dir(hf_lowrank) == sorted(hf_lowrank.__all__)
     for name in hf_lowrank.__all__:
         assert getattr(hf_lowrank, name) is getattr(hf_lowrank, name)
     assert hf_lowrank.__version__ == version("hf-lowrank")

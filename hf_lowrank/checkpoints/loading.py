@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -64,6 +65,10 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
         ValueError: Its configuration is of no model that transformers knows.
     """
     path = checkpoint_path(source)
+    # A Hub id has an owner; a name that is nearly a reference's would be looked for on the network first.
+    is_name = "/" not in path and not Path(path).exists()
+    if is_name and (alike := difflib.get_close_matches(path, REFERENCES, n=1, cutoff=0.8)):
+        raise OSError(f"{argument}: there is no {path!r}; did you mean {alike[0]!r}?")
     try:
         # No checkpoint runs code of its own here, and none asks whether it may.
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -38,7 +38,7 @@ class LayerSummary:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionSummary:
     """What the formulas of `LowRankT5Config` say of a model, layer by layer."""
 
@@ -47,6 +47,11 @@ class CompressionSummary:
     def total(self, name: str, *kinds: str) -> int:
         """The sum of one of the rows' numbers, over all layers or those of some kinds."""
         return sum(getattr(row, name) for row in self.rows if not kinds or row.kind in kinds)
+
+    def __repr__(self) -> str:
+        kept, had = self.total("parameters"), self.total("dense_parameters")
+        cache = f", cache {self.cache_ratio:.1%}" if self.total("dense_cached_numbers") else ""
+        return f"CompressionSummary({len(self.rows)} layers: {kept:,} of {had:,} parameters, attention {self.attention_ratio:.1%}{cache})"
 
     @property
     def attention_ratio(self) -> float:

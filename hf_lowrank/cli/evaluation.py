@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import check_file, json_option
-from .output import plain_messages, write_json
+from .output import messages, plain_messages, write_json
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvaluationResult
@@ -62,11 +62,16 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if not models and against is None:
+            raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
         for path in file or []:
-            chosen.append(
-                file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)
+            task = file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)
+            by_default = ", that of its frequency; --seasonality says another one" if seasonality is None else ""
+            messages.print(
+                f"{task.name}: a season has {task.seasonality} steps{by_default}.", soft_wrap=True, highlight=False
             )
+            chosen.append(task)
         result = run(
             models or [],
             chosen or ("m1_yearly", "packaged"),

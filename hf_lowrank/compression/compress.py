@@ -118,6 +118,10 @@ def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> Pr
         raise ValueError(
             f"target_speedup is measured for T5 models; {dense.source} is a {dense.model_class.__name__}."
         )
+    if settings.max_cache_ratio is not None and (not dense.family.cached or dense.model_class is T5EncoderModel):
+        raise ValueError(
+            f"max_cache_ratio: {dense.source}, a {dense.model_class.__name__}, keeps no cache; leave it out."
+        )
     try:
         return dense.family.lowrank_config(dense.config, attention_ranks=settings.ranks or {})
     except (TypeError, ValueError) as error:

@@ -132,8 +132,6 @@ def _within_budgets(
             continue
         kind = BUDGETS.get(budget, "parameters")
         dense = sum(float(ways.costs[kind][0]) for ways in options.values())
-        if dense == 0:
-            raise ValueError(f"{budget}: an encoder alone keeps no {kind}; leave it out.")
         least = sum(float(ways.costs[kind].min()) for ways in options.values()) / max(1.0, dense)
         if least > share * (1 + 1e-12):
             raise ValueError(

@@ -156,6 +156,8 @@ class CompressionSettings:
                     raise ValueError(
                         f"schedule must be (base_rank, rank_growth) or (base_rank, rank_growth, rounding), found {value!r}."
                     )
+                if len(value) == 3 and value[2] not in ("ceil", "pow2"):
+                    raise ValueError(f"schedule: the rounding must be 'ceil' or 'pow2', found {value[2]!r}.")
             elif name != "ranks":
                 check_argument(name, value)
 

@@ -84,3 +84,11 @@ def test_the_dictionary_is_json_and_in_bytes(tiny_config, mixed_ranks):
     assert found["totals"]["bytes"] == 2 * summary.total("parameters")
     assert found["totals"]["dense_cache_bytes_per_token"] == 2 * summary.total("dense_cached_numbers")
     assert len(found["layers"]) == len(summary.rows)
+
+
+def test_a_summary_is_shown_in_one_line(tiny_config, mixed_ranks):
+    text = repr(summarize(tiny_config(**mixed_ranks)))
+    assert text.startswith("CompressionSummary(13 layers: ")
+    assert "attention " in text
+    assert "cache " in text
+    assert len(text) < 120

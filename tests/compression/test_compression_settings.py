@@ -81,6 +81,7 @@ def test_rules_do_not(first, second):
         ({"ratio": 1.5}, r"ratio must be in \(0, 1\], found 1.5"),
         ({"ratio": True}, "ratio must be"),
         ({"schedule": 3}, r"schedule must be \(base_rank, rank_growth\)"),
+        ({"schedule": (3, 0, "pow3")}, "the rounding must be 'ceil' or 'pow2', found 'pow3'"),
         ({"ratio": 0.5, "multiple_of": 0}, "multiple_of must be a positive integer"),
         ({"ratio": 0.5, "feed_forward_ratio": 2}, "feed_forward_ratio must be"),
         ({"total_ratio": 0.5, "feed_forward_ratio": 0.5}, "feed_forward_ratio is part of total_ratio"),

@@ -422,11 +422,14 @@ def test_the_command_writes_json_and_csv(tmp_path: Path, checkpoints: dict[str, 
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["evaluate", "--tasks", "nil"])
+    shown = CliRunner().invoke(app, ["evaluate", "reference", "--tasks", "nil"])
     assert shown.exit_code == 1
     assert "found 'nil'" in shown.output
     shown = CliRunner().invoke(app, ["evaluate", "--file", str(tmp_path / "x.csv")])
     assert "--file needs --horizon" in shown.output
+    shown = CliRunner().invoke(app, ["evaluate"])
+    assert shown.exit_code == 1
+    assert "MODELS are missing" in shown.output
     shown = CliRunner().invoke(app, ["evaluate", "--list"])
     assert shown.exit_code == 0
     assert "m1_yearly" in shown.output
