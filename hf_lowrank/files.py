@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ except ImportError:  # on Windows, where nothing is tidied
 __all__ = [
     "as_json",
     "check_output",
+    "holds_model",
     "locked",
     "new_folder",
     "remove_folder",
@@ -36,22 +37,36 @@ __all__ = [
 REPLACED = "replaced"  # the folder that an output had before, for as long as the new one takes its place
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a checkpoint: it has a configuration and weights."""
+    return (folder / "config.json").is_file() and any(
+        True for kind in ("*.safetensors", "*.bin", "*.index.json") for _ in folder.glob(kind)
+    )
+
+
 @contextmanager
-def new_folder(output: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    output: str | os.PathLike, *, overwrite: bool = False, is_replaceable: Callable[[Path], bool] = holds_model
+) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` when the block ends without an error.
 
     What a run that was killed has left of its own temporary folders is removed, and an output that it was about to replace is put
     back first.
 
+    Args:
+        output: The folder to make.
+        overwrite: Whether to replace one that is there.
+        is_replaceable: Which folders may be replaced; by default those that hold a model.
+
     Raises:
-        FileExistsError: `output` is a file, or a folder that is not empty, and `overwrite` is false.
+        FileExistsError: `output` is a file, or a folder that is not empty and is not to be replaced.
         OSError: Another run is writing to `output`.
     """
     output = Path(os.path.abspath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
         _tidy(output)
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, is_replaceable=is_replaceable)
         with _living(_beside(output)) as temporary:
             yield temporary
             temporary.chmod(0o755)  # mkdtemp's folders are private
@@ -170,14 +185,22 @@ def locked(output: str | os.PathLike, shown: str | os.PathLike | None = None) ->
         lock.release()
 
 
-def check_output(output: str | os.PathLike, *, overwrite: bool = False) -> None:
+def check_output(
+    output: str | os.PathLike, *, overwrite: bool = False, is_replaceable: Callable[[Path], bool] = holds_model
+) -> None:
     """Raise FileExistsError where `new_folder` would; for a check before long work."""
     output = Path(output)
     if output.is_file():
         raise FileExistsError(f"output: {output} is a file; give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
         raise FileExistsError(
             f"output: {output} is a folder that is not empty; give a new folder, or overwrite=True (--overwrite)."
+        )
+    if not is_replaceable(output):
+        raise FileExistsError(
+            f"output: {output} is a folder of other things than a model, and is never replaced; give another folder."
         )
 
 

@@ -92,7 +92,7 @@ class UnfinishedRun:
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder with its record, in place of one that `recorded` has looked at."""
-        with new_folder(self.folder, overwrite=True) as folder:
+        with new_folder(self.folder, overwrite=True, is_replaceable=lambda _: True) as folder:
             (folder / self.record_name).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def remove(self) -> None:

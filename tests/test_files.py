@@ -58,10 +58,10 @@ def test_a_folder_is_complete_or_as_before(tmp_path):
         (folder / "first").touch()
     with pytest.raises(FileExistsError, match="is a folder that is not empty"):
         check_output(output)
-    with pytest.raises(ZeroDivisionError), new_folder(output, overwrite=True):
+    with pytest.raises(ZeroDivisionError), new_folder(output, overwrite=True, is_replaceable=lambda _: True):
         raise ZeroDivisionError
     assert [path.name for path in output.iterdir()] == ["first"]
-    with new_folder(output, overwrite=True) as folder:
+    with new_folder(output, overwrite=True, is_replaceable=lambda _: True) as folder:
         (folder / "second").touch()
     assert [path.name for path in output.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [output]
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         replace(old, new)
 
     monkeypatch.setattr(files.os, "replace", fail_at_the_second)
-    with pytest.raises(PermissionError), new_folder(output, overwrite=True):
+    with pytest.raises(PermissionError), new_folder(output, overwrite=True, is_replaceable=lambda _: True):
         pass
     assert [path.name for path in output.iterdir()] == ["first"]
     assert list(tmp_path.iterdir()) == [output]
@@ -119,3 +119,14 @@ def test_locks_need_no_cache_that_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
     with locked(tmp_path / "out"), pytest.raises(OSError, match="another run is writing to"), locked(tmp_path / "out"):
         pass
+
+
+def test_only_models_are_replaced(tmp_path):
+    """Never a folder of documents, and never a folder of models."""
+    for name in ("home/docs/letter.txt", "models/one/config.json", "models/one/model.safetensors", "half/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("home", "home/docs", "models", "half"):
+        with pytest.raises(FileExistsError, match="is never replaced"):
+            check_output(tmp_path / name, overwrite=True)
+    check_output(tmp_path / "models" / "one", overwrite=True)

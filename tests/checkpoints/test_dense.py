@@ -298,7 +298,10 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path, compressed):
     (output / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"output: .*out is a folder that is not empty; .*overwrite=True"):
         save_compressed(compressed, output)
+    with pytest.raises(FileExistsError, match=r"out is a folder of other things than a model, and is never replaced"):
+        save_compressed(compressed, output, overwrite=True)
     assert listing(output) == {"notes.txt": b"mine"}
+    compressed.save_pretrained(output)
     save_compressed(compressed, output, overwrite=True)
     assert "notes.txt" not in listing(output)
     assert "model.safetensors" in listing(output)

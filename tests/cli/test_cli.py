@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,10 @@ def test_an_existing_output_is_kept_unless_told_otherwise(dense_folder: Path, tm
     assert code == 1
     assert "--overwrite" in err
     assert (output / "mine.txt").read_text() == "precious"
+    code, _, err = run("compress", dense_folder, output, "--uniform", "3", "--overwrite")
+    assert code == 1
+    assert "is never replaced" in err
+    shutil.copytree(dense_folder, output, dirs_exist_ok=True)
     code, _, _ = run("compress", dense_folder, output, "--uniform", "3", "--overwrite")
     assert code == 0
     assert not (output / "mine.txt").exists()

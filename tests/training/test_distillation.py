@@ -355,7 +355,10 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(student, teacher, t
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="--overwrite"):
         recover(student, teacher, tmp_path / "out", **QUICK)
+    with pytest.raises(FileExistsError, match="is never replaced"):
+        recover(student, teacher, tmp_path / "out", overwrite=True, **QUICK)
     assert content(tmp_path / "out") == {"mine.txt"}
+    student.save_pretrained(tmp_path / "out")
     recover(student, teacher, tmp_path / "out", overwrite=True, **QUICK)
     assert "model.safetensors" in content(tmp_path / "out")
     assert "mine.txt" not in content(tmp_path / "out")
