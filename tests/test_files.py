@@ -101,6 +101,10 @@ def test_what_a_living_run_is_at_work_in_stays(tmp_path, monkeypatch):
     left.mkdir()
     tidy(output)
     assert not left.exists()
+    left.mkdir()
+    monkeypatch.setattr(files.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError("another user's")))
+    files._tidy(output)
+    assert left.exists()
 
 
 def test_a_lock_is_that_of_the_file_and_not_of_its_name(tmp_path):
