@@ -70,7 +70,7 @@ def run(script: str, folder: Path, **arguments: object) -> dict[str, float]:
 @pytest.mark.parametrize(
     "arguments",
     # The latent form takes eigenvectors of d_model x d_model matrices and is not held to the minute.
-    [{"ratio": 0.25}, {"ratio": 0.25, "form": "latent"}],
+    [{"ratio": 0.25, "form": "per_head"}, {"ratio": 0.25, "form": "latent"}],
     ids=["per_head", "latent"],
 )
 def test_large_is_compressed_in_a_minute_and_in_its_own_memory(tmp_path, capsys, arguments):
