@@ -43,6 +43,16 @@ SHAPE = {
     "dropout_rate": 0.0,
     "decoder_start_token_id": 0,
 }
+# The files that a saved low-rank T5 carries its code in.
+T5_CODE = {
+    "configuration_lowrank_t5.py",
+    "modeling_lowrank_blocks.py",
+    "modeling_lowrank_layers.py",
+    "modeling_lowrank_stack.py",
+    "modeling_lowrank_t5.py",
+    "pipeline_lowrank_t5.py",
+    "decoding.py",
+}
 
 
 # Tables for this shape with every form: per head, latent with and without each sketch, thin factors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
+from ..checkpoints.rank_table import LayerName
 from ..published_figures import EPSILONS
 from .result import Analysis
 from .spectra import Spectrum, largest_rank
@@ -126,7 +127,7 @@ def _variate_table(analysis: Analysis) -> Table:
         "outputs",
         caption="epsilon-ranks of the states it reads, and the largest of its heads; with one variate no logit matters.",
     )
-    rows = sorted(analysis.variates, key=lambda row: (int(row.layer.split(".")[1]), row.variates))
+    rows = sorted(analysis.variates, key=lambda row: (LayerName.parse(row.layer).index, row.variates))
     for row, following in zip(rows, [*rows[1:], None]):
         table.add_row(
             row.layer,

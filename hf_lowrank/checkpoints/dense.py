@@ -1,4 +1,4 @@
-"""Reading dense checkpoints and writing low-rank ones: all or nothing."""
+"""Dense checkpoints: their weights by name, where their layers are, and models of the same weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     T5EncoderModel,
-    T5Model,
 )
 
-from .families import FAMILIES, Family, family_of
+from .families import DENSE_CLASSES, Family, family_of
 from .loading import check_finite, checkpoint_path, load_model, public_name
 from .rank_table import LayerName
 
 __all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]
 
-DENSE_CLASSES = tuple(cls for family in FAMILIES for cls in family.classes)
 WANTED = (
     f"a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({', '.join(cls.__name__ for cls in DENSE_CLASSES)}), such as "
     "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2"
@@ -231,7 +229,9 @@ def load_chronos(source: str | os.PathLike, *, argument: str = "source") -> PreT
         OSError: There is no such checkpoint, or its files cannot be read.
     """
     model = load_model(source, DENSE_CLASSES, WANTED, argument=argument)
-    if isinstance(model, (T5Model, T5EncoderModel)) or not hasattr(model.config, "chronos_config"):
+    family = family_of(type(model))
+    assert family is not None
+    if type(model) not in family.forecasters or not hasattr(model.config, "chronos_config"):
         raise ValueError(
             f"{argument}: {source} is a {type(model).__name__} without a chronos_config; it must be a dense Chronos checkpoint."
         )

@@ -18,7 +18,17 @@ from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForCond
 from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 
-__all__ = ["BOLT", "CHRONOS2", "FAMILIES", "T5", "Family", "family_of", "family_of_config"]
+__all__ = [
+    "BOLT",
+    "CHRONOS2",
+    "DENSE_CLASSES",
+    "FAMILIES",
+    "LOWRANK_CLASSES",
+    "T5",
+    "Family",
+    "family_of",
+    "family_of_config",
+]
 
 Place = tuple[str, str]  # the stack, and the dotted name of the layer's module with {} for the block
 
@@ -53,6 +63,12 @@ class Family:
     def has(self, model_class: type[PreTrainedModel]) -> bool:
         """Whether a class, dense or low-rank, is of this family."""
         return model_class in self.classes or model_class in self.classes.values()
+
+    @property
+    def forecasters(self) -> tuple[type[PreTrainedModel], ...]:
+        """The classes that forecast, dense and low-rank: a T5 without a head does not."""
+        headless = (T5Model, T5EncoderModel)
+        return tuple(cls for pair in self.classes.items() if pair[0] not in headless for cls in pair)
 
     @property
     def has_decoder(self) -> bool:
@@ -119,6 +135,8 @@ CHRONOS2 = Family(
     across_series=frozenset({"group"}),
 )
 FAMILIES = (T5, BOLT, CHRONOS2)
+DENSE_CLASSES = tuple(cls for family in FAMILIES for cls in family.classes)
+LOWRANK_CLASSES = tuple(cls for family in FAMILIES for cls in family.classes.values())
 
 
 def family_of(model_class: type[PreTrainedModel]) -> Family | None:

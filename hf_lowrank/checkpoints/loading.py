@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from ..models.configuration_lowrank_t5 import validate_depths
-from .families import FAMILIES
+from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
 from .weight_files import StoredTensor, stored_tensors
 
 __all__ = [
@@ -33,9 +33,9 @@ REFERENCES = {"reference": ASSETS / "reference", "reference-bolt": ASSETS / "ref
 SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
 # Dense and low-rank classes by name; the last as Google's first checkpoints call it.
-CLASSES: dict[str, type[PreTrainedModel]] = {
-    cls.__name__: cls for family in FAMILIES for pair in family.classes.items() for cls in pair
-} | {"T5WithLMHeadModel": T5ForConditionalGeneration}
+CLASSES: dict[str, type[PreTrainedModel]] = {cls.__name__: cls for cls in (*DENSE_CLASSES, *LOWRANK_CLASSES)} | {
+    "T5WithLMHeadModel": T5ForConditionalGeneration
+}
 
 
 def checkpoint_path(name: str | os.PathLike) -> str:
@@ -133,7 +133,8 @@ def load_model(
     _check_depths(config, stored, f"{argument}: {path}")
     try:
         # All dense families call themselves T5, and Chronos-2 has a configuration of its own.
-        config = model_class.config_class.from_pretrained(path, trust_remote_code=False)
+        if type(config) is not model_class.config_class:
+            config = model_class.config_class.from_pretrained(path, trust_remote_code=False)
         model, info = model_class.from_pretrained(
             path,
             config=config,

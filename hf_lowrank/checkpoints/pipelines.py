@@ -13,7 +13,7 @@ import torch
 from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, T5EncoderModel, T5Model
+from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_chronos import is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
@@ -32,14 +32,7 @@ __all__ = [
     "stable_seed",
 ]
 
-# Those that forecast: a T5 without a head does not.
-CHRONOS_CLASSES = [
-    cls
-    for family in FAMILIES
-    for pair in family.classes.items()
-    if pair[0] not in (T5Model, T5EncoderModel)
-    for cls in pair
-]
+CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
 DTYPES = ("auto", "float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16)
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers

@@ -48,6 +48,10 @@ class CompressionSummary:
         """The sum of one of the rows' numbers, over all layers or those of some kinds."""
         return sum(getattr(row, name) for row in self.rows if not kinds or row.kind in kinds)
 
+    def dense_parameters(self, parameters: int) -> int:
+        """All parameters of the dense model, where the low-rank one has `parameters` in all."""
+        return parameters - self.total("parameters") + self.total("dense_parameters")
+
     def __repr__(self) -> str:
         kept, had = self.total("parameters"), self.total("dense_parameters")
         cache = f", cache {self.cache_ratio:.1%}" if self.total("dense_cached_numbers") else ""

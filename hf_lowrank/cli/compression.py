@@ -113,7 +113,7 @@ def report_compression(console: Console, model: PreTrainedModel, output: Path, j
 
     summary, width = summarize(model.config), model.dtype.itemsize
     parameters = model.num_parameters()
-    dense_parameters = parameters - summary.total("parameters") + summary.total("dense_parameters")
+    dense_parameters = summary.dense_parameters(parameters)
     content = {
         "output": str(output),
         "parameters": parameters,

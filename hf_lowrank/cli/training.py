@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +46,7 @@ def pretrain(  # as long as its list of options
     with plain_messages(json_file) as console:
         from ..training.plan import plan_of
         from ..training.pretraining import pretrain as run
+        from ..training.runs import is_main_process
         from ..training.settings import PretrainingSettings
 
         given: dict[str, Any] = {
@@ -66,7 +66,7 @@ def pretrain(  # as long as its list of options
         }
         given = {name: value for name, value in given.items() if value is not None}
         settings = PretrainingSettings(**given) if config is None else PretrainingSettings.from_file(config, **given)
-        is_main = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts
+        is_main = is_main_process()
         planned = plan_of(settings)
         if is_main:
             console.print(planned.text, soft_wrap=True, highlight=False)

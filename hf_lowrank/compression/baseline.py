@@ -19,7 +19,7 @@ from .allocation import (
 )
 from .factorization import truncate_matrix
 
-__all__ = ["truncate_matrices"]
+__all__ = ["MATRIX_POLICIES", "truncate_matrices"]
 
 MATRIX_POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
     "epsilon": allocate_epsilon,

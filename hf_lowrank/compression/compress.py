@@ -21,6 +21,7 @@ from .baseline import truncate_matrices
 from .calibration import Calibration, calibrate
 from .latency import Speed, measure_speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer, attention_layer, feed_forward_layer
+from .objectives import objective_of
 from .policies import choose_ranks, component_ranks
 from .record import kept_share, record_of, warn_of_loss
 from .sensitivity import measured_losses, reweighted
@@ -72,7 +73,7 @@ def compress_pretrained(
             f"settings must be CompressionSettings, found {settings!r}; give budgets by name, as in ratio=0.5."
         )
     dense = load_dense(model)
-    work = _Work(dense, settings, _lowrank_config(dense, settings), show_progress)
+    work = _Work(dense, settings, settings.forms_for(dense.family), _lowrank_config(dense, settings), show_progress)
     return _as_the_paper(work) if settings.method == "paper" else _jointly(work)
 
 
@@ -82,6 +83,7 @@ class _Work:
 
     dense: DenseCheckpoint
     settings: CompressionSettings
+    forms: dict[str, str]  # of each kind of attention
     config: PreTrainedConfig
     show_progress: bool
 
@@ -100,7 +102,7 @@ def _jointly(work: _Work) -> PreTrainedModel:
     }
     if calibration is not None and (settings.has_budgets or feed_forward):
         components = _weighed(work, attention, feed_forward, components, speed, calibration)
-    table = choose_ranks(settings, attention, feed_forward, components, work.config, speed)
+    table = choose_ranks(settings, work.forms, attention, feed_forward, components, work.config, speed)
     table.write(work.config)
     losses = {name: float(components[name].loss[rank]) for name, rank in component_ranks(layers, table).items()}
     work.config.compression = _record(work, layers, table, losses, calibration, speed)
@@ -113,12 +115,11 @@ def _jointly(work: _Work) -> PreTrainedModel:
 
 def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> PreTrainedConfig:
     """The low-rank configuration at full rank, or with the user's table; what the settings ask for must be possible."""
-    settings.forms_for(dense.family)
     if settings.target_speedup is not None and dense.family is not T5:
         raise ValueError(
             f"target_speedup is measured for T5 models; {dense.source} is a {dense.model_class.__name__}."
         )
-    if settings.max_cache_ratio is not None and (not dense.family.cached or dense.model_class is T5EncoderModel):
+    if settings.max_cache_ratio is not None and not any(name.kind in dense.family.cached for name, _ in dense.layers):
         raise ValueError(
             f"max_cache_ratio: {dense.source}, a {dense.model_class.__name__}, keeps no cache; leave it out."
         )
@@ -149,8 +150,8 @@ def _calibration(work: _Work) -> Calibration | None:
         return data
     if data is None:
         return None
-    is_chronos = getattr(dense.config, "chronos_config", None) is not None
-    if isinstance(data, str) and data == "synthetic" and not is_chronos:
+    has_own_data = objective_of(dense.config, dense.model_class).has_own_data
+    if isinstance(data, str) and data == "synthetic" and not has_own_data:
         warnings.warn(
             f"{dense.source} is no Chronos checkpoint, so there is nothing to calibrate it on; it is compressed by its weights alone. "
             "Give calibration= batches of tokens, or calibration=None to say that this is meant.",
@@ -165,10 +166,10 @@ def _calibration(work: _Work) -> Calibration | None:
 def _attention_layers(work: _Work, calibration: Calibration | None) -> list[AttentionLayer]:
     """All attention layers, with the bases of the forms that each may get."""
     dense, settings = work.dense, work.settings
-    forms, given = settings.forms_for(dense.family), RankTable.of(work.config)
+    given = RankTable.of(work.config)
     layers = []
     for name, _ in progress(dense.layers, "Measuring attention", work.show_progress):
-        form = given[name].form if settings.policy == "ranks" else forms[name.kind]
+        form = given[name].form if settings.policy == "ranks" else work.forms[name.kind]
         layers.append(
             attention_layer(
                 dense,
@@ -206,14 +207,13 @@ def _weighed(
     Each form is measured at the ranks that it would get alone: a guess for one beside a measurement of the other would often win
     by being wrong.
     """
-    dense, settings = work.dense, work.settings
-    has_choice = "auto" in settings.forms_for(dense.family).values()
+    dense, has_choice = work.dense, "auto" in work.forms.values()
     rounds = [[layer.only(form) for layer in attention] for form in FORMS] if has_choice else [attention]
     losses: dict[ComponentName, float] = {}
     ranks: dict[ComponentName, int] = {}
     float_model = dense.float_model()
     for alone in rounds:
-        trial = choose_ranks(settings, alone, feed_forward, components, work.config, speed)
+        trial = choose_ranks(work.settings, work.forms, alone, feed_forward, components, work.config, speed)
         new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
         ranks |= component_ranks(new, trial)
         losses |= measured_losses(
@@ -235,7 +235,7 @@ def _record(
         "calibration": None if calibration is None else {**calibration.record, "refit": settings.refit}
     }
     if settings.policy != "ranks":
-        more |= {"form": settings.forms_for(dense.family), "multiple_of": settings.multiple_of}
+        more |= {"form": work.forms, "multiple_of": settings.multiple_of}
         if settings.feed_forward_ratio is not None:
             more["feed_forward_ratio"] = settings.feed_forward_ratio
     if speed is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..checkpoints.rank_table import FORMS, ComponentName, LayerRanks, RankTable
+from ..checkpoints.rank_table import FORMS, ComponentName, LayerName, LayerRanks, RankTable
 from ..models.configuration_lowrank_t5 import scheduled_attention_ranks
 from .allocation import (
     Component,
@@ -29,6 +29,7 @@ COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, 
 
 def choose_ranks(
     settings: CompressionSettings,
+    forms: Mapping[str, str],
     attention: Sequence[AttentionLayer],
     feed_forward: Sequence[FeedForwardLayer],
     components: Mapping[ComponentName, Component],
@@ -39,6 +40,7 @@ def choose_ranks(
 
     Args:
         settings: The policy and what goes with it.
+        forms: The form of each kind of attention, as `settings.forms_for` says.
         attention, feed_forward: The layers; feed-forward ones only where they are compressed.
         components: What is lost at every rank of each component.
         config: The low-rank configuration, with the user's table where the policy is a table.
@@ -47,21 +49,21 @@ def choose_ranks(
     Raises:
         ValueError: A budget is below what the smallest ranks need.
     """
-    table: Mapping[Any, LayerRanks]
+    table: dict[LayerName, LayerRanks]
     if settings.policy == "ranks":
         given = RankTable.of(config)
         table = {layer.name: given[layer.name] for layer in attention}
     elif settings.policy == "schedule":
-        table = _scheduled(settings, attention, config)
+        table = _scheduled(settings, forms, attention, config)
     elif settings.has_budgets:
         together: list[Layer] = [*attention, *feed_forward] if settings.covers_feed_forward else [*attention]
         table = _within_budgets(settings.policy_arguments, together, components, settings.multiple_of, speed)
     else:
-        table = _by_component(settings, attention, components)
-    if settings.feed_forward_ratio is not None:
-        budget = {"feed_forward_ratio": settings.feed_forward_ratio}
-        table = {**table, **_within_budgets(budget, feed_forward, components, settings.multiple_of)}
-    return RankTable(table)
+        table = _by_component(settings, forms, attention, components)
+    if settings.feed_forward_ratio is None:
+        return RankTable(table)
+    budget = {"feed_forward_ratio": settings.feed_forward_ratio}
+    return RankTable(table) | _within_budgets(budget, feed_forward, components, settings.multiple_of)
 
 
 def component_ranks(layers: Iterable[Layer], table: RankTable) -> dict[ComponentName, int]:
@@ -70,13 +72,16 @@ def component_ranks(layers: Iterable[Layer], table: RankTable) -> dict[Component
 
 
 def _scheduled(
-    settings: CompressionSettings, layers: Iterable[AttentionLayer], config: PreTrainedConfig
-) -> dict[Any, LayerRanks]:
+    settings: CompressionSettings,
+    forms: Mapping[str, str],
+    layers: Iterable[AttentionLayer],
+    config: PreTrainedConfig,
+) -> dict[LayerName, LayerRanks]:
     """The ranks that follow from (base_rank, rank_growth[, rounding])."""
     base_rank, rank_growth, rounding = (*settings.policy_value, "ceil")[:3]
-    table: dict[Any, LayerRanks] = {}
+    table: dict[LayerName, LayerRanks] = {}
     for layer in layers:
-        form = settings.forms_for(layer.dense.family)[layer.name.kind]
+        form = forms[layer.name.kind]
         columns = scheduled_attention_ranks(
             base_rank,
             rank_growth,
@@ -94,17 +99,20 @@ def _scheduled(
 
 
 def _by_component(
-    settings: CompressionSettings, layers: Sequence[AttentionLayer], components: Mapping[ComponentName, Component]
-) -> dict[Any, LayerRanks]:
+    settings: CompressionSettings,
+    forms: Mapping[str, str],
+    layers: Sequence[AttentionLayer],
+    components: Mapping[ComponentName, Component],
+) -> dict[LayerName, LayerRanks]:
     """The ranks by a rule that looks at one component at a time."""
-    forms = {layer.name: settings.forms_for(layer.dense.family)[layer.name.kind] for layer in layers}
-    names = [layer.component(part) for layer in layers for part in FORMS[forms[layer.name]].parts]
+    parts = {kind: FORMS[form].parts for kind, form in forms.items()}
+    names = [layer.component(part) for layer in layers for part in parts[layer.name.kind]]
     ranks = COMPONENT_POLICIES[settings.policy](
         [components[name] for name in names], settings.policy_value, multiple_of=settings.multiple_of
     )
     return {
         layer.name: layer.with_parts(
-            forms[layer.name], {part: ranks[layer.component(part)] for part in FORMS[forms[layer.name]].parts}
+            forms[layer.name.kind], {part: ranks[layer.component(part)] for part in parts[layer.name.kind]}
         )
         for layer in layers
     }
@@ -116,7 +124,7 @@ def _within_budgets(
     components: Mapping[ComponentName, Component],
     multiple_of: int,
     speed: Speed | None = None,
-) -> dict[Any, LayerRanks]:
+) -> dict[LayerName, LayerRanks]:
     """The ranks that keep the budgets and lose the least."""
     losses = {name: component.loss for name, component in components.items()}
     seconds = None if speed is None else speed.seconds

@@ -13,8 +13,10 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from ..checkpoints.families import Family
+from ..checkpoints.rank_table import FORMS
 from ..files import write_json
 from .allocation import check_argument
+from .baseline import MATRIX_POLICIES
 
 __all__ = ["BUDGETS", "CompressionSettings", "SettingsArguments"]
 
@@ -30,7 +32,6 @@ BUDGETS = {
 }
 # The arguments that say how ranks are chosen, of which one is given, or several budgets.
 POLICIES = (*BUDGETS, "epsilon", "energy", "uniform", "schedule", "ranks")
-PAPER_POLICIES = ("epsilon", "ratio", "uniform", "energy")
 
 
 class SettingsArguments(TypedDict, total=False):
@@ -136,7 +137,7 @@ class CompressionSettings:
                 f"form must be 'auto', 'per_head', 'latent' or a dictionary of them, found {self.form!r}."
             )
         for form in [self.form] if isinstance(self.form, str) else self.form.values():
-            if form not in ("auto", "per_head", "latent"):
+            if form not in ("auto", *FORMS):
                 raise ValueError(f"form must be 'auto', 'per_head' or 'latent', found {form!r}.")
 
     def _check_policy(self) -> None:
@@ -174,7 +175,7 @@ class CompressionSettings:
         if self.method not in ("joint", "paper"):
             raise ValueError(f"method must be 'joint' or 'paper', found {self.method!r}.")
         if self.method == "paper" and (
-            self.policy not in PAPER_POLICIES
+            self.policy not in MATRIX_POLICIES
             or self.multiple_of != 1
             or self.form not in ("auto", "per_head")
             or self.feed_forward_ratio is not None

@@ -112,8 +112,7 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
         raise ValueError(f"{what} must be a 1-D array of numbers ({error}).") from None
     if values.ndim != 1:
         raise ValueError(f"{what} must have one dimension, time; found shape {values.shape}.")
-    with np.errstate(over="ignore"):
-        infinite = np.isinf(values.astype(np.float32))
+    infinite = _infinite_in_float32(values)
     if infinite.any():
         raise ValueError(
             f"{what} holds the value {values[infinite][0]} at step {infinite.argmax()}, infinite in float32; "
@@ -159,10 +158,14 @@ def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_
     }
 
 
+def _infinite_in_float32(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    with np.errstate(over="ignore"):
+        return np.isinf(values.astype(np.float32))
+
+
 def check_finite_in_float32(values: pd.Series, what: str) -> None:
     """Raise ValueError where a value is infinite in float32, which models compute in."""
-    with np.errstate(over="ignore"):
-        infinite = np.isinf(values.to_numpy(dtype=np.float64).astype(np.float32))
+    infinite = _infinite_in_float32(values.to_numpy(dtype=np.float64))
     if infinite.any():
         raise ValueError(
             f"{what} has the value {values.to_numpy()[infinite][0]} at {values.index[infinite][0]}, infinite in float32: leave it empty if "

@@ -37,7 +37,7 @@ from .long_file import (
     import_pyarrow,
     series_by_item,
 )
-from .parts import Parts
+from .parts import Parts, run_beside
 
 __all__ = ["ForecastSummary", "forecast_file", "forecast_frame"]
 
@@ -174,7 +174,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     import_pyarrow()
     file = LongFile(Path(input), _columns(id_column, timestamp_column, target))
     _check_file_arguments(file.path, Path(output), chunk_rows=chunk_rows, dtype=dtype)
-    earlier = Parts(Path(output), None).unfinished_run
+    earlier = run_beside(Path(output))
     tidy(earlier.folder)
     check_absent(Path(output), overwrite=overwrite or (resume and earlier.is_ending))
     pipeline = model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=device, dtype=dtype)

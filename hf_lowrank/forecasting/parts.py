@@ -13,10 +13,15 @@ import pandas as pd
 from ..unfinished import UnfinishedRun
 from .long_file import Contents, import_pyarrow
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "run_beside"]
 
 MANIFEST = "manifest.json"
 MICROSECONDS_OF_A_DAY = 86_400 * 10**6
+
+
+def run_beside(output: Path) -> UnfinishedRun:
+    """The run in `OUTPUT.parts`, which may be unfinished."""
+    return UnfinishedRun.beside(output, "parts", MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Parts:
     @property
     def unfinished_run(self) -> UnfinishedRun:
         """The folder and its record."""
-        return UnfinishedRun.beside(self.output, "parts", MANIFEST)
+        return run_beside(self.output)
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ..checkpoints.families import FAMILIES, Family, family_of
+from ..checkpoints.families import LOWRANK_CLASSES, Family, family_of
 from ..checkpoints.loading import REFERENCES
 from ..checkpoints.summary import summarize
 from ..compression.settings import CompressionSettings
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
     from ..evaluation.evaluate import EvaluationResult
 
-__all__ = ["check_model", "render_card"]
+__all__ = ["LOWRANK_NAMES", "check_model", "render_card"]
 
+LOWRANK_NAMES = ", ".join(cls.__name__ for cls in LOWRANK_CLASSES)
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 SHOWN_METRICS = ("WQL", "MASE")
 # The publishers whose checkpoints of these families are all under one licence.
@@ -104,9 +105,8 @@ def check_model(model: PreTrainedModel) -> Family:
     """The family of a low-rank model; a ValueError for anything else."""
     family = family_of(type(model))
     if family is None or type(model) not in family.classes.values():
-        lowrank_classes = ", ".join(cls.__name__ for known in FAMILIES for cls in known.classes.values())
         raise ValueError(
-            f"model must be a low-rank one ({lowrank_classes}), found {type(model).__name__}; compress_pretrained makes them."
+            f"model must be a low-rank one ({LOWRANK_NAMES}), found {type(model).__name__}; compress_pretrained makes them."
         )
     return family
 
@@ -177,7 +177,7 @@ def _sizes(model: PreTrainedModel) -> Sizes:
     """Those of a low-rank model in its own dtype."""
     summary, width = summarize(model.config), model.dtype.itemsize
     parameters = model.num_parameters()
-    dense = parameters - summary.total("parameters") + summary.total("dense_parameters")
+    dense = summary.dense_parameters(parameters)
     return Sizes(
         parameters=parameters,
         dense_parameters=dense,

@@ -18,9 +18,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from ..checkpoints.families import FAMILIES
+from ..checkpoints.families import LOWRANK_CLASSES
 from ..checkpoints.loading import load_model
-from .model_card import check_model, render_card
+from .model_card import LOWRANK_NAMES, check_model, render_card
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
@@ -184,8 +184,7 @@ def _loaded(model: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
     if isinstance(model, (str, os.PathLike)):
         if not Path(model).is_dir():
             raise OSError(f"model: {model} is no folder.")
-        classes = [cls for family in FAMILIES for cls in family.classes.values()]
-        return load_model(model, classes, f"a low-rank model ({', '.join(cls.__name__ for cls in classes)})")
+        return load_model(model, LOWRANK_CLASSES, f"a low-rank model ({LOWRANK_NAMES})")
     check_model(model)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(

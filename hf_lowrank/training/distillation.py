@@ -25,7 +25,7 @@ from ..data.windows import single_batch
 from ..files import check_output
 from .batches import RunData, run_data
 from .loaders import load_chronos_t5
-from .runs import end, is_ending, working_folder
+from .runs import earlier_run, end, working_folder
 from .settings import DistillationSettings, check_count
 from .trainer import Diverged, run_trainer, training_arguments
 
@@ -131,7 +131,7 @@ def recover(  # noqa: PLR0913 a public call names all of its options
         batch_tokens=batch_tokens,
     )
     check_count("evaluation_batches", evaluation_batches)
-    overwrite = (is_ending(output, "recovery") and resume) or overwrite
+    overwrite = (earlier_run(output, "recovery").is_ending and resume) or overwrite
     check_output(output, overwrite=overwrite)
     names = {"student": public_name(student), "teacher": public_name(teacher)}
     learner, expert = load_chronos_t5(student, "student"), load_chronos_t5(teacher, "teacher")

@@ -7,16 +7,14 @@ import os
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5Model
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.families import BOLT, T5, family_of
 from ..checkpoints.loading import check_sizes, load_config, load_model, named_class, public_name
 
 __all__ = ["class_and_config", "load_chronos_t5", "load_start"]
 
-# Those with a head, without which there is nothing to train on.
-T5_CLASSES = tuple(cls for pair in T5.classes.items() if pair[0] not in (T5Model, T5EncoderModel) for cls in pair)
-START_CLASSES = (*T5_CLASSES, *(cls for pair in BOLT.classes.items() for cls in pair))
+START_CLASSES = T5.forecasters + BOLT.forecasters
 START_WANTED = "a Chronos-T5 or Chronos-Bolt"
 T5_WANTED = "a Chronos-T5, dense or compressed: recover is for a Chronos-T5 alone; fine-tune other models with transformers' Trainer"
 
@@ -59,7 +57,7 @@ def load_chronos_t5(model: Any, argument: str) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         loaded = copy.deepcopy(model)
     elif isinstance(model, (str, os.PathLike)):
-        loaded = load_model(model, T5_CLASSES, T5_WANTED, argument=argument)
+        loaded = load_model(model, T5.forecasters, T5_WANTED, argument=argument)
     else:
         raise ValueError(f"{argument} must be a folder, a Hub id or a loaded model, found a {type(model).__name__}.")
     chronos_config = getattr(loaded.config, "chronos_config", None) or {}

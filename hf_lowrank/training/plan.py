@@ -52,7 +52,7 @@ def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreT
         chronos_config=chronos_config,
         chronos_pipeline_class=pipeline_class,
     )
-    model_class = next(cls for cls in family.classes if cls.__name__ != "T5Model")
+    model_class = next(cls for cls in family.classes if cls in family.forecasters)
     ranks = {name: getattr(settings, name) for name in RANKS if getattr(settings, name) is not None}
     if not ranks:
         return model_class, config

@@ -23,7 +23,7 @@ from ..data.windows import single_batch
 from ..files import check_output, new_folder, write_json
 from .batches import RunData, run_data
 from .plan import initial_model
-from .runs import end, is_ending, working_folder
+from .runs import earlier_run, end, working_folder
 from .settings import PretrainingSettings
 from .trainer import Diverged, run_trainer, training_arguments
 
@@ -65,7 +65,7 @@ def pretrain(
         OSError: A checkpoint or a file of series cannot be read.
     """
     settings = settings or PretrainingSettings()
-    overwrite = (is_ending(output, "pretraining") and resume) or overwrite
+    overwrite = (earlier_run(output, "pretraining").is_ending and resume) or overwrite
     check_output(output, overwrite=overwrite)
     model = initial_model(settings)
     _arguments(settings, Path(output), model.config)  # before the folder is made

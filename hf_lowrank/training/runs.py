@@ -16,8 +16,9 @@ from ..unfinished import UnfinishedRun
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
+    "earlier_run",
     "end",
-    "is_ending",
+    "is_main_process",
     "last_checkpoint",
     "working_folder",
 ]
@@ -27,6 +28,14 @@ HELD_OUT_SEED = 1_000_003  # of synthetic series; never a training seed
 
 class Hopeless(ValueError):
     """The run must not be gone on with: its checkpoints are removed."""
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that a launcher has started.
+
+    It is asked before there is a process group, when accelerate's own state calls every process the first.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -40,7 +49,7 @@ def working_folder(output: str | os.PathLike, kind: str, settings: dict[str, Any
         FileExistsError: The folder is something else.
         ValueError: The unfinished run has other settings.
     """
-    run = UnfinishedRun.beside(output, kind, f"{kind}.json")
+    run = _run(output, kind)
     state = PartialState()
     with run.alone() if state.is_main_process else nullcontext():
         yield from _opened(run, settings, state, resume=resume)
@@ -63,16 +72,17 @@ def _opened(run: UnfinishedRun, settings: dict[str, Any], state: PartialState, *
             run.remove()
 
 
-def is_ending(output: str | os.PathLike, kind: str) -> bool:
-    """Whether a run was cut off at its very end, and may have moved the output to its place already.
+def _run(output: str | os.PathLike, kind: str) -> UnfinishedRun:
+    return UnfinishedRun.beside(output, kind, f"{kind}.json")
 
-    What a killed run has left half removed is removed.
-    """
-    run = UnfinishedRun.beside(output, kind, f"{kind}.json")
-    if PartialState().is_main_process:
+
+def earlier_run(output: str | os.PathLike, kind: str) -> UnfinishedRun:
+    """The run of an output that may be unfinished; what a killed one has left half done is put right first."""
+    run = _run(output, kind)
+    if is_main_process():
         tidy(output)
         tidy(run.folder)
-    return run.is_ending
+    return run
 
 
 def end(output: str | os.PathLike, kind: str, *, overwrite: bool) -> None:
@@ -82,7 +92,7 @@ def end(output: str | os.PathLike, kind: str, *, overwrite: bool) -> None:
         FileExistsError: Something is, and `overwrite` is false.
     """
     check_output(output, overwrite=overwrite)
-    UnfinishedRun.beside(output, kind, f"{kind}.json").end()
+    _run(output, kind).end()
 
 
 def last_checkpoint(folder: Path) -> str | None:

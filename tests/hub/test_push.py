@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from conftest import T5_CODE
 from hub_server import Hub, serve
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -21,15 +22,6 @@ from hf_lowrank import compress_pretrained, push_to_hub
 from hf_lowrank.cli.app import app
 from hf_lowrank.hub.push import is_generated, signed
 
-CODE = {
-    "configuration_lowrank_t5.py",
-    "modeling_lowrank_blocks.py",
-    "modeling_lowrank_layers.py",
-    "modeling_lowrank_stack.py",
-    "modeling_lowrank_t5.py",
-    "pipeline_lowrank_t5.py",
-    "decoding.py",
-}
 WEIGHTS = "model.safetensors"
 REPO = "ann/small"
 
@@ -77,7 +69,7 @@ def test_one_commit_holds_everything_and_loads(hub: Hub, model: PreTrainedModel,
     commit = push(model)
     repository = hub.repositories[REPO]
     assert [found.sha for found in repository.history()] == [commit.oid, repository.history()[1].sha]
-    wanted = {"README.md", WEIGHTS, "config.json", "generation_config.json", ".gitattributes"} | CODE
+    wanted = {"README.md", WEIGHTS, "config.json", "generation_config.json", ".gitattributes"} | T5_CODE
     assert set(repository.files) == wanted
     folder = snapshot_download(REPO, cache_dir=tmp_path / "cache", endpoint=hub.url)
     for name, data in repository.files.items():
@@ -130,13 +122,13 @@ def test_a_revision_is_a_branch_and_main_stays(hub: Hub, model: PreTrainedModel,
 def test_a_folder_is_pushed_as_the_model_in_it(hub: Hub, model: PreTrainedModel, tmp_path: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(tmp_path / "small")
     model.float()
-    for name in CODE:
+    for name in T5_CODE:
         (tmp_path / "small" / name).unlink()  # as one that was saved before models carried their code
     result = CliRunner().invoke(app, ["push", str(tmp_path / "small"), "small", "--token", "hf_ann"])
     assert result.exit_code == 0, result.stderr
     files = hub.repositories[REPO].files
     assert f"{hub.url}/{REPO}/commit/{hub.repositories[REPO].branches['main']}" in result.stdout
-    assert set(files) >= CODE
+    assert set(files) >= T5_CODE
     assert files[WEIGHTS] == (tmp_path / "small" / WEIGHTS).read_bytes()
     assert REPO.encode() in files["README.md"]  # with its owner, who was not named
 

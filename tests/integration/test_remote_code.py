@@ -14,20 +14,12 @@ import huggingface_hub
 import pytest
 import torch
 from chronos import BaseChronosPipeline
+from conftest import T5_CODE
 from hub_server import serve
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, push_to_hub
 
-T5_CODE = {
-    "configuration_lowrank_t5.py",
-    "modeling_lowrank_blocks.py",
-    "modeling_lowrank_layers.py",
-    "modeling_lowrank_stack.py",
-    "modeling_lowrank_t5.py",
-    "pipeline_lowrank_t5.py",
-    "decoding.py",
-}
 CHRONOS_CODE = T5_CODE | {
     "configuration_lowrank_chronos.py",
     "modeling_lowrank_chronos.py",

@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 from hf_lowrank import LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
+from hf_lowrank.files import locked
 from hf_lowrank.training.pretraining import pretrain
+from hf_lowrank.training.runs import earlier_run
 from hf_lowrank.training.settings import PretrainingSettings
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers": 2}
@@ -211,6 +213,16 @@ def test_the_command_trains_what_it_plans(tmp_path: Path) -> None:
     missing = CliRunner().invoke(app, ["pretrain", *config])
     assert missing.exit_code == 1
     assert "OUTPUT is missing" in missing.stderr
+
+
+def test_only_the_first_process_looks_for_what_a_killed_run_left(tmp_path: Path, monkeypatch) -> None:
+    """The others would meet its lock, for they do so at the same moment."""
+    with locked(tmp_path / "new"):
+        monkeypatch.setenv("RANK", "1")
+        assert not earlier_run(tmp_path / "new", "pretraining").is_ending
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(OSError, match="another run is writing"):
+            earlier_run(tmp_path / "new", "pretraining")
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
