@@ -387,6 +387,10 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
         recover(student, dense_t5(), tmp_path / "out", **QUICK)
     with pytest.raises(ValueError, match="student must be a folder, a Hub id or a loaded model, found a dict"):
         recover({}, teacher, tmp_path / "out", **QUICK)
+    with pytest.raises(
+        ValueError, match="student: .* is dense, a T5ForConditionalGeneration; give the compressed model"
+    ):
+        recover(teacher, teacher, tmp_path / "out", **QUICK)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"student: .*empty must be a checkpoint with the config.json"):
         recover(tmp_path / "empty", teacher, tmp_path / "out", **QUICK)
