@@ -388,7 +388,7 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
     with pytest.raises(ValueError, match="student must be a folder, a Hub id or a loaded model, found a dict"):
         recover({}, teacher, tmp_path / "out", **QUICK)
     with pytest.raises(
-        ValueError, match="student: .* is dense, a T5ForConditionalGeneration; give the compressed model"
+        ValueError, match=r"student: .* is dense, a T5ForConditionalGeneration; give the compressed model"
     ):
         recover(teacher, teacher, tmp_path / "out", **QUICK)
     (tmp_path / "empty").mkdir()
@@ -404,7 +404,7 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
 def test_a_training_that_makes_it_worse_warns(student, teacher, tmp_path):
     with pytest.warns(UserWarning, match="made .* worse on held-out windows"):
         recover(
-            teacher,
+            student,
             teacher,
             tmp_path / "out",
             **QUICK | {"distillation_weight": 1.0, "learning_rate": 1.0, "steps": 3},
