@@ -1,0 +1,52 @@
+"""The mixture of synthetic series that forecasters are trained on.
+
+An equal mix of many generators is about as good as the best single one ("Mix, Don't Pick", arXiv 2606.09912), and nobody knows that one
+before; but calendars are what forecasters are asked about most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .calendar_series import calendar_series
+from .disturbances import disturbed
+from .processes import intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
+from .synthesis import kernel_synth, structural, ts_mixup
+
+__all__ = ["SHARES", "training_series"]
+
+SHARES = {
+    calendar_series: 0.45,
+    structural: 0.20,
+    trend_times_season: 0.10,
+    kernel_synth: 0.08,
+    ornstein_uhlenbeck: 0.06,
+    pulses: 0.06,
+    intermittent_counts: 0.05,
+}
+MIXED_UP = 0.15  # of all series: TSMixup of the others
+
+
+def training_series(num_series: int, length: int, *, seed: int | list[int]) -> NDArray[np.float32]:
+    """Synthetic series of every kind, each kind with its share on average, a seventh of all mixed of others (TSMixup).
+
+    Returns:
+        A float32 array of shape (num_series, length), mean-scaled, without missing values, in random order.
+
+    Raises:
+        ValueError: `num_series` is below 1, or `length` below 2.
+    """
+    if num_series < 1 or length < 2:
+        raise ValueError(f"num_series must be at least 1 and length at least 2, found {num_series} and {length}.")
+    root, *seeds = np.random.SeedSequence(seed).spawn(len(SHARES) + 2)
+    rng = np.random.default_rng(root)
+    num_mixed = int(rng.binomial(num_series - 1, MIXED_UP))
+    counts = rng.multinomial(num_series - num_mixed, list(SHARES.values()))
+    base = np.concatenate(
+        [generate(int(count), length, seed=own) for generate, count, own in zip(SHARES, counts, seeds) if count]
+    )
+    base = disturbed(base, rng)
+    mixed = ts_mixup(base, num_mixed, seed=seeds[-1])
+    scale = np.abs(base).mean(axis=1, keepdims=True) + 1e-9
+    return rng.permutation(np.concatenate([base / scale, mixed])).astype(np.float32)
