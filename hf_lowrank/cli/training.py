@@ -22,8 +22,12 @@ def pretrain(  # as long as its list of options
     start: Annotated[
         str | None, typer.Option(help="Go on from this checkpoint, dense or compressed, in place of a fresh model.")
     ] = None,
-    family: Annotated[str | None, typer.Option(help="'t5' (default) or 'bolt', of the reference's size.")] = None,
-    shape: Annotated[str | None, typer.Option(help="A published shape, such as t5-base or bolt-small.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="'t5' (default), 'bolt' or 'chronos2', of the reference's size.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="A published shape, such as t5-base, bolt-small or chronos-2.")
+    ] = None,
     base_rank: Annotated[float | None, typer.Option(help="d~_0 of the schedule ceil(d~_0 (1 + i)^alpha).")] = None,
     rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
     rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
@@ -42,7 +46,7 @@ def pretrain(  # as long as its list of options
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the plan, or the record of the run,")] = None,
 ) -> None:
-    """Pretrain a Chronos-T5 or Chronos-Bolt, low-rank or dense, from scratch or from a checkpoint."""
+    """Pretrain a Chronos model of any family, low-rank or dense, from scratch or from a checkpoint."""
     with plain_messages(json_file) as console:
         from ..training.plan import plan_of
         from ..training.pretraining import pretrain as run

@@ -6,6 +6,9 @@ before; but calendars are what forecasters are asked about most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,11 +19,11 @@ from .synthesis import kernel_synth, structural, ts_mixup
 
 __all__ = ["SHARES", "training_series"]
 
-SHARES = {
+SHARES: dict[Callable[..., NDArray[np.float64]], float] = {
     calendar_series: 0.45,
     structural: 0.20,
     trend_times_season: 0.10,
-    kernel_synth: 0.08,
+    partial(kernel_synth, samples_per_kernel=4): 0.08,
     ornstein_uhlenbeck: 0.06,
     pulses: 0.06,
     intermittent_counts: 0.05,

@@ -51,19 +51,22 @@ def _kernel_bank(length: int) -> list[Callable[[], FloatArray]]:
     return bank
 
 
-def kernel_synth(num_series: int, length: int, *, seed: Seed, max_kernels: int = 5) -> FloatArray:
+def kernel_synth(
+    num_series: int, length: int, *, seed: Seed, max_kernels: int = 5, samples_per_kernel: int = 1
+) -> FloatArray:
     """Samples of Gaussian processes with random composite kernels (KernelSynth).
 
     For each series, between one and `max_kernels` kernels are drawn with replacement from a bank
     (constant, white, linear, squared exponential, rational quadratic, periodic), joined by random
-    sums and products, and one sample of the process is drawn.
+    sums and products, and one sample of the process is drawn. With more `samples_per_kernel` so many series in a row share
+    their kernel, and with it the work, which grows with the cube of the length.
 
     Returns an array of shape (num_series, length).
     """
     rng = np.random.default_rng(seed)
     bank = _kernel_bank(length)
     series = np.empty((num_series, length))
-    for row in series:
+    for first in range(0, num_series, samples_per_kernel):
         picks = rng.integers(len(bank), size=rng.integers(1, max_kernels + 1))
         covariance = bank[picks[0]]()
         for pick in picks[1:]:
@@ -72,7 +75,8 @@ def kernel_synth(num_series: int, length: int, *, seed: Seed, max_kernels: int =
         # noise of a thousandth of the series' own deviation.
         jitter = 1e-6 * np.trace(covariance) / length + 1e-12
         factor = np.linalg.cholesky(covariance + jitter * np.eye(length))
-        row[:] = factor @ rng.standard_normal(length)
+        for row in series[first : first + samples_per_kernel]:
+            row[:] = factor @ rng.standard_normal(length)
     return series
 
 

@@ -1,4 +1,4 @@
-"""Windows of series as what models read: the tokens of a Chronos-T5, the values of a Chronos-Bolt; batches for transformers' Trainer."""
+"""Windows of series as what models read: the tokens of a Chronos-T5, the values of the other Chronos models; batches for transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class SeriesBatches(WindowBatches):
 
 @dataclass(frozen=True)
 class WindowCollator:
-    """The collator that makes of windows what a Chronos-T5 or a Chronos-Bolt trains on.
+    """The collator that makes of windows what a Chronos model trains on; to a Chronos-2 every series is a group of its own.
 
     A window is an item of `SeriesWindows` with `max_windows=1`, so that the Trainer's batch size counts windows, or any dictionary with
     such lists of `contexts` and `targets`. Give the Trainer `remove_unused_columns=False`, and `label_names` for its evaluation.
@@ -144,31 +144,44 @@ class WindowCollator:
     config: PreTrainedConfig
 
     def __post_init__(self) -> None:
-        if "prediction_length" not in (getattr(self.config, "chronos_config", None) or {}):
-            raise ValueError(
-                f"config must be that of a Chronos-T5 or a Chronos-Bolt, found a {type(self.config).__name__}. A Chronos-2 is "
-                "fine-tuned with Chronos2Pipeline.fit."
-            )
+        if not getattr(self.config, "chronos_config", None):
+            raise ValueError(f"config must be that of a Chronos model, found a {type(self.config).__name__}.")
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the model is a Chronos-T5, which reads and writes tokens; a Chronos-Bolt reads values."""
+        """Whether the model is a Chronos-T5, which reads and writes tokens; the others read values."""
         return "tokenizer_class" in self.config.chronos_config
 
     @property
-    def label_names(self) -> list[str]:
-        """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt by itself."""
-        return ["labels"] if self.has_tokens else ["target"]
+    def has_groups(self) -> bool:
+        """Whether the model is a Chronos-2, which forecasts groups of series."""
+        return "max_output_patches" in self.config.chronos_config
 
-    def batch(
-        self, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]
-    ) -> dict[str, torch.Tensor]:
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The longest context, and the horizon of one pass, in values."""
+        settings = self.config.chronos_config
+        if self.has_groups:
+            return settings["context_length"], settings["max_output_patches"] * settings["output_patch_size"]
+        return settings["context_length"], settings["prediction_length"]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What the model calls the targets; the Trainer finds no loss of a Chronos-Bolt or Chronos-2 by itself."""
+        return ["labels"] if self.has_tokens else ["future_target"] if self.has_groups else ["target"]
+
+    def batch(self, contexts: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
         """Windows of unlike lengths as one batch: of `tokenize_pieces`, or of `stack_pieces` in float32."""
         if self.has_tokens:
             return tokenize_pieces(ChronosConfig(**self.config.chronos_config), contexts, targets)
-        return {name: values.float() for name, values in stack_pieces(contexts, targets).items()}
+        batch: dict[str, Any] = {name: values.float() for name, values in stack_pieces(contexts, targets).items()}
+        if self.has_groups:
+            batch["future_target"] = batch.pop("target")
+            patch = self.config.chronos_config["output_patch_size"]
+            batch["num_output_patches"] = -(-batch["future_target"].shape[1] // patch)
+        return batch
 
-    def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict[str, list[NDArray[np.float64]]]]) -> dict[str, Any]:
         contexts, targets = (
             [values for item in features for values in item[name]] for name in ("contexts", "targets")
         )

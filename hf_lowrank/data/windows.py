@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from .disturbances import with_gaps
+from .grouped_series import grouped_series
 from .synthesis import synthetic_series
 
-__all__ = ["SeriesWindows", "SyntheticWindows", "held_out_ends", "single_batch", "stack_pieces"]
+__all__ = ["GroupedWindows", "SeriesWindows", "SyntheticWindows", "held_out_ends", "single_batch", "stack_pieces"]
 
 
 def stack_pieces(
@@ -110,6 +112,62 @@ class SyntheticWindows(_WindowSupply):
             missing[:, -1] = False
             context = context.masked_fill(missing, float("nan"))
         return {"context": context.contiguous(), "target": target.contiguous()}
+
+
+class GroupedWindows(_WindowSupply):
+    """A long supply of batches of synthetic windows in groups, as a Chronos-2 reads them; item i depends on the arguments and i alone.
+
+    An item has a `context` (batch, length), a `future_target` and `future_covariates` (batch, horizon), float32, NaN where a value is
+    missing or not known; the `group_ids` (batch,) of `grouped_series`; and `num_output_patches`, an integer. All windows of a batch have
+    the same length and horizon: six in ten contexts are uniformly between half of `context_length` and all of it, the others log-uniformly
+    below; half of the horizons are the whole `prediction_length`, the others some patches of it.
+
+    Over the first `ramp` batches the longest context grows from an eighth of `context_length` to its full length.
+
+    Raises:
+        ValueError: `prediction_length` is no multiple of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        context_length: int,
+        prediction_length: int,
+        num_batches: int,
+        *,
+        seed: int,
+        patch_size: int = 16,
+        ramp: int = 0,
+        max_values: int = 16_384,
+        max_windows: int = 128,
+    ) -> None:
+        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
+        if prediction_length < patch_size or prediction_length % patch_size:
+            raise ValueError(f"prediction_length must be a multiple of {patch_size}, found {prediction_length}.")
+        self.context_length = context_length
+        self.num_patches = prediction_length // patch_size
+        self.patch_size = patch_size
+        self.ramp = ramp
+
+    def _batch(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, 3, index + 1])  # the other supplies have 0 to 2
+        progress = min(1.0, (index + 1) / self.ramp) if self.ramp else 1.0
+        longest = max(2, round(self.context_length * (1 + 7 * progress) / 8))
+        if rng.random() < 0.6:
+            length = int(rng.integers(longest // 2, longest + 1))
+        else:
+            length = int(np.exp(rng.uniform(np.log(min(16, longest)), np.log(longest + 1))))
+        length = max(length, 2)
+        patches = self.num_patches if rng.random() < 0.5 else int(rng.integers(1, self.num_patches + 1))
+        horizon = patches * self.patch_size
+        groups = grouped_series(self._num_windows(length + horizon), length + horizon, seed=[self.seed, 4, index + 1])
+        context, future = np.split(groups.values, [length], axis=1)
+        return {
+            "context": torch.from_numpy(with_gaps(context.astype(np.float64), rng)).float(),
+            "future_target": torch.from_numpy(np.where(groups.is_target[:, None], future, np.float32("nan"))),
+            "future_covariates": torch.from_numpy(np.where(groups.is_known[:, None], future, np.float32("nan"))),
+            "group_ids": torch.from_numpy(groups.group_ids),
+            "num_output_patches": patches,
+        }
 
 
 def held_out_ends(

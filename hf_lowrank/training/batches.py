@@ -15,14 +15,14 @@ from transformers import PreTrainedConfig
 
 from ..data.series import read_series
 from ..data.tokens import SyntheticBatches, WindowBatches, WindowCollator
-from ..data.windows import SeriesWindows, SyntheticWindows, held_out_ends
+from ..data.windows import GroupedWindows, SeriesWindows, SyntheticWindows, held_out_ends
 from .runs import HELD_OUT_SEED
 
 __all__ = ["RunData", "run_data"]
 
-# Values that count as one token, and windows in a batch at most. A Chronos-Bolt's token is a patch of 16 values; four times the values
-# are a quarter of the tokens.
-T5_LIMITS, BOLT_LIMITS = (1, 64), (4, 128)
+# Values that count as one token, and windows in a batch at most. The token of a Chronos-Bolt or Chronos-2 is a patch of 16 values; four
+# times the values are a quarter of the tokens.
+TOKEN_LIMITS, PATCH_LIMITS = (1, 64), (4, 128)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunData:
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a batch of a Chronos-T5 or Chronos-Bolt of this configuration may hold."""
+    """What a batch of a Chronos model of this configuration may hold."""
 
     lengths: tuple[int, int]  # of the longest context and target
     max_values: int
@@ -53,9 +53,9 @@ class _Limits:
     @classmethod
     def of(cls, config: PreTrainedConfig, batch_tokens: int) -> _Limits:
         """Those of batches of about so many tokens."""
-        values_each, max_windows = T5_LIMITS if WindowCollator(config).has_tokens else BOLT_LIMITS
-        lengths = config.chronos_config["context_length"], config.chronos_config["prediction_length"]
-        return cls(lengths, values_each * batch_tokens, max_windows)
+        collator = WindowCollator(config)
+        values_each, max_windows = TOKEN_LIMITS if collator.has_tokens else PATCH_LIMITS
+        return cls(collator.lengths, values_each * batch_tokens, max_windows)
 
 
 def run_data(
@@ -72,7 +72,7 @@ def run_data(
     """The batches of a run.
 
     Args:
-        config: That of a Chronos-T5 or Chronos-Bolt.
+        config: That of a Chronos model.
         series: `"synthetic"`, or what `read_series` takes: series of which the last horizon (a third, where that is shorter) is
             held out.
         num_batches: To train on.
@@ -110,7 +110,11 @@ def run_data(
 
 def _synthetic(config: PreTrainedConfig, limits: _Limits, num_batches: int, seed: int, ramp: int = 0) -> Dataset:
     shared: dict[str, Any] = {"seed": seed, "ramp": ramp, "max_windows": limits.max_windows}
-    if WindowCollator(config).has_tokens:
+    collator = WindowCollator(config)
+    if collator.has_groups:
+        patch = config.chronos_config["output_patch_size"]
+        return GroupedWindows(*limits.lengths, num_batches, patch_size=patch, max_values=limits.max_values, **shared)
+    if collator.has_tokens:
         chronos_config = ChronosConfig(**config.chronos_config)
         return SyntheticBatches(chronos_config, num_batches, max_tokens=limits.max_values, **shared)
     return SyntheticWindows(*limits.lengths, num_batches, max_values=limits.max_values, **shared)

@@ -14,22 +14,25 @@ from chronos import ChronosConfig
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
-from ..checkpoints.families import T5, family_of
+from ..checkpoints.families import CHRONOS2, T5, family_of
 from ..models.modeling_lowrank_layers import relative_position_bucket
 
 __all__ = ["fresh_model", "local_position_bias", "smooth_embedding"]
 
 
 def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
-    """A Chronos-T5 or Chronos-Bolt, dense or low-rank, with the initial weights that `seed` gives, in float32.
+    """A Chronos model, dense or low-rank, with the initial weights that `seed` gives, in float32.
 
     transformers' rules for T5, but for the token embeddings (`smooth_embedding`) and the relative position bias
-    (`local_position_bias`).
+    (`local_position_bias`); Chronos-2's own for a Chronos-2.
     """
     set_seed(seed)
     model = model_class(config)
+    family = family_of(model_class)
+    if family is CHRONOS2:
+        return model
     stacks = [model.encoder]
-    if family_of(model_class) is T5:
+    if family is T5:
         stacks.append(model.decoder)
         chronos_config = ChronosConfig(**config.chronos_config)
         with torch.no_grad():

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..checkpoints.families import BOLT, T5, family_of
+from ..checkpoints.families import FAMILIES, T5, family_of
 from ..checkpoints.loading import check_sizes, load_config, load_model, named_class, public_name
 
 __all__ = ["class_and_config", "load_chronos_t5", "load_start"]
 
-START_CLASSES = T5.forecasters + BOLT.forecasters
-START_WANTED = "a Chronos-T5 or Chronos-Bolt"
+START_CLASSES = tuple(cls for family in FAMILIES for cls in family.forecasters)
+START_WANTED = "a Chronos-T5, Chronos-Bolt or Chronos-2"
 T5_WANTED = "a Chronos-T5, dense or compressed: recover is for a Chronos-T5 alone; fine-tune other models with transformers' Trainer"
 
 
@@ -23,7 +23,7 @@ def class_and_config(start: str) -> tuple[type[PreTrainedModel], PreTrainedConfi
     """The class and configuration of the checkpoint that a pretraining begins with, a folder or a Hub id.
 
     Raises:
-        ValueError: It is no Chronos-T5 or Chronos-Bolt.
+        ValueError: It is no Chronos model.
         OSError: There is no such checkpoint.
     """
     config = load_config(start, argument="start")
@@ -39,7 +39,7 @@ def load_start(start: str) -> PreTrainedModel:
     """The model of a checkpoint that a pretraining begins with, in float32.
 
     Raises:
-        ValueError: It is no Chronos-T5 or Chronos-Bolt, or lacks weights.
+        ValueError: It is no Chronos model, or lacks weights.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
     return load_model(start, START_CLASSES, START_WANTED, argument="start", dtype=torch.float32)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from chronos.chronos2.config import Chronos2CoreConfig
 from transformers import PreTrainedConfig, PreTrainedModel, T5Config
 
-from ..checkpoints.families import BOLT, T5, Family
-from ..checkpoints.published import CHRONOS_BOLT, CHRONOS_T5, SHAPES
+from ..checkpoints.families import BOLT, CHRONOS2, T5, Family
+from ..checkpoints.published import CHRONOS_2, CHRONOS_BOLT, CHRONOS_T5, SHAPES
 from ..checkpoints.summary import summarize
 from ..published_figures import PRETRAINED_RATIOS
 from .initialization import fresh_model
@@ -24,34 +25,48 @@ SMALL = {"d_model": 128, "num_heads": 4, "d_kv": 32, "num_layers": 4}  # of the 
 FRESH: dict[str, tuple[Family, dict[str, Any], str]] = {
     "t5": (T5, CHRONOS_T5, "ChronosPipeline"),
     "bolt": (BOLT, CHRONOS_BOLT, "ChronosBoltPipeline"),
+    "chronos2": (CHRONOS2, CHRONOS_2, "Chronos2Pipeline"),
 }
+
+
+# Chronos-2's own 0.05 begins near zero everywhere, and the first hundreds of steps go by with growing.
+CHRONOS2_INITIALIZER = 0.2
 
 
 def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """The class and configuration of the model that these settings describe.
 
     Raises:
-        ValueError: The ranks do not fit the sizes, or `start` is no Chronos-T5 or Chronos-Bolt.
+        ValueError: The ranks do not fit the sizes, or `start` is no Chronos model.
         OSError: There is no checkpoint `start`.
     """
     if settings.start is not None:
         return class_and_config(settings.start)
-    family, published, pipeline_class = FRESH[(settings.shape or settings.family or "t5").partition("-")[0]]
-    chronos_config = published | {"context_length": 512}
-    for length in ("context_length", "prediction_length"):
+    name = settings.family or (settings.shape or "t5").replace("chronos-2", "chronos2").partition("-")[0]
+    family, published, pipeline_class = FRESH[name]
+    lengths = {"context_length": 512, "prediction_length": 64}
+    for length in lengths:
         if getattr(settings, length) is not None:
             check_count(length, getattr(settings, length))
-            chronos_config[length] = getattr(settings, length)
-    config = T5Config(
-        **_sizes(settings),
-        vocab_size=CHRONOS_T5["n_tokens"],  # a Bolt has none
-        dropout_rate=0.0,  # synthetic data never repeat
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
-        chronos_config=chronos_config,
-        chronos_pipeline_class=pipeline_class,
-    )
+            lengths[length] = getattr(settings, length)
+    # What synthetic data never do is repeat: no dropout.
+    shared = _sizes(settings, family) | {
+        "dropout_rate": 0.0,
+        "pad_token_id": 0,
+        "chronos_pipeline_class": pipeline_class,
+    }
+    config: PreTrainedConfig
+    if family is CHRONOS2:
+        chronos_config = published | _patched(lengths, published["output_patch_size"])
+        config = Chronos2CoreConfig(**shared, initializer_factor=CHRONOS2_INITIALIZER, chronos_config=chronos_config)
+    else:
+        config = T5Config(
+            **shared,
+            vocab_size=CHRONOS_T5["n_tokens"],  # a Bolt has none
+            decoder_start_token_id=0,
+            eos_token_id=1,
+            chronos_config=published | lengths,
+        )
     model_class = next(cls for cls in family.classes if cls in family.forecasters)
     ranks = {name: getattr(settings, name) for name in RANKS if getattr(settings, name) is not None}
     if not ranks:
@@ -59,7 +74,18 @@ def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreT
     return family.classes[model_class], family.lowrank_config(config, **ranks)
 
 
-def _sizes(settings: PretrainingSettings) -> dict[str, int]:
+def _patched(lengths: Mapping[str, int], patch: int) -> dict[str, int]:
+    """The lengths of a Chronos-2, whose horizon counts patches."""
+    if lengths["prediction_length"] % patch:
+        raise ValueError(
+            f"prediction_length of a Chronos-2 must be a multiple of {patch}, found {lengths['prediction_length']}."
+        )
+    return {"context_length": lengths["context_length"], "max_output_patches": lengths["prediction_length"] // patch}
+
+
+def _sizes(settings: PretrainingSettings, family: Family) -> dict[str, int]:
+    if not family.has_decoder and settings.num_decoder_layers is not None:
+        raise ValueError(f"num_decoder_layers: a {family.title} has no decoder; leave it out.")
     if settings.shape is not None:
         d_model, d_ff, num_layers, num_heads = SHAPES[settings.shape]
         return {"d_model": d_model, "d_kv": 64, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}

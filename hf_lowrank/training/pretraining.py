@@ -41,7 +41,7 @@ def pretrain(
     show_progress: bool = False,
     callbacks: list[TrainerCallback] | None = None,
 ) -> PreTrainedModel:
-    """Train a Chronos-T5 or Chronos-Bolt, compressed or dense, on teacher-forced windows of series.
+    """Train a Chronos model of any family, compressed or dense, on windows of series and what follows them.
 
     Until the run is complete its checkpoints are kept in the folder `<output>.pretraining`; one that was cut off goes on from the last
     of them when the same call is made again, to the same weights.

@@ -77,18 +77,18 @@ class PretrainingSettings:
     Args:
         start: A checkpoint to go on from, dense or compressed: a folder, a Hub id, or `"reference"`. Instead of a fresh model, which
             the next lines describe.
-        family: `"t5"` or `"bolt"`.
+        family: `"t5"`, `"bolt"` or `"chronos2"`.
         shape: A published shape, such as `"t5-base"`; it brings all sizes.
         d_model, num_heads, d_kv, d_ff, num_layers, num_decoder_layers: The sizes otherwise, as in T5Config; by default those of the
             `"reference"` checkpoints, with d_ff = 4 d_model and as many layers in both stacks.
         context_length, prediction_length: In values.
         base_rank, rank_growth, rank_rounding, attention_ranks, feed_forward_ranks: As in [`LowRankT5Config`]. Without any of them the
             model is dense.
-        data: `"synthetic"`, or whatever `read_series` takes; in a configuration file the path of a CSV or parquet file. The last
+        data: `"synthetic"` (for a Chronos-2 `grouped_series`, for the others `synthetic_series`), or whatever `read_series` takes; in a configuration file the path of a CSV or parquet file. The last
             horizon of every series is held out.
         steps: Optimizer steps.
         learning_rate: The highest: 300 steps (at most a tenth) lead up to it, the last quarter down from it.
-        batch_tokens: Tokens in a process's batch, about; of a Bolt, a quarter of the values.
+        batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
         ramp: The share of the steps in which the longest context grows from 24 to its full length, of synthetic series. By default
             0.6, and 0 of a model that has learned already.
         save_steps: Steps between checkpoints and evaluations.
@@ -137,15 +137,14 @@ class PretrainingSettings:
             check_count(name, getattr(self, name))
         for name in ("evaluation_batches", "workers"):
             check_count(name, getattr(self, name), least=0)
-        shapes = [name for name in SHAPES if not name.startswith("chronos-2")]
         _check_ranges(
             self,
             [
                 *_learning_rate_and_seed(self),
                 ("ramp", "in [0, 1]", self.ramp is None or 0 <= self.ramp <= 1),
                 ("dtype", "'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
-                ("family", "'t5' or 'bolt'", self.family in (None, "t5", "bolt")),
-                ("shape", f"one of {', '.join(shapes)}", self.shape is None or self.shape in shapes),
+                ("family", "'t5', 'bolt' or 'chronos2'", self.family in (None, "t5", "bolt", "chronos2")),
+                ("shape", f"one of {', '.join(SHAPES)}", self.shape is None or self.shape in SHAPES),
             ],
         )
         described = [name for name in ("family", "shape", *SIZES, *RANKS) if getattr(self, name) is not None]

@@ -23,7 +23,7 @@ from hf_lowrank.training.settings import PretrainingSettings
         ({"ramp": 1.5}, r"ramp must be in \[0, 1\], found 1.5"),
         ({"seed": -1}, r"seed must be an integer in \[0, 1000003\), found -1"),
         ({"dtype": "int8"}, "dtype must be 'float32' or 'bfloat16', found 'int8'"),
-        ({"family": "chronos-2"}, "family must be 't5' or 'bolt', found 'chronos-2'"),
+        ({"family": "chronos-2"}, "family must be 't5', 'bolt' or 'chronos2', found 'chronos-2'"),
         ({"shape": "t5-huge"}, "shape must be one of t5-tiny.*found 't5-huge'"),
         ({"shape": "t5-tiny", "d_model": 8}, "shape='t5-tiny' brings its own sizes: leave out d_model"),
         ({"start": "reference", "base_rank": 3}, "start brings its own model: leave out base_rank"),
