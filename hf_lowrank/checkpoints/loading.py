@@ -141,6 +141,7 @@ def load_model(
             dtype=dtype,
             device_map=device,
             output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
         )
     except (ImportError, MemoryError, torch.OutOfMemoryError):

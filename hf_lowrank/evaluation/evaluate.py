@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,9 +26,18 @@ import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
+from ..checkpoints.pipelines import (
+    QUANTILE_LEVELS,
+    fingerprint,
+    known_device,
+    known_dtype,
+    load_pipeline,
+    predict_quantiles,
+    stable_seed,
+)
 from ..files import without_nan, write_json, write_text
 from ..progress import progress_display
+from ..versions import versions
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
 from .scores import METRICS, relative_score, score_forecasts
 from .tasks import EvaluationTask, find_tasks, import_fev
@@ -124,7 +132,7 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         cache: A folder for finished (task, model) cells; what is there already, made from the same weights, data
             and settings, is not computed again.
         device: By default the GPU if there is one.
-        dtype: Of the models that are loaded here.
+        dtype: Of the models that are loaded here: "float32", "bfloat16", "float16", or "auto" for that of each file.
         num_bootstrap: Resamples of the tasks.
         show_progress: Show a progress bar.
 
@@ -144,9 +152,9 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         "seed": seed,
         "batch_size": batch_size,
         "num_samples": num_samples,
-        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
+        "device": known_device(device),
+        "dtype": str(known_dtype(dtype)).removeprefix("torch."),
+        "versions": versions("fev"),
     }
     pipelines = {
         SEASONAL_NAIVE: None,

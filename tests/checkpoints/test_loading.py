@@ -202,7 +202,7 @@ def test_a_configuration_with_code_of_its_own_never_runs_it(tmp_path, monkeypatc
         ({"device": "nonsense"}, "device must be such as 'cpu' or 'cuda', found 'nonsense'"),
         pytest.param(
             {"device": "cuda"},
-            "device must be one that this machine has, found 'cuda' and no GPU",
+            "device must be one that this machine has, found 'cuda': ",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
