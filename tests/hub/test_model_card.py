@@ -22,6 +22,7 @@ from hf_lowrank import (
 )
 from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side
 from hf_lowrank.benchmarking.measurement import Memory
+from hf_lowrank.checkpoints.loading import REFERENCES
 from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -31,9 +32,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 def compressed(dense_t5, tiny_chronos_config) -> PreTrainedModel:
     dense = dense_t5(num_layers=2, num_decoder_layers=2)
     dense.config.chronos_config = vars(tiny_chronos_config).copy()
-    dense.config.name_or_path = "amazon/chronos-t5-tiny"
     dense.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    return compress_pretrained(dense, ratio=0.5, form={"cross": "latent"}, multiple_of=2, calibration=None)
+    model = compress_pretrained(dense, ratio=0.5, form={"cross": "latent"}, multiple_of=2, calibration=None)
+    model.config.compression["source"] = "amazon/chronos-t5-tiny"  # as if it had come from the Hub
+    return model
 
 
 def metadata(card: ModelCard) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def test_the_licence_is_the_users_word(compressed: PreTrainedModel) -> None:
 
 
 def test_a_model_that_ships_here_is_no_model_of_the_hub(chronos_t5) -> None:
-    chronos_t5.config.name_or_path = "reference"
+    chronos_t5.config.name_or_path = str(REFERENCES["reference"])
     card = render_card(compress_pretrained(chronos_t5, uniform=3, method="paper"), "ann/small")
     assert "base_model" not in metadata(card)
     assert metadata(card)["license"] == "apache-2.0"

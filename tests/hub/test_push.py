@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import T5_CODE
-from hub_server import Hub, serve
+from hub_server import Hub, serve, serve_this_process
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
@@ -30,15 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A server with two users, and this process's settings as `HF_ENDPOINT` and `HF_HUB_DISABLE_XET` make them."""
-    with serve({"hf_ann": "ann", "hf_bob": "bob"}) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    """A server with two users."""
+    with serve_this_process({"hf_ann": "ann", "hf_bob": "bob"}, tmp_path, monkeypatch) as server:
         yield server
 
 
@@ -46,9 +39,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def model(dense_t5, tiny_chronos_config) -> PreTrainedModel:
     dense = dense_t5(num_layers=2, num_decoder_layers=2)
     dense.config.chronos_config = vars(tiny_chronos_config).copy()
-    dense.config.name_or_path = "amazon/chronos-t5-tiny"
     dense.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    return compress_pretrained(dense, uniform=4, calibration=None)
+    model = compress_pretrained(dense, uniform=4, calibration=None)
+    model.config.compression["source"] = "amazon/chronos-t5-tiny"  # as if it had come from the Hub
+    return model
 
 
 def push(model: Any, repo_id: str = REPO, **arguments: Any) -> Any:
