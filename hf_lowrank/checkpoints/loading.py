@@ -18,6 +18,7 @@ from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
 from .weight_files import StoredTensor, stored_tensors
 
 __all__ = [
+    "HUB_ID",
     "REFERENCES",
     "check_finite",
     "check_sizes",
@@ -31,7 +32,7 @@ __all__ = [
 ASSETS = Path(__file__).parents[1] / "assets"
 # Small trained checkpoints that the package ships.
 REFERENCES = {"reference": ASSETS / "reference", "reference-bolt": ASSETS / "reference_bolt"}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
 # Dense and low-rank classes by name; the last as Google's first checkpoints call it.
