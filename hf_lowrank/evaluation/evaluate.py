@@ -26,6 +26,7 @@ import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
+from ..checkpoints.loading import public_name
 from ..checkpoints.pipelines import (
     QUANTILE_LEVELS,
     fingerprint,
@@ -123,7 +124,8 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
 
     Args:
         models: Folders, Hub ids, `"reference"` or loaded pipelines of any Chronos family, dense or compressed. The keys of a mapping
-            are the names in the result; otherwise what is given is its own name. May be empty.
+            are the names in the result; otherwise a name or path is its own name, and a pipeline has the last part of its. May be
+            empty.
         tasks: Names of tasks or groups (see `list_tasks`), or tasks (see `file_task`).
         against: The dense model that scores are also made relative to. It is scored too.
         batch_size: Series in one call of `predict_quantiles`.
@@ -199,7 +201,7 @@ def _models_by_name(models: Any, against: Any) -> dict[str, Any]:
 def _name_of(model: Any) -> str:
     """What a model is called in the result where the caller gives it no name."""
     if isinstance(model, BaseChronosPipeline):
-        return model.inner_model.name_or_path or type(model.inner_model).__name__
+        return public_name(model.inner_model)
     if isinstance(model, str | os.PathLike):
         return str(model)
     raise TypeError(f"models must be folders, Hub ids or Chronos pipelines, found {type(model).__name__}.")

@@ -199,6 +199,8 @@ def test_a_configuration_with_code_of_its_own_never_runs_it(tmp_path, monkeypatc
     ("arguments", "message"),
     [
         ({"dtype": "foo"}, "dtype must be one of auto, float32"),
+        ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, found 'torch.float64'"),
+        ({"device": "meta"}, "device must be one that computes, such as 'cpu' or 'cuda', found 'meta'"),
         ({"device": "nonsense"}, "device must be such as 'cpu' or 'cuda', found 'nonsense'"),
         pytest.param(
             {"device": "cuda"},
