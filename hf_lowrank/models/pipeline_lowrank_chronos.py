@@ -102,7 +102,9 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
             ValueError: The model is not a low-rank Chronos-Bolt.
         """
         if str(pretrained_model_name_or_path).startswith("s3://"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{"trust_remote_code": False} | kwargs
+            )
         return cls(load_model(pretrained_model_name_or_path, *args, model_type="lowrank_chronos_bolt", **kwargs))
 
 
@@ -119,7 +121,7 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         """
         name = pretrained_model_name_or_path
         if str(name).startswith("s3://"):
-            return super().from_pretrained(name, *args, **kwargs)
+            return super().from_pretrained(name, *args, **{"trust_remote_code": False} | kwargs)
         if not is_adapter(name):
             return cls(load_model(name, *args, model_type="lowrank_chronos2", **kwargs))
         try:
