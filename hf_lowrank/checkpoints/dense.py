@@ -109,6 +109,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
     """
     if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
         raise ValueError(f"model must be a Hub id, a folder or a loaded model, found a {type(model).__name__}.")
+    name = public_name(model)  # now, for a folder may be gone later
     if isinstance(model, PreTrainedModel):
         loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
         if type(model) not in DENSE_CLASSES:
@@ -130,7 +131,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         model_class=type(loaded),
         weights=weights,
         tied_keys=dict(loaded.all_tied_weights_keys),
-        source=public_name(source),
+        source=name,
         is_shared=is_shared,
     )
 

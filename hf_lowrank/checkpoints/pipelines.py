@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint",
     "in_lean_pipeline",
     "known_device",
+    "known_dtype",
     "load_pipeline",
     "predict_quantiles",
     "stable_seed",
@@ -34,7 +35,7 @@ __all__ = [
 
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
-DTYPES = ("auto", "float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
 
 
@@ -62,9 +63,32 @@ def known_device(device: str | None) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has, found {device!r} and no GPU.")
+    if kind == "meta":
+        raise ValueError(f"device must be one that computes, such as 'cpu' or 'cuda', found {device!r}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one that this machine has, found {device!r}: {reason}") from None
     return device
+
+
+def known_dtype(dtype: torch.dtype | str, *, has_auto: bool = True) -> torch.dtype | str:
+    """The dtype that a name stands for, or one of `torch`'s itself.
+
+    Args:
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`.
+        has_auto: Whether it may be `"auto"`, that of the file, which stays a word.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if dtype in DTYPES.values() or (has_auto and dtype == "auto"):
+        return dtype
+    if dtype not in DTYPES:
+        names = [*(["auto"] if has_auto else []), *DTYPES]
+        raise ValueError(f"dtype must be one of {', '.join(names)}, found {str(dtype)!r}.")
+    return DTYPES[str(dtype)]
 
 
 def load_pipeline(
@@ -82,23 +106,37 @@ def load_pipeline(
         OSError: There is no such checkpoint, or its files cannot be read.
         ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
     """
-    path, device = checkpoint_path(model), known_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype!r}.")
-    if path.startswith("s3://") or is_adapter(path):
-        return in_lean_pipeline(BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype))
-    return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())
+    device, dtype = known_device(device), known_dtype(dtype)
+    loaded = _chronos_model(model, argument, dtype=dtype, device=device)
+    if loaded is not None:
+        return as_pipeline(loaded.eval())
+    return in_lean_pipeline(
+        BaseChronosPipeline.from_pretrained(
+            checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
+        )
+    )
 
 
 def check_checkpoint(model: str | os.PathLike, argument: str) -> None:
     """Raise what `load_pipeline` would, for those who load a checkpoint in another way."""
+    _chronos_model(model, argument)
+
+
+def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:
+    """The model, checked; None of what chronos loads by itself: an adapter, and what is on S3."""
     path = checkpoint_path(model)
-    if not path.startswith("s3://") and not is_adapter(path):
-        _chronos_model(model, argument)
-
-
-def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel:
-    loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
+    is_local = os.path.isdir(path)
+    if path.startswith("s3://") or (is_local and is_adapter(path)):
+        return None
+    try:
+        loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
+    except OSError:
+        if is_local or not is_adapter(path):
+            raise
+        return None
+    # What has just been loaded from the Hub has told the cache which commit is the newest, so this asks nobody twice.
+    if not is_local and is_adapter(path):
+        return None
     if not getattr(loaded.config, "chronos_config", None):
         raise ValueError(f"{argument}: {model} has no chronos_config; it must be {CHRONOS_WANTED}.")
     return loaded

@@ -47,7 +47,9 @@ def evaluate(  # as long as its list of options
     device: Annotated[
         str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""

@@ -40,7 +40,9 @@ def forecast(  # as long as its list of options
     device: Annotated[
         str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,

@@ -370,9 +370,9 @@ def test_models_that_do_not_share_tokens_are_refused(student, teacher, tmp_path)
     for changes, message in (
         (
             {"tokenizer_kwargs": {"low_limit": -9.0, "high_limit": 9.0}},
-            "tokenizer_kwargs is .* student me/small and .* teacher me/dense",
+            "tokenizer_kwargs is .* student small and .* teacher dense",
         ),
-        ({"eos_token_id": 2}, "eos_token_id is 1 in the student me/small and 2 in the teacher me/dense"),
+        ({"eos_token_id": 2}, "eos_token_id is 1 in the student small and 2 in the teacher dense"),
     ):
         dense = teacher.config.chronos_config
         teacher.config.chronos_config = dense | changes
