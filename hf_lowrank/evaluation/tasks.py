@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS
-from ..data.series import SeriesByName, inferred_frequency
+from ..data.series import SeriesByName
+from ..data.times import inferred_frequency
 from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store_parquet
 
 __all__ = ["EvaluationTask", "file_task", "find_tasks", "import_fev", "list_tasks"]
@@ -165,9 +166,14 @@ def file_task(
 
 
 def _packaged(
-    name: str, horizon: int, num_windows: int, source: PackagedSeries, step: int | None = None
+    name: str,
+    horizon: int,
+    num_windows: int,
+    source: PackagedSeries,
+    step: int | None = None,
+    seasonality: int | None = None,
 ) -> EvaluationTask:
-    return EvaluationTask(name, horizon, seasonality_of(source.freq), source, num_windows, step)
+    return EvaluationTask(name, horizon, seasonality or seasonality_of(source.freq), source, num_windows, step)
 
 
 def _pbs(target: str) -> PackagedSeries:
@@ -216,7 +222,7 @@ _PACKAGED = (
     _packaged("nord_pool_price", 24, 5, _single(f"{_FPPPY}/electricity_short.csv", "h", "ds", "y")),
     _packaged("gafa_close", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Close",), ("Symbol",))),
     _packaged("gafa_volume", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Volume",), ("Symbol",))),
-    _packaged("warsaw_air", 30, 2, PackagedSeries(f"{_FPP3}/warsaw_air_quality.csv", "D", "date", _AIR, (), "%m/%d/%y")),
+    _packaged("warsaw_air", 30, 2, PackagedSeries(f"{_FPP3}/warsaw_air_quality.csv", "D", "date", _AIR, (), "%m/%d/%y"), seasonality=1),
     _packaged("ansett", 8, 1, PackagedSeries(f"{_FPP3}/ansett.csv", "W-MON", "Week", ("Passengers",), ("Airports", "Class"), "week")),
     _packaged("us_gasoline", 8, 5, _single(f"{_FPP3}/us_gasoline.csv", "W-MON", "Week", "Barrels", "week")),
     _packaged("mauna_loa_co2", 8, 5, _single(f"{_STATS}/co2/co2.csv", "W-SAT", "date", "co2", "%Y%m%d")),

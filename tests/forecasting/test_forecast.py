@@ -27,7 +27,7 @@ from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
 from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.cli.app import app
-from hf_lowrank.data.series import inferred_frequency
+from hf_lowrank.data.times import inferred_frequency
 from hf_lowrank.evaluation.sources import seasonality_of
 from hf_lowrank.forecasting.batches import SHORT, batches_by_length
 from hf_lowrank.forecasting.long_file import LongFile, Seen, whole_series
@@ -513,14 +513,23 @@ GOOD = long_frame([20, 20])
     [
         (lambda f: f.drop(columns="target"), "has no column target; found item_id, timestamp"),
         (lambda f: f[:0], "must hold at least one series, found no rows"),
-        (lambda f: f.assign(target="many"), "must have numbers as target, found 'many' at timestamp 2024"),
-        (lambda f: f.assign(target=np.inf), "target of item_id 's00' of .* has the value inf at 2024"),
+        (
+            lambda f: f.assign(target="many"),
+            "target of item_id 's00' of .* must be a number, found 'many' at timestamp 2024",
+        ),
+        (
+            lambda f: f.assign(target=np.inf),
+            "target of item_id 's00' of .* must be finite in float32, .* found inf at timestamp 2024",
+        ),
         (
             lambda f: f.assign(target=1e39),
-            "target of item_id 's00' of .* has the value 1e.39 at 2024.* infinite in float32",
+            "target of item_id 's00' of .* must be finite in float32, .* found 1e.39 at timestamp 2024",
         ),
         (lambda f: f.assign(target=np.nan), "must hold values, found 2 series without any in their last 48 steps"),
-        (lambda f: f.assign(timestamp=1.5), "needs dates as timestamp .* found the number 1.5"),
+        (
+            lambda f: f.assign(timestamp=1.5),
+            "must have dates such as .* as timestamp, found the number 1.5 at item_id 's00'",
+        ),
         (lambda f: pd.concat([f, f[-1:]]), "item_id 's07' of .* has duplicate timestamps"),
         (lambda f: f.drop(index=25), "item_id 's07' of .* has irregular timestamps, such as 2024"),
         (lambda f: pd.concat([f, f[:3]]), "all rows of a series together, found item_id 's00' again in row 41"),
@@ -545,8 +554,14 @@ def test_a_bad_file_is_an_error_that_names_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": 17}, r"horizon must be in \[1, 16\] for this model, found 17"),
-        ({"horizon": 0}, r"horizon must be in \[1, 16\]"),
+        ({"horizon": 0}, "horizon must be at least 1, found 0"),
+        ({"freq": "H1"}, "freq must be a pandas frequency such as .*, found 'H1'"),
+        ({"freq": "-1h"}, "freq must be a pandas frequency such as .*, found '-1h'"),
+        (
+            {"freq": "min"},
+            "freq must be the spacing of the values, found 'min': no two .* item_id 's00' come every 'h'",
+        ),
+        ({"input": "folder.csv"}, "input must be a .csv or .parquet file, found the folder"),
         ({"context_length": 49}, r"context_length must be in \[1, 48\] for this model, found 49"),
         ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
         ({"chunk_rows": 0}, "chunk_rows must be at least 1, found 0"),
@@ -564,7 +579,7 @@ def test_a_bad_file_is_an_error_that_names_it(
         ({"output": "folder.csv"}, "is a folder; give a file"),
         ({"input": "in.txt"}, "input must end in .csv or .parquet, found 'in.txt'"),
         ({"input": "none.csv"}, "input: file .*none.csv' does not exist"),
-        ({"input": "empty.csv"}, "input: file 'empty.csv' cannot be read"),
+        ({"input": "empty.csv"}, "input: file 'empty.csv' cannot be read: it is empty"),
         ({"input": "broken.parquet"}, "input: file 'broken.parquet' cannot be read"),
         ({"model": "no-such-folder"}, "model: no-such-folder is no folder and no Hub id that can be read"),
     ],
