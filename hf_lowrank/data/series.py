@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .tables import LONG_FORMAT, LongColumns, check_columns, read_table
 from .times import read_times
 
-__all__ = ["SeriesByName", "in_order", "read_series", "series_by_item", "series_of_frame"]
+__all__ = ["SeriesByName", "calibration_series", "in_order", "read_series", "series_by_item", "series_of_frame"]
 
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
@@ -53,6 +53,29 @@ def read_series(data: Any) -> list[NDArray[np.float64]]:
             f"series: {dropped} of {len(series)} series have no observed value and are left out.", stacklevel=2
         )
     return observed
+
+
+def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.float64]]:
+    """`read_series`, for a model of this width that reads so many values as one token, with a word where they say little of the model.
+
+    Raises:
+        ValueError: None varies: whatever their values, a model that scales its context reads them all as the same.
+    """
+    series = read_series(data)
+    if all(np.nanmin(values) == np.nanmax(values) for values in series):
+        raise ValueError(
+            f"calibration: each of {len(series)} series has one value throughout, such as {np.nanmax(series[0]):g}; give series "
+            "that vary, or 'synthetic'."
+        )
+    num_values = sum(int((~np.isnan(values)).sum()) for values in series)
+    if num_values // patch < width:
+        found = f"{num_values // patch} patches of {patch} values" if patch > 1 else f"{num_values} values"
+        warnings.warn(
+            f"calibration: {found} in {len(series)} series are less than the model's width, {width}, and say nothing of most "
+            "directions: give more or longer series, or 'synthetic'.",
+            stacklevel=2,
+        )
+    return series
 
 
 def _items(data: Any) -> Iterable[Any]:

@@ -57,7 +57,7 @@ class EvaluationTask:
         if isinstance(self.source, HubDataset):
             return self._fev_task(**_dataset_arguments(self.name, self.source))
         min_length = self.held_out + max(2 * self.horizon, self.seasonality + 1)
-        series = _scorable(self.name, self.source.read(min_length), self.held_out)
+        series = _scorable(self, self.source.read(min_length))
         return self._fev_task(dataset_path=str(store_parquet(self.name, series)))
 
     def _fev_task(self, **dataset: Any) -> Any:
@@ -111,12 +111,15 @@ def _dataset_arguments(name: str, source: HubDataset) -> dict[str, Any]:
     return {**arguments, "generate_univariate_targets_from": "__ALL__"} if source.all_columns else arguments
 
 
-def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
+def _scorable(task: EvaluationTask, series: SeriesByName) -> SeriesByName:
     """The series that have a value and a past before the first cutoff; a warning names the others.
 
     Three time stamps are the least that fev infers a frequency from.
+
+    Raises:
+        ValueError: There are none, or all are too short for a score in units of a seasonal forecast's error.
     """
-    min_length = max(held_out + 1, 3)
+    name, min_length = task.name, max(task.held_out + 1, 3)
     empty = [item for item, values in series.items() if values.isna().all()]
     short = [item for item, values in series.items() if len(values) < min_length and item not in empty]
     left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {min_length} steps")}
@@ -124,6 +127,13 @@ def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
         raise ValueError(
             f"task {name!r} has no series to score: {len(empty)} of {len(series)} have no value, {len(short)} are shorter than "
             f"the {min_length} steps that the horizon and the number of windows need."
+        )
+    longest = max(len(values) for item, values in series.items() if item not in left_out)
+    if longest <= task.held_out + task.seasonality:
+        raise ValueError(
+            f"task {name!r} has no series to score: the longest has {longest} steps, of which a horizon of {task.horizon} and "
+            f"{task.num_windows} windows leave {longest - task.held_out}; MASE, SQL and RMSSE need more than a season of "
+            f"{task.seasonality}. Take a smaller horizon, fewer windows, or seasonality=1 (--seasonality 1)."
         )
     if left_out:
         shown = ", ".join(f"{item} ({reason})" for item, reason in list(left_out.items())[:5])
@@ -145,7 +155,7 @@ def file_task(
         path: The file; its name without the ending is the task's name.
         horizon: Steps to forecast.
         freq: A pandas frequency to put irregular series on; missing steps become NaN.
-        seasonality: Steps in a season. By default that of the frequency: 24 for hours, 12 for months, ...
+        seasonality: Steps in a season. By default that of the frequency: 24 of hours, 7 of days, 5 of business days, 12 of months, ...
         num_windows: Evaluation windows, the last one at the end of the series.
 
     Raises:

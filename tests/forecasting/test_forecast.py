@@ -241,6 +241,65 @@ def test_the_context_is_what_was_asked_for(tiny) -> None:
     )
 
 
+@pytest.mark.parametrize("family", ["chronos_t5", "bolt", "chronos2"])
+def test_no_series_is_spoiled_by_one_beside_it(family: str, request: pytest.FixtureRequest) -> None:
+    """In Chronos-2 a series whose squares overflow made its whole batch NaN."""
+    pipeline = as_pipeline(request.getfixturevalue(family))
+    options = {"horizon": 4, "quantiles": [0.2, 0.5]} | ({"num_samples": 3} if family == "chronos_t5" else {})
+    frame = long_frame([40, 40, 40])
+    names = list(frame["item_id"].unique())
+    is_big = frame["item_id"] == names[1]
+    alone = forecast_frame(pipeline, frame, batch_size=1, **options).set_index("item_id")
+    for unit in (2.0**120, 2.0**-120):
+        sized = frame.assign(target=frame["target"].where(~is_big, frame["target"] * unit))
+        found = forecast_frame(pipeline, sized, **options).set_index("item_id")
+        pd.testing.assert_frame_equal(found.loc[names[::2]], alone.loc[names[::2]], **CLOSE)
+        numbers = ["predictions", "0.2", "0.5"]
+        np.testing.assert_allclose(found.loc[names[1], numbers] / unit, alone.loc[names[1], numbers], **CLOSE)
+
+
+def test_a_forecast_that_is_not_finite_is_an_error_that_names_its_series(tmp_path: Path, chronos2) -> None:
+    pipeline = as_pipeline(chronos2)
+    frame = long_frame([40, 40, 40])
+    with torch.no_grad():
+        chronos2.output_patch_embedding.output_layer.bias.add_(10)  # sinh makes ten thousand spreads of it
+    names = frame["item_id"].unique()
+    frame.loc[frame["item_id"] == names[1], "target"] *= 1e36
+    path = write(frame, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=f"the forecast of item_id '{names[1]}' is not finite: the model cannot bear"):
+        forecast_file(pipeline, path, tmp_path / "out.csv", horizon=2)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_horizon_beyond_the_models_is_forecast_with_a_word(tmp_path: Path, tiny) -> None:
+    """As `evaluate` does."""
+    frame = long_frame([48, 30])
+    with pytest.warns(UserWarning, match="prediction length"):
+        found = forecast_frame(tiny, frame, horizon=20)
+    with pytest.warns(UserWarning, match="prediction length"):
+        pd.testing.assert_frame_equal(found, tiny.predict_df(frame, prediction_length=20), **CLOSE)
+    pd.testing.assert_frame_equal(
+        found.groupby("item_id", sort=False).head(16).reset_index(drop=True), forecast_frame(tiny, frame), **CLOSE
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"), [("id_column", "predictions"), ("id_column", "0.5"), ("timestamp_column", "target_name")]
+)
+def test_a_column_of_the_forecasts_is_no_name_for_one_of_the_input(
+    tmp_path: Path, tiny, argument: str, name: str
+) -> None:
+    column = {"id_column": "item_id", "timestamp_column": "timestamp"}[argument]
+    frame = long_frame([20]).rename(columns={column: name})
+    path = write(frame, tmp_path / "in.csv")
+    message = f"{argument} must not be a column that the forecasts have too, found '{name}'"
+    with pytest.raises(ValueError, match=message):
+        forecast_file(tiny, path, tmp_path / "out.csv", **{argument: name})
+    with pytest.raises(ValueError, match=message):
+        forecast_frame(tiny, frame, **{argument: name})
+    assert os.listdir(tmp_path) == ["in.csv"]
+
+
 # ---- Cut anywhere ----------------------------------------------------------------------------------------------------
 
 

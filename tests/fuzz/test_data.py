@@ -531,10 +531,9 @@ def check_forecasts(tiny: BaseChronosPipeline, clean: pd.DataFrame, found: Any, 
     """The forecasts of a file are those of upstream's predict_df of the clean table, by the same items."""
     numbers = {item: f"n{i}" for i, item in enumerate(dict.fromkeys(clean["item_id"]))}
     plain = clean.assign(item_id=[numbers[item] for item in clean["item_id"]])
-    scale = plain.groupby("item_id")["target"].transform(
-        lambda values: 2.0 ** np.floor(np.log2(max(values.abs().max(), 1e-99)))
-    )
-    known = plain.assign(target=plain["target"] / scale.where(np.isfinite(scale), 1.0))
+    largest = plain.groupby("item_id")["target"].transform(lambda values: values.abs().max())
+    scale = 2.0 ** np.floor(np.log2(largest.where(largest > 0, 1.0)))  # 1 where nothing is observed
+    known = plain.assign(target=plain["target"] / scale)
     known = known[known.groupby("item_id")["target"].transform(lambda values: values.notna().any())]
     wanted = tiny.predict_df(known, prediction_length=HORIZON)
     scales = dict(zip(plain["item_id"], scale))
