@@ -51,7 +51,9 @@ def _parsed(column: pd.Series, frame: pd.DataFrame, what: str, columns: LongColu
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # pandas 2 announces that it will not mix zones
         try:
-            return pd.to_datetime(column, format="ISO8601")
+            times = pd.to_datetime(column, format="ISO8601")
+            if getattr(times.dtype, "tz", None) is None and times.dtype != object:
+                return times
         except (ValueError, TypeError, OverflowError, FutureWarning):
             pass  # zones that differ, another format or no dates
     try:

@@ -141,8 +141,9 @@ def held_out_ends(
             contexts.append(context)
             targets.append(target)
     if not targets:
+        enough = f"{min_observed} values that vary" if min_observed > 1 else "values"
         raise ValueError(
-            f"series: none of {len(series)} has {min_observed} values to train on and, in its last third or horizon, one to hold out."
+            f"series: none of {len(series)} has {enough} to train on and, in its last third or horizon, one to hold out."
         )
     return pasts, contexts, targets
 
