@@ -319,6 +319,8 @@ def test_irregular_series_are_put_on_a_grid_with_freq(tmp_path: Path) -> None:
     assert np.isfinite(evaluate([], task).results[0].MASE)
     with pytest.raises(ValueError, match=r"timestamps off the grid of freq='2D'"):
         file_task(path, horizon=4, freq="2D")
+    with pytest.raises(ValueError, match="freq must be the spacing of the values, found 'h': no two values of file"):
+        file_task(path, horizon=4, freq="h")
 
 
 @pytest.mark.parametrize(

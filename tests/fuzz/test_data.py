@@ -302,6 +302,32 @@ def times_as_numbers(rng: np.random.Generator, frame: pd.DataFrame) -> Case:
     return Case(frame.assign(timestamp=numbers), message=r"as timestamp, found the number 1.?704.* at item_id 's0'")
 
 
+def typed_times(
+    name: str, change: Callable[[int, datetime.datetime], Any], arrow: Any, found: str | None = None
+) -> None:
+    def make(rng: np.random.Generator, frame: pd.DataFrame) -> Case:
+        values = [change(row, time.to_pydatetime()) for row, time in enumerate(frame["timestamp"])]
+        table = pa.Table.from_pandas(frame.drop(columns="timestamp"), preserve_index=False)
+        table = table.append_column("timestamp", pa.array(values, type=arrow))
+        message = found and rf"must have dates such as .* as timestamp, found {found}.* at item_id 's0'"
+        return Case(table, None if found else frame, message, suffixes=(".parquet",))
+
+    make.__name__ = f"times_{name}"
+    FAULTS[make.__name__] = make
+
+
+typed_times("date", lambda row, time: time.date(), pa.date32())
+typed_times("seconds", lambda row, time: time, pa.timestamp("s"))
+typed_times("large_string", lambda row, time: str(time), pa.large_string())
+typed_times("dictionary", lambda row, time: f"{time:%Y%m%d}", pa.dictionary(pa.int16(), pa.string()))
+typed_times("of_day", lambda row, time: datetime.time(row % 24), pa.time64("us"), r"datetime\.time")
+typed_times("duration", lambda row, time: datetime.timedelta(row), pa.duration("s"), "Timedelta")
+typed_times("list", lambda row, time: [row], pa.list_(pa.int64()), r"array\(\[0\]\)")
+typed_times("bool", lambda row, time: True, pa.bool_(), "the number True")
+typed_times("binary", lambda row, time: str(time).encode(), pa.binary(), "b'2024-01-01")
+typed_times("decimal", lambda row, time: decimal.Decimal(row), pa.decimal128(9, 2), "Decimal")
+
+
 @fault
 def times_near_2262(rng: np.random.Generator, frame: pd.DataFrame) -> Case:
     frame = frame[frame["item_id"] == "s0"]
