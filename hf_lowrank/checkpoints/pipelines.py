@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ __all__ = [
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Sizes of values of which the sums of thousands of squares, and parts of them, are normal in float32.
+BEARABLE = (1e-12, 1e15)
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
 
 
@@ -189,10 +192,38 @@ def predict_quantiles(
     num_samples: int | None = None,
     **options: Any,
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Quantiles (N, H, Q) and mean forecasts (N, H) of N series of any length; models of quantiles ignore `num_samples`."""
+    """Quantiles (N, H, Q) and mean forecasts (N, H) of N series of any length; models of quantiles ignore `num_samples`.
+
+    A series of a size whose squares float32 cannot hold is forecast in other units, by an exact power of two: a model is scale-free.
+    Where a forecast is not finite, it is made again without the other series, which it may have spoiled or been spoiled by (in Chronos-2).
+    """
     if pipeline.forecast_type == ForecastType.SAMPLES:
         options["num_samples"] = num_samples
-    found, mean = pipeline.predict_quantiles(list(inputs), horizon, list(quantiles), **options)
-    if isinstance(found, list):  # Chronos-2: one tensor a series, of shape (1, H, Q)
-        found, mean = torch.cat(found), torch.cat(mean)
-    return found.numpy(), mean.numpy()
+    units = np.array([_unit(values) for values in inputs])
+    inputs = [values if unit == 1 else values / unit for values, unit in zip(inputs, units)]
+
+    def forecast(rows: Sequence[int]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        of_series = {name: [options[name][row] for row in rows] for name in ("seeds",) if name in options}
+        series = [inputs[row] for row in rows]
+        found, mean = pipeline.predict_quantiles(series, horizon, list(quantiles), **{**options, **of_series})
+        if isinstance(found, list):  # Chronos-2: one tensor a series, of shape (1, H, Q)
+            found, mean = torch.cat(found), torch.cat(mean)
+        return found.numpy(), mean.numpy()
+
+    levels, mean = forecast(range(len(inputs)))
+    is_finite = np.isfinite(levels).all(axis=(1, 2)) & np.isfinite(mean).all(axis=1)
+    for row in np.flatnonzero(~is_finite) if len(inputs) > 1 else ():
+        levels[row : row + 1], mean[row : row + 1] = forecast([int(row)])
+    if (units != 1).any():
+        with np.errstate(over="ignore"):  # the caller says what is not finite
+            levels = (levels * units[:, None, None]).astype(levels.dtype)
+            mean = (mean * units[:, None]).astype(mean.dtype)
+    return levels, mean
+
+
+def _unit(values: torch.Tensor) -> float:
+    """1, or the power of two below the largest absolute value where its square is beyond, or near the end of, what float32 holds."""
+    largest = float(values.abs().nan_to_num(0.0, posinf=0.0).max()) if len(values) else 0.0
+    if largest == 0 or BEARABLE[0] <= largest <= BEARABLE[1]:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(largest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -113,15 +113,15 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
     table = Table(title="Scores")
     for heading in ("task", "model"):
         table.add_column(heading, overflow="fold")
-    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "seconds"):
+    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "season", "seconds"):
         table.add_column(heading, justify="right")
     for row in result.results:
         scores = (f"{value:.4f}" for value in (row.WQL, row.MASE, row.SQL, row.RMSSE))
-        table.add_row(row.task, row.model, *scores, str(row.num_series), f"{row.seconds:.1f}")
+        table.add_row(row.task, row.model, *scores, str(row.num_series), str(row.seasonality), f"{row.seconds:.1f}")
     console.print(table)
     table = Table(
         title="Geometric means of relative scores (95 % interval over tasks)",
-        caption="Below 1 is better than the baseline.",
+        caption="Below 1 is better than the baseline. Of a single task there is no interval.",
     )
     for heading in ("model", "relative to"):
         table.add_column(heading, overflow="fold")
@@ -132,6 +132,12 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
         for title, baseline in baselines.items():
             if title in aggregate:
                 means = list(aggregate[title].values())
-                cells = (f"{m['geometric_mean']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in means)
-                table.add_row(model, baseline, *cells, str(means[0]["num_tasks"]))
+                table.add_row(model, baseline, *map(_mean_with_interval, means), str(means[0]["num_tasks"]))
     console.print(table)
+
+
+def _mean_with_interval(mean: Mapping[str, Any]) -> str:
+    if mean["num_tasks"] == 0:
+        return "-"
+    interval = f" ({mean['low']:.3f} to {mean['high']:.3f})" if mean["num_tasks"] > 1 else ""
+    return f"{mean['geometric_mean']:.3f}{interval}"

@@ -23,7 +23,10 @@ def forecast(  # as long as its list of options
     ],
     output: Annotated[Path, typer.Argument(help="The CSV or parquet file to write.")],
     horizon: Annotated[
-        int | None, typer.Option("--horizon", "--prediction-length", help="Steps to forecast. Default: the model's.")
+        int | None,
+        typer.Option(
+            "--horizon", "--prediction-length", help="Steps to forecast. Default: the model's; beyond, with a warning."
+        ),
     ] = None,
     quantiles: Annotated[str, typer.Option(help="Quantile levels.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     batch_size: Annotated[int, typer.Option(help="Series in a batch.")] = 32,
@@ -32,7 +35,9 @@ def forecast(  # as long as its list of options
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    freq: Annotated[str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'.")] = None,
+    freq: Annotated[
+        str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'; NaN is between their values.")
+    ] = None,
     id_column: Annotated[str, typer.Option(help="The column that names the series.")] = "item_id",
     timestamp_column: Annotated[str, typer.Option(help="The column of the times.")] = "timestamp",
     target: Annotated[str, typer.Option(help="The column of the values.")] = "target",

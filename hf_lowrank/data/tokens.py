@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
-from .windows import SeriesWindows, SyntheticWindows, stack_pieces
+from .windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
 __all__ = [
     "IGNORED_LABEL",
@@ -154,6 +154,11 @@ class WindowCollator:
     def has_tokens(self) -> bool:
         """Whether the model is a Chronos-T5, which reads and writes tokens; a Chronos-Bolt reads values."""
         return "tokenizer_class" in self.config.chronos_config
+
+    @property
+    def min_observed(self) -> int:
+        """Values that must be observed in the context of a window: of a Chronos-Bolt `least_observed` of its patch size."""
+        return 1 if self.has_tokens else least_observed(self.config.chronos_config["input_patch_size"])
 
     @property
     def label_names(self) -> list[str]:

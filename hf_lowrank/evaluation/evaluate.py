@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -54,7 +55,8 @@ class EvaluationRow:
 
     WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
     and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
-    constant past have no scale and are left out of MASE, SQL and RMSSE. `seconds` is the time of the forecasts.
+    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
+    `seasonality` steps. `seconds` is the time of the forecasts.
     """
 
     task: str
@@ -66,6 +68,7 @@ class EvaluationRow:
     num_series: int
     num_windows: int
     horizon: int
+    seasonality: int
     seconds: float
 
 
@@ -74,8 +77,8 @@ class EvaluationResult:
     """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
 
     A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
-    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks. Tasks on which either
-    score is zero or undefined do not count; `num_tasks` says how many did.
+    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
+    either score is zero or undefined do not count; `num_tasks` says how many did.
     """
 
     results: tuple[EvaluationRow, ...]
@@ -177,8 +180,9 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
                 bar.update(step, description=f"{definition.name}: {name}")
                 compute = partial(_score_task, task, pipeline, settings)
                 scores = _cached(cache, [weights[name], identity, settings], compute)
-                rows.append(EvaluationRow(task=definition.name, model=name, **scores))
+                rows.append(EvaluationRow(task=definition.name, model=name, seasonality=task.seasonality, **scores))
                 bar.advance(step)
+            _warn_of_undefined(rows[-len(pipelines) :])
     return EvaluationResult(tuple(rows), _aggregate(rows, dense, num_bootstrap, seed), {"against": dense, **settings})
 
 
@@ -258,10 +262,22 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
                 quantiles=quantiles,
                 mean=mean,
                 seasonality=task.seasonality,
+                names=past[task.id_column],
             )
         )
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
     return {**means, "num_series": num_series, "num_windows": len(scores), "horizon": task.horizon, "seconds": seconds}
+
+
+def _warn_of_undefined(rows: Sequence[EvaluationRow]) -> None:
+    """Say which metrics a task has of no model."""
+    undefined = [metric for metric in METRICS if all(np.isnan(getattr(row, metric)) for row in rows)]
+    if undefined:
+        warnings.warn(
+            f"task {rows[0].task!r}: {', '.join(undefined)} undefined: no series varies over a season before what is forecast, or nothing "
+            "is observed there.",
+            stacklevel=3,
+        )
 
 
 def _targets_of(dataset: Any) -> list[NDArray[np.float64]]:

@@ -83,9 +83,12 @@ def test_series_that_are_all_missing_are_left_out_aloud():
         ({"a": [1.0]}, "found a dict"),
         (7, "found a int"),
         (pd.DataFrame({"item_id": [1], "target": [1.0]}), "series: the DataFrame has no column timestamp"),
-        (long_frame({"a": [1.0, float("inf")]}), "item 0 holds the value inf at step 1"),
+        (
+            long_frame({"a": [1.0, float("inf")]}),
+            "target of item_id 'a' of series: the DataFrame must be finite .* found inf at timestamp 2020-01-02",
+        ),
         (pd.concat([long_frame({"a": [1.0]})] * 2), "series: the DataFrame has duplicate timestamps"),
-        ("series.txt", "file must end in .csv or .parquet, found 'series.txt'"),
+        ("series.txt", "series must end in .csv or .parquet, found 'series.txt'"),
     ],
 )
 def test_what_is_no_series_is_an_error_that_says_so(data, message):

@@ -340,7 +340,7 @@ def test_a_hub_id_is_a_public_name(teacher):
         ({"seed": -1}, r"seed must be an integer in \[0, 1000003\), found -1"),
         ({"seed": HELD_OUT_SEED}, "seed must be an integer"),
         ({"series": []}, "series is empty"),
-        ({"series": "my.txt"}, "file must end in .csv or .parquet, found 'my.txt'"),
+        ({"series": "my.txt"}, "series must end in .csv or .parquet, found 'my.txt'"),
         ({"learning_rate": 1e12}, r"learning_rate=1000000000000.0 made the training diverge"),
     ],
 )
