@@ -1,10 +1,8 @@
-"""What all commands have in common: `--json FILE`, errors before the work, and a start without the packages of the work."""
+"""What all commands have in common: `--json FILE`, and errors before the work."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +116,3 @@ def test_lists_of_numbers_are_read() -> None:
     assert numbers("--ratios", "0.5,1e-2", "0.5,0.25") == [0.5, 0.01]
     with pytest.raises(ValueError, match=r"--ratios must be numbers such as 0\.5,0\.25, found '0\.5;0\.2'"):
         numbers("--ratios", "0.5;0.2", "0.5,0.25")
-
-
-def test_the_command_line_starts_without_the_sub_packages_of_the_work() -> None:
-    code = (
-        "import sys, hf_lowrank; before = set(sys.modules); import hf_lowrank.cli.app;"
-        "print(*{name.split('.')[1] for name in set(sys.modules) - before if name.startswith('hf_lowrank.')})"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert set(loaded) == {"cli", "files"}
