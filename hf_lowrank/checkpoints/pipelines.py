@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_chronos import is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from .connection import from_hub_or_cache
 from .families import FAMILIES, T5, family_of
 from .loading import checkpoint_path, load_model
 
@@ -67,6 +68,7 @@ def known_device(device: str | None) -> str:
     return device
 
 
+@from_hub_or_cache
 def load_pipeline(
     model: str | os.PathLike,
     *,
@@ -90,6 +92,7 @@ def load_pipeline(
     return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())
 
 
+@from_hub_or_cache
 def check_checkpoint(model: str | os.PathLike, argument: str) -> None:
     """Raise what `load_pipeline` would, for those who load a checkpoint in another way."""
     path = checkpoint_path(model)
