@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "in_lean_pipeline",
     "known_device",
+    "known_dtype",
     "load_pipeline",
     "predict_quantiles",
     "stable_seed",
@@ -35,7 +36,7 @@ __all__ = [
 
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
-DTYPES = ("auto", "float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
 
 
@@ -68,6 +69,24 @@ def known_device(device: str | None) -> str:
     return device
 
 
+def known_dtype(dtype: torch.dtype | str, *, has_auto: bool = True) -> torch.dtype | str:
+    """The dtype that a name stands for, or one of `torch`'s itself.
+
+    Args:
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`.
+        has_auto: Whether it may be `"auto"`, that of the file, which stays a word.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if dtype in DTYPES.values() or (has_auto and dtype == "auto"):
+        return dtype
+    if dtype not in DTYPES:
+        names = [*(["auto"] if has_auto else []), *DTYPES]
+        raise ValueError(f"dtype must be one of {', '.join(names)}, found {str(dtype)!r}.")
+    return DTYPES[str(dtype)]
+
+
 @from_hub_or_cache
 def load_pipeline(
     model: str | os.PathLike,
@@ -84,9 +103,7 @@ def load_pipeline(
         OSError: There is no such checkpoint, or its files cannot be read.
         ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
     """
-    path, device = checkpoint_path(model), known_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype!r}.")
+    path, device, dtype = checkpoint_path(model), known_device(device), known_dtype(dtype)
     if path.startswith("s3://") or is_adapter(path):
         return in_lean_pipeline(BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype))
     return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import check_file, json_option
+from .options import Device, check_file, json_option
 from .output import messages, plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def evaluate(  # as long as its list of options
     cache: Annotated[
         Path | None, typer.Option(help="Keep finished cells in this folder and do not repeat them.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:

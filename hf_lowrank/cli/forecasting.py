@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import json_option, numbers
+from .options import Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
 from .output import plain_messages, warn, write_json
 
 
@@ -33,13 +33,11 @@ def forecast(  # as long as its list of options
     num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     freq: Annotated[str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'.")] = None,
-    id_column: Annotated[str, typer.Option(help="The column that names the series.")] = "item_id",
-    timestamp_column: Annotated[str, typer.Option(help="The column of the times.")] = "timestamp",
-    target: Annotated[str, typer.Option(help="The column of the values.")] = "target",
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumn = "target",
     chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
