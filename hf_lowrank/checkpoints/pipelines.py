@@ -24,9 +24,9 @@ from .loading import checkpoint_path, load_model
 __all__ = [
     "QUANTILE_LEVELS",
     "as_pipeline",
-    "check_checkpoint",
     "fingerprint",
     "in_lean_pipeline",
+    "in_stock_pipeline",
     "known_device",
     "known_dtype",
     "load_pipeline",
@@ -109,14 +109,6 @@ def load_pipeline(
     return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())
 
 
-@from_hub_or_cache
-def check_checkpoint(model: str | os.PathLike, argument: str) -> None:
-    """Raise what `load_pipeline` would, for those who load a checkpoint in another way."""
-    path = checkpoint_path(model)
-    if not path.startswith("s3://") and not is_adapter(path):
-        _chronos_model(model, argument)
-
-
 def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel:
     loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
     if not getattr(loaded.config, "chronos_config", None):
@@ -132,6 +124,12 @@ def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
     return (
         LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
     )
+
+
+def in_stock_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
+    """A dense Chronos-T5 in chronos' own pipeline, as `BaseChronosPipeline.from_pretrained` has it; any other pipeline as it is."""
+    is_dense = type(pipeline.inner_model) in T5.classes
+    return ChronosPipeline(pipeline.tokenizer, pipeline.model) if is_dense else pipeline
 
 
 def fingerprint(pipeline: BaseChronosPipeline) -> str:
