@@ -198,8 +198,8 @@ def report_compression(console: Console, model: PreTrainedModel, output: Path, j
         )
     console.print(
         f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
-        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB; "
-        f"attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
+        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB in "
+        f"{str(model.dtype).removeprefix('torch.')}; attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
     )
 
 

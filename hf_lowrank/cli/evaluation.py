@@ -97,7 +97,8 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     write_json(json_file, rows)
     table = Table(title="Tasks")
     for heading in ("group", "task", "horizon", "seasonality", "windows"):
-        table.add_column(heading, justify="left" if heading in ("group", "task") else "right")
+        is_name = heading in ("group", "task")
+        table.add_column(heading, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for group, tasks in rows.items():
         for task in tasks:
             table.add_row(group, *map(str, task.values()))
