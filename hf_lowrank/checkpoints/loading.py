@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from ..models.configuration_lowrank_t5 import validate_depths
@@ -72,6 +73,8 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
                 f"{argument}: {path} is no folder, not in the cache, and {constants.ENDPOINT} cannot be reached{hint}"
             ) from error
         raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}){hint}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{argument}: {path} must have a sound config.json ({error}).") from error
     except ValueError as error:
         raise ValueError(
             f"{argument}: {path} must be a checkpoint with the config.json of a model that transformers knows ({error})."

@@ -11,7 +11,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .options import RANKS_WANTED, IdColumn, TargetColumn, TimestampColumn, check_file, json_object, json_option
+from .options import (
+    RANKS_WANTED,
+    IdColumn,
+    TargetColumn,
+    TimestampColumn,
+    check_data,
+    check_file,
+    json_object,
+    json_option,
+)
 from .output import plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -151,6 +160,7 @@ def calibration_data(calibration: str, columns: LongColumns) -> Any:
     """What `--calibration` says: the series of a file, read before the work, or what `CompressionSettings` takes."""
     from ..data.series import LONG_FORMAT, read_series
 
+    check_data("--calibration", calibration, (".csv", ".parquet", ".safetensors"))
     if calibration in ("synthetic", "none") or calibration.endswith(".safetensors"):
         if columns != LONG_FORMAT:
             raise ValueError(

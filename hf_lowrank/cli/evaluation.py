@@ -52,6 +52,7 @@ def evaluate(  # as long as its list of options
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.tasks import file_task, list_tasks
+        from ..files import check_place
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
@@ -60,6 +61,8 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if cache is not None:
+            check_place(cache / "scores.json", "--cache")
         if not models and against is None:
             raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]

@@ -88,8 +88,11 @@ def sweep(
     """Accuracy against compression: several methods, several sizes, beside the paper's published points."""
     with plain_messages(json_file) as console:
         from ..experiments.sweep import sweep as run
+        from ..plots import check_plot
         from ..published_figures import EPSILONS
 
+        if plot is not None:
+            check_plot("--plot", plot)
         sizes: dict[str, Sequence[float]] = {}
         if ratios is not None:
             sizes["ratios"] = numbers("--ratios", ratios, "0.5,0.25")

@@ -45,8 +45,10 @@ def forecast(  # as long as its list of options
 ) -> None:
     """Forecast every series of a file that may be larger than memory."""
     with plain_messages(json_file) as console:
+        from ..files import check_place
         from ..forecasting.forecast import forecast_file
 
+        check_place(output, "output")
         summary = forecast_file(
             model,
             input_,

@@ -16,6 +16,7 @@ __all__ = [
     "IdColumn",
     "TargetColumn",
     "TimestampColumn",
+    "check_data",
     "check_file",
     "integers",
     "json_object",
@@ -46,6 +47,14 @@ def check_file(option: str, path: Path, suffix: str, *, otherwise: str = "") -> 
     """
     if path.suffix != suffix or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{option} must be a {suffix} file in a folder that exists{otherwise}, found {str(path)!r}.")
+
+
+def check_data(option: str, name: str, suffixes: tuple[str, ...]) -> None:
+    """Raise ValueError where an option is neither 'synthetic', 'none' nor a file that ends like one of these."""
+    if name not in ("synthetic", "none") and not name.endswith(suffixes):
+        raise ValueError(
+            f"{option} must be 'synthetic', 'none' or a file that ends in {', '.join(suffixes)}, found {name!r}."
+        )
 
 
 def json_object(option: str, path: Path, wanted: str) -> dict[str, Any]:

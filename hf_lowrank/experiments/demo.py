@@ -23,7 +23,7 @@ from ..checkpoints.summary import summarize
 from ..evaluation.naive import seasonal_naive_quantiles
 from ..evaluation.scores import log_ratios, score_forecasts
 from ..evaluation.tasks import import_fev
-from ..plots import Forecast, Panel, import_pyplot, plot_forecasts
+from ..plots import Forecast, Panel, check_plot, plot_forecasts
 from ..progress import progress_display
 from .sweep import DEFAULT_METHODS, compressed_models, model_name
 
@@ -149,7 +149,7 @@ def demo(
     """
     import_fev()
     if plot is not None:
-        import_pyplot()
+        check_plot("plot", plot)
     dense = load_chronos(source)
     compressed = compressed_models(dense, DEFAULT_METHODS, "ratio", ratios, seed=seed)
     models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
