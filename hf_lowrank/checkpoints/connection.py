@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
@@ -16,7 +17,7 @@ from huggingface_hub import constants, is_offline_mode
 
 from .published import HUB_IDS
 
-__all__ = ["REFERENCES", "checkpoint_path", "from_hub_or_cache", "nearly"]
+__all__ = ["REFERENCES", "checkpoint_path", "from_hub_or_cache", "is_hub_id", "nearly"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 # Small trained checkpoints that the package ships.
@@ -28,6 +29,11 @@ Load = TypeVar("Load", bound=Callable[..., Any])
 def checkpoint_path(name: str | os.PathLike) -> str:
     """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
     return str(REFERENCES.get(str(name), name))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a checkpoint on the Hub, and is none of a folder or of the package."""
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not os.path.exists(checkpoint_path(name))
 
 
 def nearly(name: str) -> str | None:
@@ -56,7 +62,7 @@ def from_hub_or_cache(load: Load) -> Load:
 
 @contextmanager
 def _hub_or_cache(source: Any) -> Iterator[None]:
-    is_id = isinstance(source, str) and not source.startswith("s3://") and not os.path.isdir(checkpoint_path(source))
+    is_id = isinstance(source, str) and is_hub_id(source)
     is_misspelled = is_id and "/" not in source and nearly(source) is not None  # what is read says so, at once
     if not is_id or is_offline_mode() or (not is_misspelled and _answers(constants.ENDPOINT)):
         yield

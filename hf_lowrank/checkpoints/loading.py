@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from ..models.configuration_lowrank_t5 import validate_depths
-from .connection import REFERENCES, checkpoint_path, from_hub_or_cache, nearly
+from .connection import REFERENCES, checkpoint_path, from_hub_or_cache, is_hub_id, nearly
 from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
 from .weight_files import StoredTensor, stored_tensors
 
@@ -68,11 +68,9 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         hint = f"; did you mean {alike!r}?" if (alike := nearly(path)) else "."
-        if is_offline_mode() and not Path(path).exists():
-            raise OSError(
-                f"{argument}: {path} is no folder, not in the cache, and {constants.ENDPOINT} cannot be reached{hint}"
-            ) from error
-        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}){hint}") from error
+        is_cut_off = is_hub_id(path) and is_offline_mode()
+        reason = f"it is not in the cache, and {constants.ENDPOINT} cannot be reached" if is_cut_off else error
+        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({reason}){hint}") from error
     except StrictDataclassError as error:
         raise ValueError(f"{argument}: {path} must have a sound config.json ({error}).") from error
     except ValueError as error:
