@@ -30,6 +30,7 @@ __all__ = [
     "new_folder",
     "remove_folder",
     "tidy",
+    "without_folders",
     "without_nan",
     "write_json",
     "write_text",
@@ -236,6 +237,17 @@ def as_json(content: Any) -> str:
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `as_json` to a file that appears whole or not at all; its folder is made where it is missing."""
     write_text(path, as_json(content))
+
+
+def without_folders(value: Any) -> Any:
+    """The same structure with the last part alone of what is a path of this machine: absolute, or of something that is there."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(entry) for entry in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))):
+        return Path(value).name
+    return value
 
 
 def without_nan(value: Any) -> Any:

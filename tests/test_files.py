@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lowrank import files
-from hf_lowrank.files import as_json, check_output, locked, new_folder, tidy, write_json, write_text
+from hf_lowrank.files import as_json, check_output, locked, new_folder, tidy, without_folders, write_json, write_text
 
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -134,3 +134,23 @@ def test_only_models_are_replaced(tmp_path):
         with pytest.raises(FileExistsError, match="is never replaced"):
             check_output(tmp_path / name, overwrite=True)
     check_output(tmp_path / "models" / "one", overwrite=True)
+
+
+def test_of_a_path_of_this_machine_the_last_part_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run").touch()
+    given = {
+        "absolute": "/home/ann/run",
+        "there": "logs/run",
+        "path": tmp_path / "x",
+        "deep": [{"a": "/a/b"}, 3, None],
+    }
+    assert without_folders(given | {"repository": "ann/run", "word": "cosine"}) == {
+        "absolute": "run",
+        "there": "run",
+        "path": "x",
+        "deep": [{"a": "b"}, 3, None],
+        "repository": "ann/run",
+        "word": "cosine",
+    }

@@ -150,7 +150,7 @@ def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTra
         loaded = load_model(model, [model_class], model_class.__name__, dtype=torch.float32)
     else:
         try:
-            loaded = _model_class(config).from_pretrained(path, dtype=torch.float32)
+            loaded = _model_class(config).from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
             raise OSError(f"model: the weights of {path} cannot be read ({error}).") from error
     return loaded.requires_grad_(False).eval(), public_name(path)
@@ -159,8 +159,9 @@ def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTra
 def _model_class(config: PreTrainedConfig) -> Any:
     """The class that a configuration of none of our families names: of transformers, or whatever the Auto classes know."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    if hasattr(transformers, architecture):
-        return getattr(transformers, architecture)
+    named = getattr(transformers, architecture, None)
+    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
     for mapping in (transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         registered = mapping.get(type(config), ())
         for model_class in registered if isinstance(registered, tuple) else (registered,):

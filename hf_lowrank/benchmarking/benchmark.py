@@ -14,24 +14,23 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoints.pipelines import in_lean_pipeline
+from ..checkpoints.pipelines import in_lean_pipeline, known_device, known_dtype
 from ..checkpoints.published import build_checkpoint
 from ..progress import progress_display
 from ..timing import Case
-from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
+from ..versions import versions
+from .matmul_floor import SQUARE, Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import LoadedCheckpoint, Memory, cases
 from .result import Benchmark, Comparison, Side
 from .rounds import measure_rounds
 
 __all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEMORY_REPEATS = 3  # each is a process of its own on both sides, and memory varies far less than time
 DEFAULT_SAMPLES = 20
 FLOOR_RETRIES = 2  # how often products are timed again whose sum is more than a whole forecast
@@ -66,7 +65,7 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         batch_size: Numbers of series that are forecast at once.
         context_length, prediction_length: Numbers of time steps of past and of future.
         num_samples: Numbers of sample paths a series of sampling models (Chronos-T5), 20 by default; other models take none.
-        dtype: `"float32"` or `"bfloat16"`, of weights and computation.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and computation.
         device: `"cpu"` or `"cuda"`; by default CUDA where there is one.
         threads: How many threads PyTorch uses on the CPU; by default PyTorch's own choice.
         repeats: How many forecasts of each side are timed in each case.
@@ -78,11 +77,7 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         ValueError: A size that is not positive or that a model cannot take, an unknown dtype, a device that is not there.
         OSError: A checkpoint that is not there.
     """
-    torch_dtype = _dtype(dtype)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    device = device or devices[-1]
-    if device not in devices:
-        raise ValueError(f"device must be one of {', '.join(devices)} on this machine; found {device!r}.")
+    torch_dtype, device = _measurable(dtype, device)
     for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value}.")
@@ -129,7 +124,10 @@ def benchmark_shape(
 
     The arguments are those of `build_checkpoint` and of `benchmark`.
     """
-    arguments: dict[str, Any] = {"dtype": _dtype(options.get("dtype", "float32")), "seed": options.get("seed", 0)}
+    arguments: dict[str, Any] = {
+        "dtype": known_dtype(options.get("dtype", "float32"), has_auto=False),
+        "seed": options.get("seed", 0),
+    }
     with tempfile.TemporaryDirectory() as folder:
         dense, compressed = f"{folder}/dense", f"{folder}/compressed"
         build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
@@ -202,10 +200,14 @@ def _side(
     )
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; found {name!r}.")
-    return DTYPES[name]
+def _measurable(dtype: str, device: str | None) -> tuple[torch.dtype, str]:
+    """The dtype and the device, where one can be measured."""
+    device = known_device(device)
+    if device not in SQUARE:  # not "cuda:1" either: what the GPU has in use is asked of the first
+        raise ValueError(f"device must be one of {', '.join(SQUARE)} to be measured, found {device!r}.")
+    found = known_dtype(dtype, has_auto=False)
+    assert isinstance(found, torch.dtype)
+    return found, device
 
 
 def _describe(machine: Machine) -> dict[str, Any]:
@@ -222,6 +224,5 @@ def _describe(machine: Machine) -> dict[str, Any]:
         "dtype": str(machine.dtype).removeprefix("torch."),
         "matmul_flops_per_second": machine.flops_per_second,
         "memory_bytes_per_second": machine.bytes_per_second,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("hf-lowrank", "torch", "transformers", "chronos-forecasting")},
+        **versions(),
     }

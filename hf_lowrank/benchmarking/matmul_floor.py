@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, T5Config
 from ..models.configuration_lowrank_t5 import LowRankT5Config, attention_form, cached_numbers
 from ..timing import seconds_of
 
-__all__ = ["Floor", "Machine", "Product", "cache_bytes", "measure_floor", "recorded_products", "t5_products"]
+__all__ = ["SQUARE", "Floor", "Machine", "Product", "cache_bytes", "measure_floor", "recorded_products", "t5_products"]
 
 SQUARE = {"cpu": 2048, "cuda": 8192}  # the size at which the rate of large products is taken
 OPERAND_BYTES = 2**28  # right-hand operands to cycle through: more than a cache holds, less than memory

@@ -95,7 +95,7 @@ class LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
         path = checkpoint_path(path)
         pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
-        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device)
+        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device, trust_remote_code=False)
         return cls(name, path, pipeline, dtype, device, lean)
 
     @classmethod

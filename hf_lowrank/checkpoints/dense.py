@@ -127,6 +127,7 @@ def load_dense(
             f"model must be a Hub id, a folder, a loaded model or a pipeline, found a {type(model).__name__}."
         )
     dtype, device = known_dtype(dtype), None if device is None else known_device(device)
+    name = public_name(model)  # now, for a folder may be gone later
     if isinstance(model, PreTrainedModel):
         if dtype != "auto" or device is not None:
             raise ValueError(
@@ -152,7 +153,7 @@ def load_dense(
         model_class=type(loaded),
         weights=weights,
         tied_keys=dict(loaded.all_tied_weights_keys),
-        source=public_name(source),
+        source=name,
         is_shared=is_shared,
     )
 

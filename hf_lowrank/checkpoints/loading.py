@@ -19,6 +19,7 @@ from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
 from .weight_files import StoredTensor, stored_tensors
 
 __all__ = [
+    "HUB_ID",
     "REFERENCES",
     "check_finite",
     "check_sizes",
@@ -29,6 +30,7 @@ __all__ = [
     "public_name",
 ]
 
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
 # Dense and low-rank classes by name; the last as Google's first checkpoints call it.
@@ -38,13 +40,32 @@ CLASSES: dict[str, type[PreTrainedModel]] = {cls.__name__: cls for cls in (*DENS
 
 
 def public_name(source: str | os.PathLike | PreTrainedModel) -> str:
-    """What a checkpoint is called where others read it: a Hub id, or the last part of a path, the rest of which is the machine's business."""
+    """What a checkpoint is called where others read it: the only names with a slash are Hub ids that were loaded from there.
+
+    Of a path the last part is said, for the rest is the machine's business; of what ships here, the name that loads it.
+
+    Args:
+        source: What the user gave. Ask before the load or right after it: a folder may be gone later, and look like a Hub id. Of a
+            loaded model, which may have lost its folder already, a name is a Hub id if the Hub's cache has it.
+    """
     if isinstance(source, PreTrainedModel):
         name = source.config.name_or_path or type(source).__name__
+        is_of_hub = _is_cached(name)
     else:
-        name = str(source)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_id else Path(name).name
+        name, is_of_hub = str(source), True
+        if name in REFERENCES:
+            return name
+    if is_of_hub and HUB_ID.fullmatch(name) and not Path(name).exists():
+        return name
+    place = Path(os.path.abspath(name))
+    shipped = {folder: reference for reference, folder in REFERENCES.items()}
+    return shipped.get(place) or (f"another {place.name}" if place.name in REFERENCES else place.name)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the cache has a configuration that came from the Hub under this name, at any revision."""
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    return any(True for _ in folder.glob("*/config.json"))
 
 
 @from_hub_or_cache
@@ -141,6 +162,7 @@ def load_model(
             dtype=dtype,
             device_map=device,
             output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
         )
     except (ImportError, MemoryError, torch.OutOfMemoryError):

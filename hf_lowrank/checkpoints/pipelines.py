@@ -64,8 +64,13 @@ def known_device(device: str | None) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has, found {device!r} and no GPU.")
+    if kind == "meta":
+        raise ValueError(f"device must be one that computes, such as 'cpu' or 'cuda', found {device!r}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one that this machine has, found {device!r}: {reason}") from None
     return device
 
 
@@ -103,14 +108,32 @@ def load_pipeline(
         OSError: There is no such checkpoint, or its files cannot be read.
         ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
     """
-    path, device, dtype = checkpoint_path(model), known_device(device), known_dtype(dtype)
-    if path.startswith("s3://") or is_adapter(path):
-        return in_lean_pipeline(BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype))
-    return as_pipeline(_chronos_model(model, argument, dtype=dtype, device=device).eval())
+    device, dtype = known_device(device), known_dtype(dtype)
+    loaded = _chronos_model(model, argument, dtype=dtype, device=device)
+    if loaded is not None:
+        return as_pipeline(loaded.eval())
+    return in_lean_pipeline(
+        BaseChronosPipeline.from_pretrained(
+            checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
+        )
+    )
 
 
-def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel:
-    loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
+def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:
+    """The model, checked; None of what chronos loads by itself: an adapter, and what is on S3."""
+    path = checkpoint_path(model)
+    is_local = os.path.isdir(path)
+    if path.startswith("s3://") or (is_local and is_adapter(path)):
+        return None
+    try:
+        loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
+    except OSError:
+        if is_local or not is_adapter(path):
+            raise
+        return None
+    # What has just been loaded from the Hub has told the cache which commit is the newest, so this asks nobody twice.
+    if not is_local and is_adapter(path):
+        return None
     if not getattr(loaded.config, "chronos_config", None):
         raise ValueError(f"{argument}: {model} has no chronos_config; it must be {CHRONOS_WANTED}.")
     return loaded

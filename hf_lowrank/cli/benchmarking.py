@@ -30,7 +30,7 @@ def bench(
     context_length: Annotated[list[str] | None, typer.Option(help="Past time steps.")] = None,
     prediction_length: Annotated[list[str] | None, typer.Option(help="Future time steps.")] = None,
     num_samples: Annotated[list[str] | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'; default the GPU if there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default PyTorch's choice.")] = None,
     repeats: Annotated[int, typer.Option(help="Forecasts of each side that are timed.")] = 5,

@@ -45,7 +45,9 @@ def evaluate(  # as long as its list of options
         Path | None, typer.Option(help="Keep finished cells in this folder and do not repeat them.")
     ] = None,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""

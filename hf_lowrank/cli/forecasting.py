@@ -38,7 +38,9 @@ def forecast(  # as long as its list of options
     target: TargetColumn = "target",
     chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,

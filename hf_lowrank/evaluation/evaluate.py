@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,9 +26,19 @@ import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
+from ..checkpoints.loading import public_name
+from ..checkpoints.pipelines import (
+    QUANTILE_LEVELS,
+    fingerprint,
+    known_device,
+    known_dtype,
+    load_pipeline,
+    predict_quantiles,
+    stable_seed,
+)
 from ..files import without_nan, write_json, write_text
 from ..progress import progress_display
+from ..versions import versions
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
 from .scores import METRICS, relative_score, score_forecasts
 from .tasks import EvaluationTask, find_tasks, import_fev
@@ -115,7 +124,8 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
 
     Args:
         models: Folders, Hub ids, `"reference"` or loaded pipelines of any Chronos family, dense or compressed. The keys of a mapping
-            are the names in the result; otherwise what is given is its own name. May be empty.
+            are the names in the result; otherwise a name or path is its own name, and a pipeline has the last part of its. May be
+            empty.
         tasks: Names of tasks or groups (see `list_tasks`), or tasks (see `file_task`).
         against: The dense model that scores are also made relative to. It is scored too.
         batch_size: Series in one call of `predict_quantiles`.
@@ -124,7 +134,7 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         cache: A folder for finished (task, model) cells; what is there already, made from the same weights, data
             and settings, is not computed again.
         device: By default the GPU if there is one.
-        dtype: Of the models that are loaded here.
+        dtype: Of the models that are loaded here: "float32", "bfloat16", "float16", or "auto" for that of each file.
         num_bootstrap: Resamples of the tasks.
         show_progress: Show a progress bar.
 
@@ -144,9 +154,9 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         "seed": seed,
         "batch_size": batch_size,
         "num_samples": num_samples,
-        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
+        "device": known_device(device),
+        "dtype": str(known_dtype(dtype)).removeprefix("torch."),
+        "versions": versions("fev"),
     }
     pipelines = {
         SEASONAL_NAIVE: None,
@@ -191,7 +201,7 @@ def _models_by_name(models: Any, against: Any) -> dict[str, Any]:
 def _name_of(model: Any) -> str:
     """What a model is called in the result where the caller gives it no name."""
     if isinstance(model, BaseChronosPipeline):
-        return model.inner_model.name_or_path or type(model.inner_model).__name__
+        return public_name(model.inner_model)
     if isinstance(model, str | os.PathLike):
         return str(model)
     raise TypeError(f"models must be folders, Hub ids or Chronos pipelines, found {type(model).__name__}.")

@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ import pandas as pd
 from chronos import BaseChronosPipeline
 from rich.progress import Progress, TimeRemainingColumn
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
+from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, known_dtype, load_pipeline
 from ..data.series import LongColumns
 from ..files import tidy
 from ..progress import progress_display
+from ..versions import versions
 from .batches import Request, forecast_series
 from .long_file import (
     Contents,
@@ -161,7 +161,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         chunk_rows: Rows of the input that are in memory, and lost by an interruption, at once: a whole number of series of about that
             many rows.
         device: By default the GPU if there is one. A loaded pipeline stays where it is.
-        dtype: "float32" or "bfloat16", of a model that is loaded here.
+        dtype: "float32", "bfloat16", "float16", or "auto" for that of the file, of a model that is loaded here.
         resume: Go on with an unfinished run, or begin anew.
         overwrite: Replace `output` if it exists.
         show_progress: Whether to show a progress bar.
@@ -210,7 +210,6 @@ class _FileForecast:
     def record(self) -> dict[str, Any]:
         """All that the forecasts depend on, as the folder of the parts keeps it."""
         inner = self.pipeline.inner_model
-        packages = ("hf-lowrank", "torch", "transformers", "chronos-forecasting")
         return {
             "input": self.file.identity() | dict(zip(("id_column", "timestamp_column", "target"), self.file.columns)),
             "model": {
@@ -219,7 +218,7 @@ class _FileForecast:
                 "dtype": str(inner.dtype),
             },
             "options": asdict(self.request) | {"freq": self.freq, "chunk_rows": self.chunk_rows},
-            "versions": {name: version(name) for name in packages},
+            "versions": versions(),
         }
 
     def run(
@@ -314,5 +313,4 @@ def _check_file_arguments(input: Path, output: Path, *, chunk_rows: int, dtype: 
         raise ValueError(f"output must be another file than input, found {output} twice.")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
+    known_dtype(dtype)

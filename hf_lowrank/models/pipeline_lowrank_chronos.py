@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 try:
@@ -33,10 +33,15 @@ def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrai
 
 
 def is_adapter(name: Any) -> bool:
-    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not."""
+    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not.
+
+    A repository is asked once: the cache keeps the answer, also no, for the commit that was looked at last.
+    """
     if os.path.isdir(name):
         return os.path.isfile(os.path.join(name, "adapter_config.json"))
     try:
+        if (known := try_to_load_from_cache(str(name), "adapter_config.json")) is not None:
+            return isinstance(known, str)
         hf_hub_download(str(name), "adapter_config.json")
     except (OSError, ValueError):
         return False  # if something is wrong with the name or the connection, the look for a model says what
@@ -97,7 +102,9 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
             ValueError: The model is not a low-rank Chronos-Bolt.
         """
         if str(pretrained_model_name_or_path).startswith("s3://"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{"trust_remote_code": False} | kwargs
+            )
         return cls(load_model(pretrained_model_name_or_path, *args, model_type="lowrank_chronos_bolt", **kwargs))
 
 
@@ -114,7 +121,7 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         """
         name = pretrained_model_name_or_path
         if str(name).startswith("s3://"):
-            return super().from_pretrained(name, *args, **kwargs)
+            return super().from_pretrained(name, *args, **{"trust_remote_code": False} | kwargs)
         if not is_adapter(name):
             return cls(load_model(name, *args, model_type="lowrank_chronos2", **kwargs))
         try:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from ..checkpoints.export import save_compressed
+from ..checkpoints.families import LOWRANK_CLASSES
 from ..checkpoints.loading import public_name
 from ..data.tokens import IGNORED_LABEL
 from ..data.windows import single_batch
@@ -135,6 +136,10 @@ def recover(  # noqa: PLR0913 a public call names all of its options
     check_output(output, overwrite=overwrite)
     names = {"student": public_name(student), "teacher": public_name(teacher)}
     learner, expert = load_chronos_t5(student, "student"), load_chronos_t5(teacher, "teacher")
+    if type(learner) not in LOWRANK_CLASSES:
+        raise ValueError(
+            f"student: {names['student']} is dense, a {type(learner).__name__}; give the compressed model that is to be recovered."
+        )
     _check_same_tokens(learner, expert, names)
     data = run_data(
         learner.config,

@@ -389,8 +389,10 @@ def test_threads_are_put_back(small_shapes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float64"}, r"dtype must be one of float32, bfloat16; found 'float64'"),
-        ({"device": "abacus"}, r"device must be one of cpu.*; found 'abacus'"),
+        ({"dtype": "float64"}, r"dtype must be one of float32, bfloat16, float16, found 'float64'"),
+        ({"dtype": "auto"}, r"dtype must be one of float32, bfloat16, float16, found 'auto'"),
+        ({"device": "cpu:0"}, r"device must be one of cpu, cuda to be measured, found 'cpu:0'"),
+        ({"device": "abacus"}, r"device must be such as 'cpu' or 'cuda', found 'abacus'"),
         ({"repeats": 0}, "repeats must be a positive integer, found 0"),
         ({"threads": 0}, "threads must be a positive integer, found 0"),
         ({"batch_size": [8, 0]}, r"batch_size must be positive integers, found \[8, 0\]"),

@@ -199,10 +199,12 @@ def test_a_configuration_with_code_of_its_own_never_runs_it(tmp_path, monkeypatc
     ("arguments", "message"),
     [
         ({"dtype": "foo"}, "dtype must be one of auto, float32"),
+        ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, found 'torch.float64'"),
+        ({"device": "meta"}, "device must be one that computes, such as 'cpu' or 'cuda', found 'meta'"),
         ({"device": "nonsense"}, "device must be such as 'cpu' or 'cuda', found 'nonsense'"),
         pytest.param(
             {"device": "cuda"},
-            "device must be one that this machine has, found 'cuda' and no GPU",
+            "device must be one that this machine has, found 'cuda': ",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],

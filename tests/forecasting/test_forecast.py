@@ -557,7 +557,7 @@ def test_a_bad_file_is_an_error_that_names_it(
         ({"quantiles": [0.05, 0.5]}, r"quantiles must be in \[0.1, 0.9\].*found 0.05, 0.5"),
         ({"id_column": "target"}, "must be three different columns"),
         ({"device": "toaster"}, "device must be such as 'cpu' or 'cuda', found 'toaster'"),
-        ({"dtype": "int3"}, "dtype must be 'float32' or 'bfloat16', found 'int3'"),
+        ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, float16, found 'int3'"),
         ({"output": "out.xlsx"}, "output must end in .csv or .parquet, found 'out.xlsx'"),
         ({"output": "in.csv"}, "output must be another file than input"),
         ({"output": "there.csv"}, r"output: .*there.csv exists; .*--overwrite"),

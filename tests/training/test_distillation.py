@@ -370,9 +370,9 @@ def test_models_that_do_not_share_tokens_are_refused(student, teacher, tmp_path)
     for changes, message in (
         (
             {"tokenizer_kwargs": {"low_limit": -9.0, "high_limit": 9.0}},
-            "tokenizer_kwargs is .* student me/small and .* teacher me/dense",
+            "tokenizer_kwargs is .* student small and .* teacher dense",
         ),
-        ({"eos_token_id": 2}, "eos_token_id is 1 in the student me/small and 2 in the teacher me/dense"),
+        ({"eos_token_id": 2}, "eos_token_id is 1 in the student small and 2 in the teacher dense"),
     ):
         dense = teacher.config.chronos_config
         teacher.config.chronos_config = dense | changes
@@ -387,6 +387,10 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
         recover(student, dense_t5(), tmp_path / "out", **QUICK)
     with pytest.raises(ValueError, match="student must be a folder, a Hub id or a loaded model, found a dict"):
         recover({}, teacher, tmp_path / "out", **QUICK)
+    with pytest.raises(
+        ValueError, match=r"student: .* is dense, a T5ForConditionalGeneration; give the compressed model"
+    ):
+        recover(teacher, teacher, tmp_path / "out", **QUICK)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"student: .*empty must be a checkpoint with the config.json"):
         recover(tmp_path / "empty", teacher, tmp_path / "out", **QUICK)
@@ -400,7 +404,7 @@ def test_what_is_no_chronos_t5_is_refused(student, teacher, dense_t5, tmp_path):
 def test_a_training_that_makes_it_worse_warns(student, teacher, tmp_path):
     with pytest.warns(UserWarning, match="made .* worse on held-out windows"):
         recover(
-            teacher,
+            student,
             teacher,
             tmp_path / "out",
             **QUICK | {"distillation_weight": 1.0, "learning_rate": 1.0, "steps": 3},
