@@ -24,6 +24,7 @@ except ImportError:  # on Windows, where nothing is tidied
 __all__ = [
     "as_json",
     "check_output",
+    "check_place",
     "holds_model",
     "locked",
     "new_folder",
@@ -192,8 +193,9 @@ def locked(output: str | os.PathLike, shown: str | os.PathLike | None = None) ->
 def check_output(
     output: str | os.PathLike, *, overwrite: bool = False, is_replaceable: Callable[[Path], bool] = holds_model
 ) -> None:
-    """Raise FileExistsError where `new_folder` would; for a check before long work."""
+    """Raise OSError where `new_folder` would; for a check before long work."""
     output = Path(output)
+    check_place(output, "output")
     if output.is_file():
         raise FileExistsError(f"output: {output} is a file; give a folder.")
     if not output.is_dir() or not any(output.iterdir()):
@@ -206,6 +208,15 @@ def check_output(
         raise FileExistsError(
             f"output: {output} is a folder of other things than a model, and is never replaced; give another folder."
         )
+
+
+def check_place(path: str | os.PathLike, what: str) -> None:
+    """Raise OSError, which calls it `what`, where nothing can be written under this name; for a check before long work."""
+    above = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{what}: {path} cannot be written, for {above} is a file and no folder.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{what}: {path} cannot be written; you may not write to the folder {above}.")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

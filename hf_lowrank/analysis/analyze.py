@@ -23,6 +23,7 @@ import transformers
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ..checkpoints.connection import from_hub_or_cache
 from ..checkpoints.dense import as_full_rank
 from ..checkpoints.families import CHRONOS2
 from ..checkpoints.loading import checkpoint_path, load_config, load_model, named_class, public_name
@@ -129,6 +130,7 @@ def _check_variates(variates: Sequence[int], *, family: str, data: Any) -> None:
         raise ValueError(f"variates must be positive integers, found {bad[0]!r}.")
 
 
+@from_hub_or_cache
 def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTrainedModel, str]:
     """The model in float32, and what it is called; weights are mapped from the file where it is in float32.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from ..models.configuration_lowrank_t5 import validate_depths
+from .connection import REFERENCES, checkpoint_path, from_hub_or_cache, is_hub_id, nearly
 from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
 from .weight_files import StoredTensor, stored_tensors
 
@@ -29,9 +30,6 @@ __all__ = [
     "public_name",
 ]
 
-ASSETS = Path(__file__).parents[1] / "assets"
-# Small trained checkpoints that the package ships.
-REFERENCES = {"reference": ASSETS / "reference", "reference-bolt": ASSETS / "reference_bolt"}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
@@ -39,11 +37,6 @@ CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
 CLASSES: dict[str, type[PreTrainedModel]] = {cls.__name__: cls for cls in (*DENSE_CLASSES, *LOWRANK_CLASSES)} | {
     "T5WithLMHeadModel": T5ForConditionalGeneration
 }
-
-
-def checkpoint_path(name: str | os.PathLike) -> str:
-    """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
-    return str(REFERENCES.get(str(name), name))
 
 
 def public_name(source: str | os.PathLike | PreTrainedModel) -> str:
@@ -75,6 +68,7 @@ def _is_cached(name: str) -> bool:
     return any(True for _ in folder.glob("*/config.json"))
 
 
+@from_hub_or_cache
 def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTrainedConfig:
     """The configuration of a folder, a Hub id or a shipped reference.
 
@@ -87,15 +81,19 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
         ValueError: Its configuration is of no model that transformers knows.
     """
     path = checkpoint_path(source)
-    # A Hub id has an owner; a name that is nearly a reference's would be looked for on the network first.
-    is_name = "/" not in path and not Path(path).exists()
-    if is_name and (alike := difflib.get_close_matches(path, REFERENCES, n=1, cutoff=0.8)):
-        raise OSError(f"{argument}: there is no {path!r}; did you mean {alike[0]!r}?")
+    # A Hub id has an owner; a name that is nearly a known one would be looked for on the network first.
+    if "/" not in path and (alike := nearly(path)):
+        raise OSError(f"{argument}: there is no {path!r}; did you mean {alike!r}?")
     try:
         # No checkpoint runs code of its own here, and none asks whether it may.
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
-        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
+        hint = f"; did you mean {alike!r}?" if (alike := nearly(path)) else "."
+        is_cut_off = is_hub_id(path) and is_offline_mode()
+        reason = f"it is not in the cache, and {constants.ENDPOINT} cannot be reached" if is_cut_off else error
+        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({reason}){hint}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{argument}: {path} must have a sound config.json ({error}).") from error
     except ValueError as error:
         raise ValueError(
             f"{argument}: {path} must be a checkpoint with the config.json of a model that transformers knows ({error})."
@@ -114,6 +112,7 @@ def _architecture(config: PreTrainedConfig) -> str:
     return (getattr(config, "architectures", None) or [default])[0]
 
 
+@from_hub_or_cache
 def load_model(
     source: str | os.PathLike,
     classes: Collection[type[PreTrainedModel]],

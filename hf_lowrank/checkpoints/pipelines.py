@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_chronos import is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from .connection import from_hub_or_cache
 from .families import FAMILIES, T5, family_of
 from .loading import checkpoint_path, load_model
 
 __all__ = [
     "QUANTILE_LEVELS",
     "as_pipeline",
-    "check_checkpoint",
     "fingerprint",
     "in_lean_pipeline",
+    "in_stock_pipeline",
     "known_device",
     "known_dtype",
     "load_pipeline",
@@ -94,6 +95,7 @@ def known_dtype(dtype: torch.dtype | str, *, has_auto: bool = True) -> torch.dty
     return DTYPES[str(dtype)]
 
 
+@from_hub_or_cache
 def load_pipeline(
     model: str | os.PathLike,
     *,
@@ -118,11 +120,6 @@ def load_pipeline(
             checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
         )
     )
-
-
-def check_checkpoint(model: str | os.PathLike, argument: str) -> None:
-    """Raise what `load_pipeline` would, for those who load a checkpoint in another way."""
-    _chronos_model(model, argument)
 
 
 def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:
@@ -153,6 +150,12 @@ def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
     return (
         LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
     )
+
+
+def in_stock_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
+    """A dense Chronos-T5 in chronos' own pipeline, as `BaseChronosPipeline.from_pretrained` has it; any other pipeline as it is."""
+    is_dense = type(pipeline.inner_model) in T5.classes
+    return ChronosPipeline(pipeline.tokenizer, pipeline.model) if is_dense else pipeline
 
 
 def fingerprint(pipeline: BaseChronosPipeline) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import check_file, json_option
+from .options import Device, check_file, json_option
 from .output import messages, plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def evaluate(  # as long as its list of options
     cache: Annotated[
         Path | None, typer.Option(help="Keep finished cells in this folder and do not repeat them.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
     ] = "float32",
@@ -56,6 +54,7 @@ def evaluate(  # as long as its list of options
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.tasks import file_task, list_tasks
+        from ..files import check_place
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
@@ -64,6 +63,8 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if cache is not None:
+            check_place(cache / "scores.json", "--cache")
         if not models and against is None:
             raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
@@ -101,7 +102,8 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     write_json(json_file, rows)
     table = Table(title="Tasks")
     for heading in ("group", "task", "horizon", "seasonality", "windows"):
-        table.add_column(heading, justify="left" if heading in ("group", "task") else "right")
+        is_name = heading in ("group", "task")
+        table.add_column(heading, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for group, tasks in rows.items():
         for task in tasks:
             table.add_row(group, *map(str, task.values()))

@@ -43,7 +43,7 @@ def demo_table(rows: Sequence[DemoRow], source: str) -> Table:
     table = Table(
         title=f"{source} on four real series",
         caption="paper: the published post-training method, which keeps all dense shapes; its share is that of the ranks. "
-        "Time is for all forecasts, relative to dense in the same run: median, least and most of three rounds. "
+        f"MiB and cache are in {rows[0].dtype}, as the checkpoint is saved. Time is for all forecasts, relative to dense in the same run: median, least and most of three rounds. "
         "WQL and MASE are geometric means relative to Seasonal Naive: below 1 is better.",
     )
     table.add_column("kept", no_wrap=True)
@@ -88,8 +88,11 @@ def sweep(
     """Accuracy against compression: several methods, several sizes, beside the paper's published points."""
     with plain_messages(json_file) as console:
         from ..experiments.sweep import sweep as run
+        from ..plots import check_plot
         from ..published_figures import EPSILONS
 
+        if plot is not None:
+            check_plot("--plot", plot)
         sizes: dict[str, Sequence[float]] = {}
         if ratios is not None:
             sizes["ratios"] = numbers("--ratios", ratios, "0.5,0.25")

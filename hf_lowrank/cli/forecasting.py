@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import json_option, numbers
+from .options import Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
 from .output import plain_messages, warn, write_json
 
 
@@ -38,13 +38,11 @@ def forecast(  # as long as its list of options
     freq: Annotated[
         str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'; NaN is between their values.")
     ] = None,
-    id_column: Annotated[str, typer.Option(help="The column that names the series.")] = "item_id",
-    timestamp_column: Annotated[str, typer.Option(help="The column of the times.")] = "timestamp",
-    target: Annotated[str, typer.Option(help="The column of the values.")] = "target",
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumn = "target",
     chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
     ] = "float32",
@@ -54,8 +52,10 @@ def forecast(  # as long as its list of options
 ) -> None:
     """Forecast every series of a file that may be larger than memory."""
     with plain_messages(json_file) as console:
+        from ..files import check_place
         from ..forecasting.forecast import forecast_file
 
+        check_place(output, "output")
         summary = forecast_file(
             model,
             input_,

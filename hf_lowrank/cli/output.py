@@ -23,6 +23,7 @@ __all__ = ["DEBUG", "explanation", "messages", "plain_messages", "warn", "write_
 # Names of series, files and models are shown as they are written: no "[red]" in them is markup, no ":smile:" a picture.
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}
 messages = Console(stderr=True, **PLAIN)
+WIDE = 1000  # columns, more than any table has
 DEBUG = "HF_LOWRANK_DEBUG"  # the environment variable that `--debug` sets
 
 
@@ -43,7 +44,7 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
         try:
             if json_file is not None and json_file != STANDARD_OUTPUT:
                 check_file("--json", json_file, ".json", otherwise=", or - for standard output")
-            yield Console(quiet=json_file == STANDARD_OUTPUT, **PLAIN)
+            yield _console(json_file == STANDARD_OUTPUT)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as error:
@@ -58,6 +59,14 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
             texts = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
             for text in dict.fromkeys(texts):  # each once
                 warn(text)
+
+
+def _console(is_quiet: bool) -> Console:
+    """That of the standard output; what goes into a file or a pipe has all the room that it needs, for names are copied from it."""
+    console = Console(quiet=is_quiet, **PLAIN)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
 
 
 def warn(text: str) -> None:

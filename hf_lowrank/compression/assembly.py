@@ -24,7 +24,7 @@ def factorize(
     table: RankTable,
     calibration: Calibration | None,
     *,
-    show_progress: bool,
+    show_progress: bool | None,
 ) -> PreTrainedModel:
     """The model of this configuration, its last matrices refitted where there is a calibration."""
     changed = [layer for layer in layers if table[layer.name] != layer.dense_ranks]

@@ -30,7 +30,7 @@ MATRIX_POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
 
 
 def truncate_matrices(
-    dense: DenseCheckpoint, policy: str, value: Any, *, show_progress: bool
+    dense: DenseCheckpoint, policy: str, value: Any, *, show_progress: bool | None
 ) -> tuple[dict[str, torch.Tensor], dict[ComponentName, int], dict[ComponentName, float]]:
     """Each of q, k, v and o at its own rank, written back dense.
 

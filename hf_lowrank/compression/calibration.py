@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from chronos import BaseChronosPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -165,13 +166,13 @@ def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
 
 
 def calibrate(
-    model: str | os.PathLike | PreTrainedModel | DenseCheckpoint,
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline | DenseCheckpoint,
     data: Any = "synthetic",
     *,
     num_batches: int = 32,
     feed_forward: bool = True,
     seed: int = 0,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> Calibration:
     """Measure a dense T5 on data, once for any number of compressions.
 
@@ -183,7 +184,7 @@ def calibrate(
         num_batches: Batches of about 2,048 tokens that are made from series.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
-        show_progress: Show a progress bar.
+        show_progress: Show a progress bar; by default in a terminal or a notebook.
 
     Raises:
         ValueError: No data for this kind of model, no observed value, or a prediction that is not finite.

@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -35,6 +33,7 @@ from ..models.modeling_lowrank_layers import (
     ThinFactors,
     distances,
 )
+from ..progress import progress_display
 from .calibration import Calibration
 from .factorization import balanced_basis
 from .objectives import Batch, Objective, objective_of
@@ -71,7 +70,7 @@ def refit(
     calibration: Calibration,
     truncated: Mapping[str, LayerName],
     *,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> None:
     """Refit `lowrank` in place.
 
@@ -84,8 +83,8 @@ def refit(
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     objective = objective_of(checkpoint.config, checkpoint.model_class)
     batches = _first_batches(checkpoint, objective, dense, calibration.batches)
-    with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
-        task = progress.add_task("Refitting", total=len(truncated))
+    with progress_display(show=show_progress) as display:
+        task = display.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
             streams = [
                 _enter(objective, dense, name, batch, None if encoded is None else encoded[i])
@@ -98,7 +97,7 @@ def refit(
                     layer = truncated[module]
                     is_across = layer.kind in checkpoint.family.across_series
                     _refit_layer(sublayers, stacks, streams, calibration, layer, is_across_series=is_across)
-                    progress.advance(task)
+                    display.advance(task)
                     continue
                 for stream in streams:
                     stream.dense = _run(sublayers[0], stacks[0], stream, is_dense=True)

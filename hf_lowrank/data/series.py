@@ -21,20 +21,22 @@ __all__ = ["SeriesByName", "calibration_series", "in_order", "read_series", "ser
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
 
 
-def read_series(data: Any) -> list[NDArray[np.float64]]:
+def read_series(data: Any, columns: LongColumns = LONG_FORMAT) -> list[NDArray[np.float64]]:
     """Time series in any of the usual shapes, as a list of 1-D float64 arrays in which NaN is missing.
 
     Args:
         data: One of
 
-            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing);
+            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing), or of the numbers of one series;
             - one array or tensor of shape (time,) or (batch, time);
             - a `datasets.Dataset`, or any other rows that are dictionaries, with a 1-D `target` in every row;
             - a DataFrame in long format, with the columns item_id, timestamp and target, one row a value;
+            - a wide DataFrame: its index are times, and every column is a series of numbers;
             - the path of a CSV or parquet file in long format.
 
             In long format rows may come in any order and time stamps need not be regular: values are put in the order of
             time and nothing is put between them.
+        columns: What the columns of the long format are called.
 
     Raises:
         ValueError: It is none of these, a value is infinite (in float32, which models compute in), or nothing is observed.
@@ -42,7 +44,7 @@ def read_series(data: Any) -> list[NDArray[np.float64]]:
 
     Series without a single observed value are left out, with a warning.
     """
-    series = [_one_series(item, i) for i, item in enumerate(_items(data))]
+    series = [_one_series(item, i) for i, item in enumerate(_items(data, columns))]
     if not series:
         raise ValueError("series is empty: give at least one time series.")
     observed = [values for values in series if not np.isnan(values).all()]
@@ -78,24 +80,39 @@ def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.flo
     return series
 
 
-def _items(data: Any) -> Iterable[Any]:
+def _items(data: Any, columns: LongColumns) -> Iterable[Any]:
     """The series in `data`, one by one, as they come."""
     if isinstance(data, (str, Path)):
         path = Path(data)
-        series = series_of_frame(read_table(path, "series"), f"series: file {path.name!r}")
+        series = series_of_frame(read_table(path, "series", columns), f"series: file {path.name!r}", columns)
         return [values.to_numpy() for values in series.values()]
     if isinstance(data, pd.DataFrame):
-        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame").values()]
+        if _is_wide(data, columns):
+            return [values for _, values in data.sort_index().items()]
+        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame", columns).values()]
     if isinstance(data, (torch.Tensor, np.ndarray, pd.Series)) and data.dtype != object:
         if data.ndim not in (1, 2):
             raise ValueError(f"series must have shape (time,) or (batch, time), found {tuple(data.shape)}.")
         return data if data.ndim == 2 else [data]
+    if (
+        isinstance(data, (list, tuple))
+        and data
+        and all(value is None or isinstance(value, (int, float, np.number)) for value in data)
+    ):
+        return [data]
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise ValueError(
             "series must be a list of 1-D arrays, an array or tensor, rows with a target, a DataFrame, or the path of "
             f"a CSV or parquet file; found a {type(data).__name__}."
         )
     return data
+
+
+def _is_wide(frame: pd.DataFrame, columns: LongColumns) -> bool:
+    """Whether a table has times as its index and a series in every column: where a column may be anything else, it is in long format."""
+    has_times = isinstance(frame.index, (pd.DatetimeIndex, pd.PeriodIndex))
+    is_long = any(name in columns for name in frame.columns)
+    return has_times and not is_long and all(pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes)
 
 
 def _one_series(item: Any, position: int) -> NDArray[np.float64]:

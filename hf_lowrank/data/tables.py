@@ -43,7 +43,10 @@ LONG_FORMAT = LongColumns()
 def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:
     """Raise a ValueError where a table does not have each of the columns of the long format once."""
     present = [str(name) for name in names]
-    wanted = f"The long format has the columns {columns.item}, {columns.time} and {columns.value}."
+    wanted = (
+        f"The long format has the columns {columns.item}, {columns.time} and {columns.value}; a wide DataFrame has times as its index "
+        "and numbers in every column."
+    )
     if missing := [column for column in columns if column not in present]:
         separator = next((mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]), None)
         hint = f" Its columns must be separated by commas, not {separator!r}." if separator else ""
@@ -71,7 +74,7 @@ def check_table_file(path: Path, argument: str) -> None:
         raise FileNotFoundError(f"{argument}: file {str(path)!r} does not exist.")
 
 
-def read_table(path: Path, argument: str) -> pd.DataFrame:
+def read_table(path: Path, argument: str, columns: LongColumns = LONG_FORMAT) -> pd.DataFrame:
     """The table in long format of a CSV or parquet file; items of a CSV file are text, so that 007 and NA stay what they are.
 
     Raises:
@@ -80,8 +83,8 @@ def read_table(path: Path, argument: str) -> pd.DataFrame:
     check_table_file(path, argument)
     what = f"{argument}: file {path.name!r}"
     if path.suffix == ".csv":
-        check_columns(column_names(path, what), what)
-        return pd.concat(csv_tables(path, what, LONG_FORMAT, BATCH_ROWS), ignore_index=True)
+        check_columns(column_names(path, what), what, columns)
+        return pd.concat(csv_tables(path, what, columns, BATCH_ROWS), ignore_index=True)
     try:
         return pd.read_parquet(path)
     except (ValueError, OSError) as error:

@@ -212,15 +212,3 @@ def test_a_configuration_with_code_of_its_own_never_runs_it(tmp_path, monkeypatc
 def test_other_arguments_are_not_blamed_on_the_weights(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_pipeline("reference", **arguments)
-
-
-@pytest.mark.parametrize("name", ["referense", "Reference", "reference_bolt", "references"])
-def test_a_misspelled_reference_is_not_looked_for_on_the_network(name, monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connected"))
-    with pytest.raises(OSError, match=rf"model: there is no '{name}'; did you mean 'reference(-bolt)?'\?"):
-        load_pipeline(name)
-
-
-def test_a_hub_id_is_no_misspelling():
-    with pytest.raises(OSError, match="me/reference is no folder and no Hub id"):
-        load_pipeline("me/reference")
