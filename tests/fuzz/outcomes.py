@@ -20,7 +20,9 @@ WRONG = "silent, wrong output"
 UNDETECTABLE = "of them undetectable"
 NAN = "silent, NaN or inf"
 COLUMNS = (UNCHANGED, CLEAR, EXCEPTION, BEFORE, HANG, WRONG, UNDETECTABLE, NAN)
-PROPERTY = "outcomes"  # of a test's report: a list of [way in, outcome, is detectable, what was done, what was said]
+PROPERTY = (
+    "outcomes"  # of a test's report: a list of [way in, outcome, is detectable, what was done, what was said, why not]
+)
 JSON_VARIABLE = "HF_LOWRANK_FUZZ_JSON"  # the environment variable that names a file to write
 
 
@@ -38,8 +40,11 @@ def report(properties: Iterable[tuple[str, Any]], write: Any) -> None:
     write(f"|---|{'---|' * len(COLUMNS)}")
     for way, row in rows.items():
         write(f"| {way} | {' | '.join(str(row[column]) for column in COLUMNS)} |")
+    reasons = Counter(reason for _, outcome, _, _, _, reason in outcomes if outcome == WRONG and reason is not None)
+    for reason, count in reasons.most_common():
+        write(f"undetectable, {count} times: {reason}")
     if path := os.environ.get(JSON_VARIABLE):
         table = {way: {column: row[column] for column in COLUMNS} for way, row in rows.items()}
-        keys = ("way_in", "outcome", "is_detectable", "mutation", "said")
+        keys = ("way_in", "outcome", "is_detectable", "mutation", "said", "undetectable_because")
         cases = [dict(zip(keys, outcome)) for outcome in outcomes]
         Path(path).write_text(json.dumps({"table": table, "cases": cases}, indent=1))

@@ -73,9 +73,10 @@ def test_arguments_mean_what_they_mean_to_transformers(make, tmp_path):
     drawn, info = load(tmp_path, "t5", output_loading_info=True, ignore_mismatched_sizes=True)
     assert [name for name, *_ in info["mismatched_keys"]] == [NORM]
     assert torch.equal(drawn.encoder.final_layer_norm.weight, torch.ones(16))
-    state = LowRankT5ForConditionalGeneration.from_pretrained(
-        None, config=model.config, state_dict=model.state_dict()
-    ).state_dict()
+    arguments = {"config": model.config, "state_dict": model.state_dict()}
+    state = LowRankT5ForConditionalGeneration.from_pretrained(None, **arguments).state_dict()
+    fresh = LowRankT5ForConditionalGeneration.from_pretrained(None, **arguments | {"state_dict": {}})
+    assert not torch.equal(fresh.lm_head.weight, model.lm_head.weight)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
