@@ -205,7 +205,10 @@ def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
             raise ValueError(
                 f"model: the weight {name} of {source} is on the meta device; load the model without offload."
             )
-    check_finite(weights, source)
+    try:
+        check_finite(weights, source)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
 
 
 def build_model(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -17,6 +18,8 @@ try:
     from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
+
+from .decoding import NOT_FINITE
 
 
 def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrainedModel:
@@ -91,6 +94,14 @@ def unknown_fit(model_class: type[PreTrainedModel]) -> RuntimeError:
     )
 
 
+def finite(forecasts: Any) -> Any:
+    """The forecasts, a tensor or a list of them; a ValueError where one is NaN or infinite, which chronos hands on."""
+    for forecast in forecasts if isinstance(forecasts, list) else [forecasts]:
+        if not torch.isfinite(forecast).all():
+            raise ValueError(NOT_FINITE.format("forecasts"))
+    return forecasts
+
+
 class LowRankChronosBoltPipeline(ChronosBoltPipeline):
     """[`chronos.ChronosBoltPipeline`] of a low-rank Chronos-Bolt."""
 
@@ -106,6 +117,10 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
                 pretrained_model_name_or_path, *args, **{"trust_remote_code": False} | kwargs
             )
         return cls(load_model(pretrained_model_name_or_path, *args, model_type="lowrank_chronos_bolt", **kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As [`chronos.ChronosBoltPipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
+        return finite(super().predict(*args, **kwargs))
 
 
 class LowRankChronos2Pipeline(Chronos2Pipeline):
@@ -131,6 +146,10 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         below = PeftConfig.from_pretrained(name).base_model_name_or_path
         model = load_model(below, *args, model_type="lowrank_chronos2", **kwargs)
         return cls(PeftModel.from_pretrained(model, name).merge_and_unload())
+
+    def predict(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """As [`chronos.Chronos2Pipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
+        return finite(super().predict(*args, **kwargs))
 
     def fit(self, *args: Any, **kwargs: Any) -> LowRankChronos2Pipeline:
         """Fine-tune a copy of the model; see [`chronos.Chronos2Pipeline.fit`] for the arguments.
