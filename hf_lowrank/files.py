@@ -22,19 +22,23 @@ except ImportError:  # on Windows, where nothing is tidied
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "alone",
     "as_json",
     "check_output",
     "holds_model",
     "locked",
+    "new_file",
     "new_folder",
     "remove_folder",
+    "temporary_folder",
     "tidy",
     "without_nan",
     "write_json",
     "write_text",
 ]
 
-REPLACED = "replaced"  # the folder that an output had before, for as long as the new one takes its place
+# In a temporary folder: the one that is to be the output, and the one that the output was before, while the new one takes its place.
+NEW, REPLACED = "new", "replaced"
 
 
 def holds_model(folder: Path) -> bool:
@@ -67,25 +71,53 @@ def new_folder(
     with locked(output):
         _tidy(output)
         check_output(output, overwrite=overwrite, is_replaceable=is_replaceable)
-        with _living(_beside(output)) as temporary:
-            yield temporary
-            temporary.chmod(0o755)  # mkdtemp's folders are private
-            if not output.exists():
-                os.replace(temporary, output)
-                return
-            with _living(_beside(output)) as doomed:
-                os.replace(output, doomed / REPLACED)
-                try:
-                    os.replace(temporary, output)
-                except OSError:
-                    os.replace(doomed / REPLACED, output)
-                    raise
+        with _workplace(output) as workplace:
+            folder = workplace / NEW
+            folder.mkdir()  # not mkdtemp's own, which nobody else may read whatever the umask says
+            yield folder
+            if output.exists():
+                os.replace(output, workplace / REPLACED)
+            try:
+                os.replace(folder, output)
+            except OSError:
+                if (workplace / REPLACED).exists():
+                    os.replace(workplace / REPLACED, output)
+                raise
 
 
 @contextmanager
-def _living(folder: Path) -> Iterator[Path]:
-    """A temporary folder that is removed at the end, and that nobody takes for left behind until then."""
-    handle = _hold(folder)
+def new_file(output: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `output` for a file that becomes `output` when the block ends without an error, in place of one that is there.
+
+    Its folder is made where it is missing, and what a killed run has left of its own temporary files is removed.
+    """
+    output = Path(os.path.abspath(output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(output)
+    with _workplace(output) as workplace:
+        yield workplace / output.name
+        os.replace(workplace / output.name, output)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for as long as the block runs, among the system's temporary files, where killed runs leave nothing of theirs for long."""
+    place = Path(tempfile.gettempdir()) / "hf_lowrank"
+    _tidy(place)
+    with _workplace(place) as folder:
+        yield folder
+
+
+@contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`, removed at the end; until then nobody takes it for left behind."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(output), dir=output.parent))
+        handle = _hold(folder, wait=True)
+        if folder.exists():
+            break
+        if handle is not None:  # `_tidy` of another process has come between the two
+            os.close(handle)
     try:
         yield folder
     finally:
@@ -94,7 +126,7 @@ def _living(folder: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _hold(folder: Path) -> int | None:
+def _hold(folder: Path, *, wait: bool = False) -> int | None:
     """A handle that holds the folder for as long as this process lives; None where somebody holds it, or the system cannot tell.
 
     The system lets go of it whatever ends the process, on all machines that share the folder.
@@ -106,7 +138,7 @@ def _hold(folder: Path) -> int | None:
     except OSError:  # another user's, or gone meanwhile
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(handle)
         return None
@@ -115,11 +147,6 @@ def _hold(folder: Path) -> int | None:
 
 def _prefix(output: Path) -> str:
     return f".{output.name}-unfinished-"
-
-
-def _beside(output: Path) -> Path:
-    """A new temporary folder, on the same file system."""
-    return Path(tempfile.mkdtemp(prefix=_prefix(output), dir=output.parent))
 
 
 def _tidy(output: Path) -> None:
@@ -147,7 +174,7 @@ def tidy(output: str | os.PathLike) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder, where it is there: at one moment it is whole, at the next it is gone."""
     if folder.exists():
-        with _living(_beside(folder)) as doomed:
+        with _workplace(folder) as doomed:
             os.replace(folder, doomed / "removed")
 
 
@@ -160,6 +187,20 @@ def _lock_folder() -> Path:
             if os.access(folder, os.W_OK):
                 return folder
     raise OSError("output: neither HF_HOME nor the folder of temporary files can be written to.")
+
+
+@contextmanager
+def alone(output: str | os.PathLike) -> Iterator[None]:
+    """The block is all that works towards this output: no other run's result is thrown away at its end, or this one's.
+
+    Inside it the output can be written by `new_folder`, `new_file` and the like.
+
+    Raises:
+        OSError: Another run of this user on this machine is in such a block.
+    """
+    output = Path(os.path.abspath(output))
+    with locked(output.with_name(f"{output.name}.run"), output):
+        yield
 
 
 @contextmanager
@@ -209,12 +250,8 @@ def check_output(
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file that appears whole or not at all; its folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
+    with new_file(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
 
 
 def as_json(content: Any) -> str:

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import statistics
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from rich.text import Text
 
 from ..checkpoints.pipelines import check_checkpoint, in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
-from ..files import write_json
+from ..files import temporary_folder, write_json
 from ..timing import Case
 from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import LoadedCheckpoint, Memory, cases
@@ -283,7 +282,7 @@ def benchmark_shape(
     The arguments are those of `build_checkpoint` and of `benchmark`.
     """
     arguments: dict[str, Any] = {"dtype": _dtype(options.get("dtype", "float32")), "seed": options.get("seed", 0)}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         dense, compressed = f"{folder}/dense", f"{folder}/compressed"
         build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
         build_checkpoint(dense, shape, **arguments)

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..files import alone
 from .options import json_option
 from .output import plain_messages, write_json
 
@@ -66,7 +67,7 @@ def compress(  # as long as its list of options
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
     """Turn a dense Chronos checkpoint (T5, Bolt or Chronos-2, or any T5) into a low-rank one."""
-    with plain_messages(json_file) as console:
+    with plain_messages(json_file) as console, alone(output):
         from ..checkpoints.export import save_compressed
         from ..compression.calibration import calibrate
         from ..compression.compress import compress_pretrained

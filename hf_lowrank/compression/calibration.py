@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.rank_table import LayerName
+from ..files import new_file
 from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
 from .objectives import Batch, Objective, objective_of
@@ -121,14 +122,8 @@ class Calibration:
         tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
         for i, batch in enumerate(self.batches):
             tensors |= {f"batch.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            save_file(tensors, temporary, metadata={"calibration": json.dumps(dict(self.record))})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as part:
+            save_file(tensors, part, metadata={"calibration": json.dumps(dict(self.record))})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Calibration:

@@ -26,6 +26,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
 from ..data.series import LongColumns
 from ..files import tidy
+from ..interrupts import explained
 from ..progress import progress_display
 from .batches import Request, forecast_series
 from .long_file import (
@@ -183,7 +184,11 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
     record = work.record()
     start = time.perf_counter()
-    with progress_display(TimeRemainingColumn(), show=show_progress) as display, parts.unfinished_run.alone():
+    with (
+        progress_display(TimeRemainingColumn(), show=show_progress) as display,
+        parts.unfinished_run.alone(),
+        explained(parts.how_to_go_on),
+    ):
         contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - start
     return ForecastSummary(

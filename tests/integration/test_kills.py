@@ -25,7 +25,7 @@ from hf_lowrank import (
     save_compressed,
 )
 from hf_lowrank.checkpoints.pipelines import as_pipeline
-from hf_lowrank.files import locked
+from hf_lowrank.files import alone, locked
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -160,7 +160,7 @@ def test_two_runs_to_one_output_do_not_mix(tmp_path, chronos_t5):
     arguments = {"horizon": 4, "chunk_rows": 60, "num_samples": 2}
     forecast_file(pipeline, data, tmp_path / "alone.csv", **arguments)
     with (
-        locked(tmp_path / "out.csv.parts.run"),
+        alone(tmp_path / "out.csv"),
         pytest.raises(OSError, match="another run is writing to"),
     ):
         forecast_file(pipeline, data, tmp_path / "out.csv", **arguments)
