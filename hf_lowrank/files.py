@@ -7,8 +7,9 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ __all__ = [
 # In a temporary folder: the one that is to be the output, and the one that the output was before, while the new one takes its place.
 NEW, REPLACED = "new", "replaced"
 
+PATIENCE = 2.0  # seconds; another run that only looks for what was left behind does not stop this one
+
 
 def holds_model(folder: Path) -> bool:
     """Whether a folder is a checkpoint: it has a configuration and weights."""
@@ -68,13 +71,14 @@ def new_folder(
     """
     output = Path(os.path.abspath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output):
+    with locked(output, patience=PATIENCE):
         _tidy(output)
         check_output(output, overwrite=overwrite, is_replaceable=is_replaceable)
         with _workplace(output) as workplace:
             folder = workplace / NEW
             folder.mkdir()  # not mkdtemp's own, which nobody else may read whatever the umask says
             yield folder
+            _share((path for path in folder.rglob("*") if path.is_file()), workplace)
             if output.exists():
                 os.replace(output, workplace / REPLACED)
             try:
@@ -96,6 +100,7 @@ def new_file(output: str | os.PathLike) -> Iterator[Path]:
     _tidy(output)
     with _workplace(output) as workplace:
         yield workplace / output.name
+        _share([workplace / output.name], workplace)
         os.replace(workplace / output.name, output)
 
 
@@ -124,6 +129,15 @@ def _workplace(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
             os.close(handle)
+
+
+def _share(files: Iterable[Path], workplace: Path) -> None:
+    """Give new files the permissions that the umask says: safetensors makes its own for their owner alone."""
+    probe = workplace / "probe"  # the umask itself can only be read by setting it, for all threads
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    for file in files:
+        file.chmod(mode)
 
 
 def _hold(folder: Path, *, wait: bool = False) -> int | None:
@@ -167,7 +181,7 @@ def tidy(output: str | os.PathLike) -> None:
     """
     output = Path(os.path.abspath(output))
     if output.parent.is_dir():
-        with locked(output):
+        with locked(output, patience=PATIENCE):
             _tidy(output)
 
 
@@ -204,19 +218,22 @@ def alone(output: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def locked(output: str | os.PathLike, shown: str | os.PathLike | None = None) -> Iterator[None]:
+def locked(
+    output: str | os.PathLike, shown: str | os.PathLike | None = None, *, patience: float = 0.0
+) -> Iterator[None]:
     """No other run of this user on this machine is in such a block for the same output at the same time.
 
     Args:
         output: What is written to.
         shown: What the message calls it, if not by its path.
+        patience: Seconds to wait for another one.
 
     Raises:
         OSError: One is.
     """
     path = Path(os.path.realpath(Path(output).parent)) / Path(output).name
     name = hashlib.blake2b(os.path.normcase(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    lock = FileLock(_lock_folder() / f"{name}.lock", timeout=0)
+    lock = FileLock(_lock_folder() / f"{name}.lock", timeout=patience)
     try:
         lock.acquire()
     except Timeout:
