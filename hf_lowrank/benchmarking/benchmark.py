@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 
 from ..checkpoints.pipelines import in_lean_pipeline, known_device, known_dtype
 from ..checkpoints.published import build_checkpoint
+from ..files import temporary_folder
 from ..progress import progress_display
 from ..timing import Case
 from ..versions import versions
@@ -128,7 +128,7 @@ def benchmark_shape(
         "dtype": known_dtype(options.get("dtype", "float32"), has_auto=False),
         "seed": options.get("seed", 0),
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         dense, compressed = f"{folder}/dense", f"{folder}/compressed"
         build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
         build_checkpoint(dense, shape, **arguments)

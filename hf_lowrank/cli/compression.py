@@ -130,20 +130,21 @@ def compress(  # as long as its list of options
             return
         if output is None:
             raise ValueError("OUTPUT is missing: the folder to write, or --plan to write none.")
-        check_output(output, overwrite=overwrite)
-        if save_calibration is not None:
-            check_file("--save-calibration", save_calibration, ".safetensors")
-            if data is None or method == "paper":
-                raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
-            plan_compression(
-                source, settings, dtype=dtype, device=device
-            )  # what cannot be is said before the calibration
-            data = calibrate(source, data, seed=seed, show_progress=True)
-            data.save(save_calibration)
-            settings = replace(settings, calibration=data)
-        model = compress_pretrained(source, settings, dtype=dtype, device=device, show_progress=True)
-        save_compressed(model, output, overwrite=overwrite)
-        report_compression(console, model, output, json_file)
+        with alone(output):
+            check_output(output, overwrite=overwrite)
+            if save_calibration is not None:
+                check_file("--save-calibration", save_calibration, ".safetensors")
+                if data is None or method == "paper":
+                    raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
+                plan_compression(
+                    source, settings, dtype=dtype, device=device
+                )  # what cannot be is said before the calibration
+                data = calibrate(source, data, seed=seed, show_progress=True)
+                data.save(save_calibration)
+                settings = replace(settings, calibration=data)
+            model = compress_pretrained(source, settings, dtype=dtype, device=device, show_progress=True)
+            save_compressed(model, output, overwrite=overwrite)
+            report_compression(console, model, output, json_file)
 
 
 def _forms(form: str) -> str | dict[str, str]:

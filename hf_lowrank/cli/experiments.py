@@ -132,6 +132,7 @@ def sweep_table(result: SweepResult, source: str) -> Table:
 
 def plot_sweep(result: SweepResult, source: str, plot: Path) -> None:
     """Draw the Pareto curve of every method beside the published points."""
+    from ..files import new_file
     from ..plots import Curve, plot_pareto
     from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 
@@ -141,4 +142,5 @@ def plot_sweep(result: SweepResult, source: str, plot: Path) -> None:
         low, high = ([point.wql[i] for point in points] for i in (1, 2))
         curves.append(Curve(method, [p.kept for p in points], [p.wql[0] for p in points], low, high))
     published = [Curve(label, TRUNCATED_RATIOS, scores) for label, scores in TRUNCATED_WQL.items()]
-    plot_pareto(curves, published, plot, title=f"{source}, compressed without training")
+    with new_file(plot) as part:
+        plot_pareto(curves, published, part, title=f"{source}, compressed without training")

@@ -17,7 +17,7 @@ from .allocation import (
     allocate_epsilon_at_ratio,
     allocate_uniform,
 )
-from .factorization import truncate_matrix
+from .factorization import computable, truncate_matrix
 
 __all__ = ["MATRIX_POLICIES", "truncate_matrices"]
 
@@ -43,7 +43,7 @@ def truncate_matrices(
     }
     components = []
     for name, weight in progress(matrices.items(), "Measuring", show_progress):
-        values = torch.linalg.svdvals(dense.weights[weight].float()).cpu().numpy()[None]
+        values = torch.linalg.svdvals(computable(dense.weights[weight])).cpu().numpy()[None]
         components.append(Component(name, values))
     kept = MATRIX_POLICIES[policy](components, value)
     losses = {name: float(component.loss[kept[name]]) for name, component in zip(matrices, components)}

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.rank_table import LayerName
+from ..linear_algebra import product_over_rows
 from ..models.modeling_lowrank_blocks import CrossAttentionLayer
 from ..models.modeling_lowrank_chronos import GroupSelfAttention, TimeSelfAttention
 from ..models.modeling_lowrank_layers import (
@@ -213,8 +214,8 @@ def _refit_layer(
             features.append(read.pop())
             # Products in float32: their rounding is far below the ridge.
             rows = (features[-1].transpose(0, 1) if is_across_series else features[-1])[stream.counted]
-            square += rows.T @ rows
-            cross += error[stream.counted].T @ rows
+            square += product_over_rows(rows, rows)
+            cross += product_over_rows(error[stream.counted], rows)
     finally:
         handle.remove()
     _solve(layer, matrix, sketch, square, cross, calibration, name)

@@ -7,8 +7,6 @@ for its data: only its files are read.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +17,7 @@ import pandas as pd
 from ..data.series import SeriesByName, in_order, series_of_frame
 from ..data.tables import read_table
 from ..data.times import Spacing, known_frequency, regular
+from ..files import new_file
 
 __all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
 
@@ -187,8 +186,6 @@ def store_parquet(name: str, series: SeriesByName) -> Path:
             "timestamp": pa.array(stamps, type=pa.list_(pa.timestamp("ms"))),
             "target": pa.array(targets, type=pa.list_(pa.float64())),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            pq.write_table(pa.table(columns), Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
+        with new_file(path) as part:
+            pq.write_table(pa.table(columns), part)
     return path

@@ -23,6 +23,7 @@ from ..checkpoints.summary import summarize
 from ..evaluation.naive import seasonal_naive_quantiles
 from ..evaluation.scores import log_ratios, score_forecasts
 from ..evaluation.tasks import import_fev
+from ..files import new_file
 from ..plots import Forecast, Panel, check_plot, plot_forecasts
 from ..progress import progress_display
 from .sweep import DEFAULT_METHODS, compressed_models, model_name
@@ -169,7 +170,8 @@ def demo(
     if plot is not None:
         chosen = model_name("default", ratios[min(1, len(ratios) - 1)])
         shown = {name: forecasts[name] for name in ("dense", chosen)}
-        plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], plot)
+        with new_file(plot) as part:
+            plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], part)
     return rows
 
 

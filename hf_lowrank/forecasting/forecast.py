@@ -27,6 +27,7 @@ from ..data.series import series_by_item
 from ..data.tables import LongColumns, check_suffix
 from ..data.times import Spacing, known_frequency
 from ..files import tidy
+from ..interrupts import explained
 from ..progress import progress_display
 from ..versions import versions
 from .batches import Request, forecast_series
@@ -190,7 +191,11 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
     record = work.record()
     start = time.perf_counter()
-    with progress_display(TimeRemainingColumn(), show=show_progress) as display, parts.unfinished_run.alone():
+    with (
+        progress_display(TimeRemainingColumn(), show=show_progress) as display,
+        parts.unfinished_run.alone(),
+        explained(parts.how_to_go_on),
+    ):
         contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - start
     return ForecastSummary(

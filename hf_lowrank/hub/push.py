@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.families import LOWRANK_CLASSES
 from ..checkpoints.loading import check_finite, load_model, public_name
+from ..files import temporary_folder
 from .model_card import LOWRANK_NAMES, check_model, check_repo_id, render_card
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def push_to_hub(  # noqa: PLR0913 a public call names all of its options
     _check_token(token)
     model = _loaded(model)
     api = HfApi(token=token, library_name="hf_lowrank")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         model.save_pretrained(folder)
         render = partial(render_card, model, evaluation=evaluation, benchmark=benchmark, license=license)
         render(repo_id)  # a bad file is an error before anything is on the Hub
@@ -171,7 +170,7 @@ def _has_no_card_of_a_person(api: HfApi, repository: ModelInfo) -> bool:
     """Whether the repository has no card, an empty one, or just what `signed` made."""
     if README not in _files(repository):
         return True
-    with _explained(repository.id), tempfile.TemporaryDirectory() as folder:
+    with _explained(repository.id), temporary_folder() as folder:
         path = Path(api.hf_hub_download(repository.id, README, revision=repository.sha, local_dir=folder))
         card = path.read_text(encoding="utf-8", errors="replace")
     return not card.strip() or is_generated(card)
