@@ -96,7 +96,7 @@ def compress(  # as long as its list of options
         from ..compression.compress import compress_pretrained, plan_compression
         from ..compression.settings import POLICIES, CompressionSettings
         from ..data.tables import LongColumns
-        from ..files import check_output
+        from ..files import alone, check_output
 
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
