@@ -61,7 +61,7 @@ def test_the_import_and_the_help_load_nothing_of_the_work() -> None:
     heavy = {"chronos", "matplotlib", "numpy", "pandas", "scipy", "torch", "transformers"}
     assert not heavy & {*imported, *helped}
     own = {name.split(".")[1] for name in helped if name.startswith("hf_lowrank.")}
-    assert own == {"cli", "files"}
+    assert own == {"cli", "files", "interrupts"}
 
 
 CONFIG = "lowrank_t5 lowrank_chronos_bolt lowrank_chronos2"

@@ -447,7 +447,9 @@ def test_a_decoder_needs_labels(dense_t5):
 def test_predictions_must_be_finite(dense_t5):
     model = dense_t5()
     with torch.no_grad():
-        model.encoder.block[0].layer[1].DenseReluDense.wi.weight.fill_(1e38)
+        layer = model.encoder.block[0].layer[1].DenseReluDense
+        for weight in (layer.wi.weight, layer.wo.weight):
+            weight.fill_(1.8e19)  # its square is still a number
     with pytest.raises(ValueError, match="the dense model's predictions are not finite on this data"):
         calibrate(model, token_batches(T5ForConditionalGeneration))
 

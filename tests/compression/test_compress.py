@@ -676,16 +676,15 @@ def test_a_calibration_of_another_model_is_an_error(chronos_t5, chronos_calibrat
 @pytest.mark.parametrize(
     "data",
     [
-        [np.full(60, 3.0)],
-        [np.zeros(60)],
+        [np.full(60, 3.0), np.arange(9.0)],
         [np.arange(4.0)],
         [np.where(np.arange(80) % 3 == 0, np.nan, np.sin(np.arange(80.0)))],
         [np.full(20, np.nan), np.append(np.full(30, np.nan), [1.0, 5.0, 2.0])],
         torch.tensor([[1e30, -1e30, 1e-30, 4.0] * 10]),
     ],
-    ids=["constant", "zero", "short", "every third missing", "one series missing", "huge and tiny"],
+    ids=["one constant", "short", "every third missing", "one series missing", "huge and tiny"],
 )
-@pytest.mark.filterwarnings("ignore:series:UserWarning")
+@pytest.mark.filterwarnings("ignore:series:UserWarning", "ignore:calibration:UserWarning")
 def test_degenerate_series_give_finite_forecasts(chronos_t5, data):
     calibration = calibrate(chronos_t5, data, num_batches=1)
     for arguments in (
@@ -699,7 +698,9 @@ def test_degenerate_series_give_finite_forecasts(chronos_t5, data):
         assert torch.isfinite(forecast).all()
 
 
-def test_series_without_a_value_are_an_error(chronos_t5):
+def test_series_without_a_value_or_a_change_are_an_error(chronos_t5):
+    with pytest.raises(ValueError, match="calibration: each of 2 series has one value throughout, such as 3"):
+        compress_pretrained(chronos_t5, uniform=4, calibration=[np.full(60, 3.0), np.zeros(60)])
     with pytest.raises(ValueError, match="series holds no observed value: all values of all 2 series are missing"):
         compress_pretrained(chronos_t5, uniform=4, calibration=[np.full(40, np.nan), np.full(9, np.nan)])
 
