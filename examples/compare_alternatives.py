@@ -291,7 +291,7 @@ def main(
             table.add_column(str(share), justify="right")
         for name, figures in results[title].items():
             table.add_row(name, *("-" if figure is None else f"{figure:.4f}" for figure in figures.values()))
-        Console().print(table)
+        Console(markup=False).print(table)  # a path is no markup
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -106,7 +106,7 @@ def main(
         accuracy = f"{found['geometric_mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})" if found else ""
         spread = f"{row['time_ratio']:.3f} ({row['least']:.3f} to {row['most']:.3f})"
         table.add_row(name, spread, f"{row['first_seconds']:.1f}", accuracy)
-    Console().print(table)
+    Console(markup=False).print(table)  # a path is no markup
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -4,7 +4,7 @@
     python examples/evaluate.py chronos-lowrank amazon/chronos-t5-base --file sales.csv --horizon 28
 
 Prints WQL and MASE of both and of Seasonal Naive on every task, then the compressed model's relative to the dense model's (1 is as good,
-below 1 is better) with a 95 % interval, and writes evaluation.json, which `examples/push.py` puts on the model card.
+below 1 is better) with a 95 % interval of two or more tasks, and writes evaluation.json, which `examples/push.py` puts on the model card.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def main(
     print(result.to_frame()[["task", "model", "WQL", "MASE", "seconds"]].to_string(index=False))
     for metric in ("WQL", "MASE"):
         score = result.aggregate[compressed]["relative_to_dense"][metric]
-        print(
-            f"{metric}: {score['geometric_mean']:.3f} of the dense model's ({score['low']:.3f} to {score['high']:.3f})"
-        )
+        interval = f" ({score['low']:.3f} to {score['high']:.3f})" if score["num_tasks"] > 1 else ""
+        print(f"{metric}: {score['geometric_mean']:.3f} of the dense model's{interval}")
 
 
 if __name__ == "__main__":

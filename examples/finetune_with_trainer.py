@@ -81,8 +81,9 @@ def main(
 
     series, usual = load_series(data)
     lengths = settings["context_length"], min(horizon or usual or 10**9, settings["prediction_length"])
-    pasts, *ends = held_out_ends(series, *lengths)
     collator = WindowCollator(network.config)
+    enough = {"min_observed": collator.min_observed}  # for one window of a single value outweighs all others
+    pasts, *ends = held_out_ends(series, *lengths, **enough)
     arguments = TrainingArguments(
         output_dir=str(output / "checkpoints"),
         max_steps=steps,
@@ -111,7 +112,7 @@ def main(
         model=network,
         args=arguments,
         # An item is one window, drawn at random: none comes twice.
-        train_dataset=SeriesWindows(*lengths, pasts, num_windows, seed=seed, max_windows=1),
+        train_dataset=SeriesWindows(*lengths, pasts, num_windows, seed=seed, max_windows=1, **enough),
         eval_dataset=[{"contexts": [context], "targets": [target]} for context, target in zip(*ends)],
         data_collator=collator,
         callbacks=[EarlyStoppingCallback(patience)],

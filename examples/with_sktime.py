@@ -26,7 +26,7 @@ def main(
     model: Annotated[str, typer.Argument(help="A compressed Chronos-T5 or Chronos-2: a folder or a Hub id.")],
     horizon: Annotated[int, typer.Option(help="Months to forecast.")] = 12,
 ) -> None:
-    is_chronos2 = isinstance(AutoConfig.from_pretrained(model), LowRankChronos2Config)
+    is_chronos2 = isinstance(AutoConfig.from_pretrained(model, trust_remote_code=False), LowRankChronos2Config)
     family = Chronos2Forecaster if is_chronos2 else ChronosForecaster
     # sktime's default, bfloat16, is slow on most CPUs.
     forecaster = family(model, config={"torch_dtype": torch.float32}, seed=0)

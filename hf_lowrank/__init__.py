@@ -1,21 +1,17 @@
 """Chronos time-series foundation models, small and fast: low-rank transformers that load like any other.
 
-Importing the package registers its classes with transformers' Auto classes and with the Chronos pipelines. Everything else that it
-offers is imported when it is first asked for: `hf_lowrank.compress_pretrained`, or `from hf_lowrank import compress_pretrained`.
+After `import hf_lowrank` the Auto classes of transformers and the Chronos pipelines know its models. The import itself loads neither:
+the classes are registered (in `hf_lowrank.models`) when transformers or chronos is there, at once or as soon as somebody imports it.
+Everything that the package offers is imported when it is first asked for: `hf_lowrank.compress_pretrained`, or
+`from hf_lowrank import compress_pretrained`.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import chronos
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
-
-from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
-from .models.configuration_lowrank_t5 import LowRankT5Config
-from .models.modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
-from .models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
-from .models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
-from .models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .analysis.analyze import Analysis, analyze
@@ -27,7 +23,7 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .checkpoints.published import build_checkpoint
     from .checkpoints.summary import CompressionSummary, summarize
     from .compression.calibration import Calibration, calibrate
-    from .compression.compress import compress_pretrained
+    from .compression.compress import compress_pretrained, plan_compression
     from .compression.settings import CompressionSettings
     from .data.series import read_series
     from .data.tokens import WindowCollator
@@ -39,26 +35,17 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .forecasting.forecast import forecast_file, forecast_frame
     from .hub.model_card import render_card
     from .hub.push import push_to_hub
+    from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
+    from .models.configuration_lowrank_t5 import LowRankT5Config
+    from .models.modeling_lowrank_chronos import LowRankChronos2Model, LowRankChronosBoltModelForForecasting
+    from .models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model
+    from .models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, LowRankChronosBoltPipeline
+    from .models.pipeline_lowrank_t5 import LowRankChronosPipeline
     from .training.distillation import recover
     from .training.pretraining import pretrain
     from .training.settings import PretrainingSettings
 
     __version__: str
-
-AutoConfig.register("lowrank_t5", LowRankT5Config)
-AutoModel.register(LowRankT5Config, (LowRankT5Model, LowRankT5EncoderModel))
-AutoModelForSeq2SeqLM.register(LowRankT5Config, LowRankT5ForConditionalGeneration)
-AutoModelForTextEncoding.register(LowRankT5Config, LowRankT5EncoderModel)
-AutoConfig.register("lowrank_chronos_bolt", LowRankChronosBoltConfig)
-AutoModel.register(LowRankChronosBoltConfig, LowRankChronosBoltModelForForecasting)
-AutoConfig.register("lowrank_chronos2", LowRankChronos2Config)
-AutoModel.register(LowRankChronos2Config, LowRankChronos2Model)
-# Every save copies the code beside the weights, so that `trust_remote_code=True` loads a checkpoint where this package is missing.
-for config_class in (LowRankT5Config, LowRankChronosBoltConfig, LowRankChronos2Config):
-    config_class.register_for_auto_class()
-# The stock pipelines look for the class that a checkpoint names in these two modules and nowhere else.
-chronos.chronos_bolt.LowRankChronosBoltModelForForecasting = LowRankChronosBoltModelForForecasting
-chronos.chronos2.LowRankChronos2Model = LowRankChronos2Model
 
 __all__ = [
     "Analysis",
@@ -101,6 +88,7 @@ __all__ = [
     "list_tasks",
     "load_pipeline",
     "packaged_series",
+    "plan_compression",
     "plot_analysis",
     "pretrain",
     "push_to_hub",
@@ -122,7 +110,7 @@ _LAZY = {
     ".checkpoints.published": ("build_checkpoint",),
     ".checkpoints.summary": ("CompressionSummary", "summarize"),
     ".compression.calibration": ("Calibration", "calibrate"),
-    ".compression.compress": ("compress_pretrained",),
+    ".compression.compress": ("compress_pretrained", "plan_compression"),
     ".compression.settings": ("CompressionSettings",),
     ".data.series": ("read_series",),
     ".data.tokens": ("WindowCollator",),
@@ -134,6 +122,16 @@ _LAZY = {
     ".forecasting.forecast": ("forecast_file", "forecast_frame"),
     ".hub.model_card": ("render_card",),
     ".hub.push": ("push_to_hub",),
+    ".models.configuration_lowrank_chronos": ("LowRankChronos2Config", "LowRankChronosBoltConfig"),
+    ".models.configuration_lowrank_t5": ("LowRankT5Config",),
+    ".models.modeling_lowrank_chronos": ("LowRankChronos2Model", "LowRankChronosBoltModelForForecasting"),
+    ".models.modeling_lowrank_t5": (
+        "LowRankT5EncoderModel",
+        "LowRankT5ForConditionalGeneration",
+        "LowRankT5Model",
+    ),
+    ".models.pipeline_lowrank_chronos": ("LowRankChronos2Pipeline", "LowRankChronosBoltPipeline"),
+    ".models.pipeline_lowrank_t5": ("LowRankChronosPipeline",),
     ".training.distillation": ("recover",),
     ".training.pretraining": ("pretrain",),
     ".training.settings": ("PretrainingSettings",),
@@ -158,3 +156,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _register(module: ModuleType) -> None:
+    """Import `hf_lowrank.models`, which registers the classes, after transformers or chronos has been imported."""
+    # chronos imports transformers: where it is only half there, it comes here at its own end.
+    if module.__name__ == "chronos" or "chronos" not in sys.modules:
+        import_module(f"{__name__}.models")
+
+
+for _name in ("transformers", "chronos"):
+    register_post_import_hook(_register, _name)

@@ -1,10 +1,34 @@
-"""Gram matrices: roots of them, and their diagonal blocks."""
+"""Gram matrices: how they are made, roots of them, and their diagonal blocks."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-__all__ = ["diagonal_blocks", "square_root"]
+__all__ = ["diagonal_blocks", "product_over_rows", "square_root", "without_scale"]
+
+
+def product_over_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right in float64, of rows (m, p) and (m, q) in float32: multiplied in float32, and neither too large nor too small for it."""
+    scales = [_power_of_two(rows.abs().max() if len(rows) else rows.new_zeros(())) for rows in (left, right)]
+    a, b = (rows / scale.to(rows.dtype) for rows, scale in zip((left, right), scales))
+    return (a.T @ b).double() * scales[0] * scales[1]
+
+
+def _power_of_two(largest: torch.Tensor, root: int = 1) -> torch.Tensor:
+    """A power of two just below the `root`-th root of these numbers, float64: division by it changes no digit."""
+    exponents = (torch.frexp(largest).exponent - 1).div(root, rounding_mode="floor")
+    return torch.as_tensor(np.ldexp(1.0, exponents.cpu().numpy()), device=largest.device)
+
+
+def without_scale(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices (..., h, h) whose largest entries are near one, and numbers (..., 1, 1) whose fourth powers they were divided by.
+
+    The numbers are powers of two, so no digit changes; products of two such matrices neither overflow nor vanish.
+    """
+    largest = gram.abs().amax(dim=(-2, -1), keepdim=True)
+    root = _power_of_two(largest, 4).to(gram)
+    return gram / root.square() / root.square(), root
 
 
 def square_root(gram: torch.Tensor) -> torch.Tensor:

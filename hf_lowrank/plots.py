@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "Forecast", "Panel", "import_pyplot", "plot_forecasts", "plot_pareto"]
+__all__ = ["Curve", "Forecast", "Panel", "check_plot", "import_pyplot", "plot_forecasts", "plot_pareto"]
 
 INK, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#000000",
@@ -77,6 +77,18 @@ def import_pyplot() -> Any:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def check_plot(argument: str, path: Path) -> None:
+    """Raise ImportError or ValueError, which names the argument, where no picture can be drawn to `path`; for a check before long work."""
+    import_pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds or path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{argument} must be a picture ({', '.join(f'.{kind}' for kind in sorted(kinds))}) in a folder that exists, found {str(path)!r}."
+        )
 
 
 def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80 % interval") -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import locked, new_folder, remove_folder
+from .files import alone, new_folder, remove_folder
 
 __all__ = ["UnfinishedRun"]
 
@@ -73,12 +73,12 @@ class UnfinishedRun:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other run goes on with this one, or begins in its place, while the block runs.
+        """No other run works towards the same output while the block runs.
 
         Raises:
             OSError: One does already.
         """
-        with locked(self.folder.with_name(f"{self.folder.name}.run"), self.folder):
+        with alone(self.folder.with_suffix("")):
             yield
 
     @property

@@ -45,6 +45,8 @@ SHAPE = {
 }
 # The files that a saved low-rank T5 carries its code in.
 T5_CODE = {
+    "checked_loading.py",
+    "checked_settings.py",
     "configuration_lowrank_t5.py",
     "modeling_lowrank_blocks.py",
     "modeling_lowrank_layers.py",
@@ -52,6 +54,7 @@ T5_CODE = {
     "modeling_lowrank_t5.py",
     "pipeline_lowrank_t5.py",
     "decoding.py",
+    "weight_files.py",
 }
 
 
@@ -213,3 +216,14 @@ def chronos2() -> Chronos2Model:
 def chronos_calibration(chronos_t5) -> Calibration:
     """`chronos_t5` measured on two synthetic batches."""
     return calibrate(chronos_t5, num_batches=2)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of what became of damaged input, where tests of `tests/fuzz` have recorded it."""
+    from fuzz.outcomes import report
+
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    properties = [
+        entry for found in reports if getattr(found, "when", "") == "call" for entry in found.user_properties
+    ]
+    report(properties, terminalreporter.write_line)

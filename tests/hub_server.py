@@ -1,7 +1,7 @@
 """A Hub in one process: it speaks the part of the Hub's HTTP protocol that pushing and loading a model needs, and keeps what it gets.
 
 Repositories are chains of commits, each a mapping from paths to bytes; large files are in a store of their own by their hash, as git-lfs has
-them. Requests can be made to fail. Nothing but the standard library.
+them. Requests can be made to fail. The server is the standard library's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
@@ -129,6 +133,12 @@ class Hub(ThreadingHTTPServer):
         parent = repository.branches[branch]
         files = repository.commits[parent].files | {path: data}
         repository.add(branch, Commit(parent, f"Update {path}", files))
+
+    def publish(self, name: str, folder: Path) -> None:
+        """A public repository with the files of a folder, or its next commit."""
+        repository = self.repositories.setdefault(name, Repository(private=False))
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        repository.add("main", Commit(repository.branches.get("main"), "all", files))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone is no news."""
@@ -349,3 +359,20 @@ def serve(tokens: dict[str, str]) -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+@contextmanager
+def serve_this_process(tokens: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub for this process, with a cache and no stored token in `home`: as `HF_ENDPOINT` and its like make it."""
+    with serve(tokens) as hub:
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(home / "hub-cache"),
+            "HF_TOKEN_PATH": str(home / "no-token"),
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub

@@ -7,11 +7,24 @@ import math
 import os
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from hf_lowrank import files
-from hf_lowrank.files import as_json, check_output, locked, new_folder, tidy, write_json, write_text
+from hf_lowrank.files import (
+    alone,
+    as_json,
+    check_output,
+    locked,
+    new_file,
+    new_folder,
+    tidy,
+    without_folders,
+    write_json,
+    write_text,
+)
 
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -69,6 +82,25 @@ def test_a_folder_is_complete_or_as_before(tmp_path):
         check_output(output / "second")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+@pytest.mark.parametrize(
+    ("umask", "folders", "others"), [(0o077, 0o700, 0o600), (0o022, 0o755, 0o644), (0o002, 0o775, 0o664)]
+)
+def test_the_umask_says_who_may_read(tmp_path, umask, folders, others):
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "deep" / "model") as folder:
+            (folder / "inner").mkdir()
+            save_file({"a": torch.zeros(2)}, folder / "inner" / "model.safetensors")
+        write_text(tmp_path / "deep" / "text", "x")
+        with new_file(tmp_path / "deep" / "tensors") as part:
+            save_file({"a": torch.zeros(2)}, part)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "deep").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (folders if path.is_dir() else others), path
+
+
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     output = tmp_path / "model"
     with new_folder(output) as folder:
@@ -115,6 +147,10 @@ def test_a_lock_is_that_of_the_file_and_not_of_its_name(tmp_path):
         pass
     with locked(tmp_path / "link" / "out"), locked(tmp_path / "real" / "other"):
         pass
+    with alone(real), pytest.raises(OSError, match=f"another run is writing to .*{link.name};"), alone(link):
+        pass
+    with alone(real), new_folder(real):  # the work itself may write
+        pass
 
 
 def test_locks_need_no_cache_that_can_be_written(tmp_path, monkeypatch):
@@ -134,3 +170,23 @@ def test_only_models_are_replaced(tmp_path):
         with pytest.raises(FileExistsError, match="is never replaced"):
             check_output(tmp_path / name, overwrite=True)
     check_output(tmp_path / "models" / "one", overwrite=True)
+
+
+def test_of_a_path_of_this_machine_the_last_part_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run").touch()
+    given = {
+        "absolute": "/home/ann/run",
+        "there": "logs/run",
+        "path": tmp_path / "x",
+        "deep": [{"a": "/a/b"}, 3, None],
+    }
+    assert without_folders(given | {"repository": "ann/run", "word": "cosine"}) == {
+        "absolute": "run",
+        "there": "run",
+        "path": "x",
+        "deep": [{"a": "b"}, 3, None],
+        "repository": "ann/run",
+        "word": "cosine",
+    }

@@ -38,22 +38,48 @@ def test_type_checkers_see_what_is_imported_lazily() -> None:
         if isinstance(node, ast.ImportFrom)
     }
     assert seen == hf_lowrank._LAZY
-    eager = {
-        alias.name
-        for node in SOURCE.body
-        if isinstance(node, ast.ImportFrom) and node.level == 1
-        for alias in node.names
-    }
-    lazy = {name for names in seen.values() for name in names}
-    assert eager | lazy | {"__version__"} == set(hf_lowrank.__all__)
+    assert {name for names in seen.values() for name in names} | {"__version__"} == set(hf_lowrank.__all__)
 
 
-def test_the_import_loads_the_models_alone() -> None:
+def run(code: str) -> list[str]:
+    """What a fresh process prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_import_and_the_help_load_nothing_of_the_work() -> None:
     code = (
-        "import sys, chronos, transformers; before = set(sys.modules); import hf_lowrank;"
-        "print(*{name for name in set(sys.modules) - before})"
+        "import sys; before = set(sys.modules); import hf_lowrank; print(*set(sys.modules) - before, end=' | ')\n"
+        "from typer.testing import CliRunner; from hf_lowrank.cli.app import COMMANDS, app\n"
+        "for command in [None, *(one.__name__ for one in COMMANDS)]:\n"
+        "    result = CliRunner().invoke(app, [*filter(None, [command]), '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.stdout\n"
+        "print(*sys.modules)"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    own = {name for name in loaded if name.startswith("hf_lowrank.")}
-    assert {name.split(".")[1] for name in own} == {"models"}
-    assert {name.split(".")[0] for name in loaded} <= {"hf_lowrank", "transformers", "chronos", "torch"}
+    printed = run(code)
+    imported, helped = printed[: printed.index("|")], printed[printed.index("|") + 1 :]
+    assert {name for name in imported if name.startswith("hf_lowrank")} == {"hf_lowrank"}
+    heavy = {"chronos", "matplotlib", "numpy", "pandas", "scipy", "torch", "transformers"}
+    assert not heavy & {*imported, *helped}
+    own = {name.split(".")[1] for name in helped if name.startswith("hf_lowrank.")}
+    assert own == {"cli", "files", "interrupts"}
+
+
+CONFIG = "lowrank_t5 lowrank_chronos_bolt lowrank_chronos2"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hf_lowrank, transformers",
+        "import hf_lowrank; from chronos import BaseChronosPipeline",
+        "import hf_lowrank.models.modeling_lowrank_t5",
+    ],
+)
+def test_the_classes_are_registered_whatever_is_imported_next(code: str) -> None:
+    # What others look for in a module, its file, code and loader, is as ever.
+    code += (
+        f"; import chronos, transformers, inspect; print(*(transformers.AutoConfig.for_model(name).model_type for name in '{CONFIG}'.split()),"
+        "'LowRankChronos2Model' in vars(chronos.chronos2), 'LowRankChronosBoltModelForForecasting' in vars(chronos.chronos_bolt),"
+        "'hf_lowrank' in inspect.getsource(chronos), type(chronos.__spec__.loader).__name__)"
+    )
+    assert run(code) == [*CONFIG.split(), "True", "True", "False", "SourceFileLoader"]

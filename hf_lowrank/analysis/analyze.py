@@ -23,6 +23,7 @@ import transformers
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ..checkpoints.connection import from_hub_or_cache
 from ..checkpoints.dense import as_full_rank
 from ..checkpoints.families import CHRONOS2
 from ..checkpoints.loading import checkpoint_path, load_config, load_model, named_class, public_name
@@ -129,6 +130,7 @@ def _check_variates(variates: Sequence[int], *, family: str, data: Any) -> None:
         raise ValueError(f"variates must be positive integers, found {bad[0]!r}.")
 
 
+@from_hub_or_cache
 def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTrainedModel, str]:
     """The model in float32, and what it is called; weights are mapped from the file where it is in float32.
 
@@ -148,7 +150,7 @@ def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTra
         loaded = load_model(model, [model_class], model_class.__name__, dtype=torch.float32)
     else:
         try:
-            loaded = _model_class(config).from_pretrained(path, dtype=torch.float32)
+            loaded = _model_class(config).from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
             raise OSError(f"model: the weights of {path} cannot be read ({error}).") from error
     return loaded.requires_grad_(False).eval(), public_name(path)
@@ -157,8 +159,9 @@ def load_transformer(model: str | os.PathLike | PreTrainedModel) -> tuple[PreTra
 def _model_class(config: PreTrainedConfig) -> Any:
     """The class that a configuration of none of our families names: of transformers, or whatever the Auto classes know."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    if hasattr(transformers, architecture):
-        return getattr(transformers, architecture)
+    named = getattr(transformers, architecture, None)
+    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
     for mapping in (transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         registered = mapping.get(type(config), ())
         for model_class in registered if isinstance(registered, tuple) else (registered,):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import new_file
 from ..plots import BLUE, COLOURS, GREEN, INK, LINES, ORANGE, STYLE, VERMILION, import_pyplot
 from ..published_figures import EPSILONS
 from .result import Analysis, stacks
@@ -35,7 +36,6 @@ KINDS = {
 def plot_analysis(analysis: Analysis, folder: str | os.PathLike) -> list[Path]:
     """Draw spectra.png, flow.png, heads.png and, where variates were measured, variates.png; returns their paths."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {"spectra": plot_spectra, "flow": plot_flow, "heads": plot_heads}
     if analysis.variates:
         pictures["variates"] = plot_variates
@@ -45,7 +45,8 @@ def plot_analysis(analysis: Analysis, folder: str | os.PathLike) -> list[Path]:
         for name, draw in pictures.items():
             figure = draw(plt, analysis)
             paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1])
+            with new_file(paths[-1]) as part:
+                figure.savefig(part)
             plt.close(figure)
     return paths
 

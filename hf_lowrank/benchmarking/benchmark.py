@@ -10,193 +10,30 @@ from __future__ import annotations
 import os
 import platform
 import re
-import statistics
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 
-from ..checkpoints.pipelines import check_checkpoint, in_lean_pipeline
+from ..checkpoints.pipelines import in_lean_pipeline, known_device, known_dtype
 from ..checkpoints.published import build_checkpoint
-from ..files import write_json
+from ..files import temporary_folder
+from ..progress import progress_display
 from ..timing import Case
-from .matmul_floor import Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
+from ..versions import versions
+from .matmul_floor import SQUARE, Machine, Product, cache_bytes, measure_floor, recorded_products, t5_products
 from .measurement import LoadedCheckpoint, Memory, cases
+from .result import Benchmark, Comparison, Side
+from .rounds import measure_rounds
 
 __all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEMORY_REPEATS = 3  # each is a process of its own on both sides, and memory varies far less than time
 DEFAULT_SAMPLES = 20
-MEBIBYTE = 2**20
-
-
-# ---- What is reported ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Side:
-    """One checkpoint in one case.
-
-    Attributes:
-        name: What the checkpoint is called in tables and messages.
-        pipeline: The class of the pipeline that forecast.
-        parameters: How many numbers all weights of the model have.
-        bytes_on_disk: The size of the weight files.
-        seconds: The time of one forecast, one value a repeat.
-        memory: What one forecast takes in a process of its own, one value a repeat.
-        cache_bytes: The key/value cache of one series with all its samples, cross-attention held once; None for models that
-            decode in one pass.
-        cache_bytes_repeated: That cache with cross-attention held once a sample, as transformers' `generate` does.
-        product_flops, floor_seconds, roofline_seconds: What the matrix products alone take: see `matmul_floor.Floor`.
-    """
-
-    name: str
-    pipeline: str
-    parameters: int
-    bytes_on_disk: int
-    seconds: tuple[float, ...]
-    memory: tuple[Memory, ...]
-    cache_bytes: int | None
-    cache_bytes_repeated: int | None
-    product_flops: int
-    floor_seconds: float
-    roofline_seconds: float
-
-    @property
-    def floor_ratio(self) -> list[float]:
-        """Measured time over floor: 1.0 is the limit."""
-        return [seconds / self.floor_seconds for seconds in self.seconds]
-
-    def figures(self) -> dict[str, list[float]]:
-        """What the table shows, by its heading there."""
-        return {
-            "seconds": list(self.seconds),
-            "peak memory, MiB": [memory.peak / MEBIBYTE for memory in self.memory if memory.peak is not None],
-            "time / floor": self.floor_ratio,
-            "cache a series, MiB": [] if self.cache_bytes is None else [self.cache_bytes / MEBIBYTE],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two checkpoints in one case.
-
-    `against_lean`, for a Chronos-T5 alone, is the second one once more, uncompressed, in LowRankChronosPipeline. Ratios are the value of the
-    model, or of `against_lean`, over that of `against`, repeat by repeat.
-    """
-
-    case: Case
-    model: Side
-    against: Side
-    against_lean: Side | None = None
-
-    @property
-    def ratios(self) -> dict[str, list[float]]:
-        """`time_ratio`, `memory_ratio` and `floor_ratio` of the model, and with "lean_" before them those of `against_lean`."""
-        ratios = self.ratios_of(self.model) | {"floor_ratio": self.model.floor_ratio}
-        if self.against_lean is not None:
-            ratios |= {f"lean_{name}": values for name, values in self.ratios_of(self.against_lean).items()}
-        return ratios
-
-    def ratios_of(self, side: Side) -> dict[str, list[float]]:
-        """`time_ratio` and `memory_ratio` over `against`."""
-        seconds, memory = zip(side.seconds, self.against.seconds), zip(side.memory, self.against.memory)
-        return {
-            "time_ratio": [ours / theirs for ours, theirs in seconds],
-            "memory_ratio": [ours.peak / theirs.peak for ours, theirs in memory if ours.peak and theirs.peak],
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """The ratios' `median`, `min`, `max`, and the absolute figures of all sides."""
-        figures = asdict(self)
-        for key in ("model", "against", "against_lean"):
-            if figures[key] is not None:
-                figures[key]["floor_ratio"] = spread(getattr(self, key).floor_ratio)
-        return {name: spread(values) for name, values in self.ratios.items()} | figures
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """All cases of a run, and the machine that the figures came from.
-
-    Attributes:
-        machine: Processor, threads, device, dtype, the rates of large products and of memory, and the versions of libraries.
-        comparisons: One for each case, in the order of `measurement.cases`.
-    """
-
-    machine: dict[str, Any]
-    comparisons: tuple[Comparison, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs: the ratios over all repeats of all cases, the `machine`, and the cases as `results`.
-
-        The ratios are `time_ratio`, `memory_ratio`, `floor_ratio`, and `lean_time_ratio` and `lean_memory_ratio` of the second checkpoint in
-        LowRankChronosPipeline.
-        """
-        pooled: dict[str, list[float]] = {}
-        for comparison in self.comparisons:
-            for name, values in comparison.ratios.items():
-                pooled.setdefault(name, []).extend(values)
-        results = [comparison.to_dict() for comparison in self.comparisons]
-        return {name: spread(values) for name, values in pooled.items()} | {
-            "machine": self.machine,
-            "results": results,
-        }
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write `to_dict()` as JSON; the file appears whole or not at all."""
-        write_json(path, self.to_dict())
-
-    def tables(self) -> list[Table]:
-        """For people: the figures of each case, then the two checkpoints."""
-        model, against = self.comparisons[0].model, self.comparisons[0].against
-        figures = Table("", "against", "model", "ratio (min to max)", title=f"{model.name} against {against.name}")
-        if self.comparisons[0].against_lean is not None:
-            figures.add_column("against, in LowRankChronosPipeline")
-            figures.add_column("ratio (min to max)")
-        figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
-        for comparison in self.comparisons:
-            figures.add_row(Text(str(comparison.case), style="bold"))
-            theirs = comparison.against.figures()
-            rows = {heading: [heading, median_text(values)] for heading, values in theirs.items()}
-            for side in filter(None, (comparison.model, comparison.against_lean)):
-                ratios = comparison.ratios_of(side)
-                shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
-                for heading, ours in side.figures().items():
-                    rows[heading] += [median_text(ours), spread_text(shown.get(heading, []))]
-            for row in rows.values():
-                figures.add_row(*row)
-            figures.add_section()
-        checkpoints = Table("checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load")
-        for side in (model, against):
-            load = median_text([memory.load_seconds for memory in side.memory])
-            disk = f"{side.bytes_on_disk / MEBIBYTE:.1f}"
-            checkpoints.add_row(side.name, side.pipeline, f"{side.parameters:,}", disk, load)
-        return [figures, checkpoints]
-
-
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, minimum and maximum; None of nothing."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
-
-
-def median_text(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.4g}" if values else "-"
-
-
-def spread_text(values: Sequence[float]) -> str:
-    return f"{median_text(values)} ({min(values):.4g} to {max(values):.4g})" if values else ""
-
-
-# ---- The run ---------------------------------------------------------------------------------------------------------
+FLOOR_RETRIES = 2  # how often products are timed again whose sum is more than a whole forecast
 
 
 def benchmark(  # noqa: PLR0913 a public call names all of its options
@@ -213,12 +50,14 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
     repeats: int = 5,
     seed: int = 0,
     names: tuple[str, str] | None = None,
+    show_progress: bool | None = None,
 ) -> Benchmark:
     """Measure two checkpoints on every combination of the given sizes.
 
     In every case all sides forecast once to warm up, then `repeats` times each in turn, the order changing from repeat
     to repeat; the times of one repeat make its ratios. Memory is measured in processes of their own, `min(repeats, 3)` on each
-    side. The same random walks go into all.
+    side. The same random walks go into all. Rounds in which the machine was busy with something else are repeated, at most
+    `repeats` in each case, and the result says how many were.
 
     Args:
         model, against: Folders or Hub ids of checkpoints of any Chronos family, dense or compressed; `"reference"` is the one
@@ -226,35 +65,29 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         batch_size: Numbers of series that are forecast at once.
         context_length, prediction_length: Numbers of time steps of past and of future.
         num_samples: Numbers of sample paths a series of sampling models (Chronos-T5), 20 by default; other models take none.
-        dtype: `"float32"` or `"bfloat16"`, of weights and computation.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and computation.
         device: `"cpu"` or `"cuda"`; by default CUDA where there is one.
         threads: How many threads PyTorch uses on the CPU; by default PyTorch's own choice.
         repeats: How many forecasts of each side are timed in each case.
         seed: The seed of the random numbers that the series are made of and that sampling models draw their paths with.
         names: What to call the two in the result, in place of the paths.
+        show_progress: Show a progress bar; by default in a terminal or a notebook.
 
     Raises:
         ValueError: A size that is not positive or that a model cannot take, an unknown dtype, a device that is not there.
         OSError: A checkpoint that is not there.
     """
-    torch_dtype = _dtype(dtype)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    device = device or devices[-1]
-    if device not in devices:
-        raise ValueError(f"device must be one of {', '.join(devices)} on this machine; found {device!r}.")
+    torch_dtype, device = _measurable(dtype, device)
     for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value}.")
     points = cases(batch_size, context_length, prediction_length, num_samples)
-    for argument, path in (("model", model), ("against", against)):
-        check_checkpoint(path, argument)
-
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
         sides = [
-            LoadedCheckpoint.load(path, name, dtype=dtype, device=device)
-            for path, name in zip((model, against), names or (model, against))
+            LoadedCheckpoint.checked(path, name, argument=argument, dtype=dtype, device=device)
+            for path, name, argument in zip((model, against), names or (model, against), ("model", "against"))
         ]
         if not any(side.samples for side in sides) and num_samples is not None:
             raise ValueError("num_samples is for models that sample; both of these forecast quantiles: leave it out.")
@@ -269,7 +102,16 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
         if (lean := in_lean_pipeline(sides[1].pipeline)) is not sides[1].pipeline:
             sides.append(replace(sides[1], pipeline=lean, lean=True))
         machine = Machine.measure(torch.device(device), torch_dtype)
-        comparisons = [_compare(case, sides, machine, repeats=repeats, seed=seed) for case in points]
+        # Of each case the least number of forecasts in this process and of processes that forecast.
+        steps = len(sides) * (repeats + min(repeats, MEMORY_REPEATS))
+        with progress_display(show=show_progress) as display:
+            step = display.add_task("", total=steps * len(points))
+            comparisons = []
+            for i, case in enumerate(points):
+                display.update(step, description=f"Forecasting, {case}")
+                advance = partial(display.advance, step)
+                comparisons.append(_compare(case, sides, machine, repeats=repeats, seed=seed, advance=advance))
+                display.update(step, completed=steps * (i + 1))
         return Benchmark(_describe(machine), tuple(comparisons))
     finally:
         torch.set_num_threads(threads_before)
@@ -282,8 +124,11 @@ def benchmark_shape(
 
     The arguments are those of `build_checkpoint` and of `benchmark`.
     """
-    arguments: dict[str, Any] = {"dtype": _dtype(options.get("dtype", "float32")), "seed": options.get("seed", 0)}
-    with tempfile.TemporaryDirectory() as folder:
+    arguments: dict[str, Any] = {
+        "dtype": known_dtype(options.get("dtype", "float32"), has_auto=False),
+        "seed": options.get("seed", 0),
+    }
+    with temporary_folder() as folder:
         dense, compressed = f"{folder}/dense", f"{folder}/compressed"
         build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
         build_checkpoint(dense, shape, **arguments)
@@ -293,19 +138,28 @@ def benchmark_shape(
         return benchmark(compressed, dense, names=(label, shape), **options)
 
 
-def _compare(case: Case, sides: list[LoadedCheckpoint], machine: Machine, *, repeats: int, seed: int) -> Comparison:
+def _compare(
+    case: Case,
+    sides: list[LoadedCheckpoint],
+    machine: Machine,
+    *,
+    repeats: int,
+    seed: int,
+    advance: Callable[[], None],
+) -> Comparison:
     products = [_warm_up(side, case, seed) for side in sides]
-    seconds: list[list[float]] = [[] for _ in sides]
+    rounds = measure_rounds([partial(side.timing, case, seed=seed) for side in sides], repeats, after_each=advance)
     memory: list[list[Memory]] = [[] for _ in sides]
-    order = list(range(len(sides)))
-    for _ in range(repeats):
-        for i in order:
-            seconds[i].append(sides[i].seconds(case, seed=seed))
-        order = order[1:] + order[:1]
     for _ in range(min(repeats, MEMORY_REPEATS)):
         for side, of_side in zip(sides, memory):
             of_side.append(side.memory(case, seed=seed))
-    return Comparison(case, *map(partial(_side, case, machine), sides, products, seconds, memory))
+            advance()
+    for needed, seconds in zip(products, rounds.seconds):
+        for _ in range(FLOOR_RETRIES):
+            if measure_floor(needed, machine).seconds > min(seconds):
+                machine.time_again(needed)
+    model, against, *lean = map(partial(_side, case, machine), sides, products, rounds.seconds, memory)
+    return Comparison(case, model, against, lean[0] if lean else None, rounds.num_repeated, rounds.num_disturbed)
 
 
 def _warm_up(side: LoadedCheckpoint, case: Case, seed: int) -> list[Product]:
@@ -346,10 +200,14 @@ def _side(
     )
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; found {name!r}.")
-    return DTYPES[name]
+def _measurable(dtype: str, device: str | None) -> tuple[torch.dtype, str]:
+    """The dtype and the device, where one can be measured."""
+    device = known_device(device)
+    if device not in SQUARE:  # not "cuda:1" either: what the GPU has in use is asked of the first
+        raise ValueError(f"device must be one of {', '.join(SQUARE)} to be measured, found {device!r}.")
+    found = known_dtype(dtype, has_auto=False)
+    assert isinstance(found, torch.dtype)
+    return found, device
 
 
 def _describe(machine: Machine) -> dict[str, Any]:
@@ -366,6 +224,5 @@ def _describe(machine: Machine) -> dict[str, Any]:
         "dtype": str(machine.dtype).removeprefix("torch."),
         "matmul_flops_per_second": machine.flops_per_second,
         "memory_bytes_per_second": machine.bytes_per_second,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("hf-lowrank", "torch", "transformers", "chronos-forecasting")},
+        **versions(),
     }

@@ -20,8 +20,10 @@ from huggingface_hub import snapshot_download
 from transformers import T5Config, T5ForConditionalGeneration
 
 from ..checkpoints.loading import checkpoint_path
+from ..checkpoints.pipelines import in_stock_pipeline, load_pipeline
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from ..timing import Case
+from .rounds import Timing, timed
 
 __all__ = ["LoadedCheckpoint", "Memory", "cases"]
 
@@ -93,8 +95,18 @@ class LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
         path = checkpoint_path(path)
         pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
-        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device)
+        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device, trust_remote_code=False)
         return cls(name, path, pipeline, dtype, device, lean)
+
+    @classmethod
+    def checked(cls, path: str, name: str, *, argument: str, dtype: str, device: str) -> LoadedCheckpoint:
+        """The same of a checkpoint that may be damaged; `argument` is what messages call it.
+
+        Raises:
+            OSError, ValueError: As `load_pipeline`.
+        """
+        pipeline = in_stock_pipeline(load_pipeline(path, argument=argument, dtype=dtype, device=device))
+        return cls(name, checkpoint_path(path), pipeline, dtype, device)
 
     @property
     def samples(self) -> bool:
@@ -109,11 +121,9 @@ class LoadedCheckpoint:
         options = {"num_samples": case.num_samples} if self.samples else {}
         self.pipeline.predict_quantiles(list(series), prediction_length=case.prediction_length, **options)
 
-    def seconds(self, case: Case, *, seed: int) -> float:
+    def timing(self, case: Case, *, seed: int) -> Timing:
         """The time of one forecast. Its result is on the CPU, so a GPU has finished too."""
-        start = time.perf_counter()
-        self.forecast(case, seed=seed)
-        return time.perf_counter() - start
+        return timed(lambda: self.forecast(case, seed=seed), on_cpu=self.device == "cpu")
 
     def memory(self, case: Case, *, seed: int) -> Memory:
         """Load and forecast once in a fresh process with the same number of threads."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from chronos import BaseChronosPipeline
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
@@ -19,6 +20,7 @@ from transformers import (
 
 from .families import DENSE_CLASSES, Family, family_of
 from .loading import check_finite, checkpoint_path, load_model, public_name
+from .pipelines import known_device, known_dtype
 from .rank_table import LayerName
 
 __all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]
@@ -100,16 +102,37 @@ class DenseCheckpoint:
         return model.requires_grad_(False)
 
 
-def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
-    """Load a dense checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model.
+def load_dense(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | None = None,
+) -> DenseCheckpoint:
+    """Load a dense checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model or that of a pipeline.
+
+    Args:
+        model: What to load or look at.
+        dtype: Of the weights of what is loaded; by default that of its file.
+        device: Where they are; by default on the CPU.
 
     Raises:
-        ValueError: It is another model, weights are missing, or a tensor holds NaN or infinite values.
+        ValueError: It is another model, weights are missing, or a tensor holds NaN or infinite values; `dtype` or `device` is
+            unknown, or given for a model that is loaded already.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
+    if isinstance(model, BaseChronosPipeline):
+        model = model.inner_model
     if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
-        raise ValueError(f"model must be a Hub id, a folder or a loaded model, found a {type(model).__name__}.")
+        raise ValueError(
+            f"model must be a Hub id, a folder, a loaded model or a pipeline, found a {type(model).__name__}."
+        )
+    dtype, device = known_dtype(dtype), None if device is None else known_device(device)
+    name = public_name(model)  # now, for a folder may be gone later
     if isinstance(model, PreTrainedModel):
+        if dtype != "auto" or device is not None:
+            raise ValueError(
+                "dtype and device are for a checkpoint that is loaded here; use model.to(...) for a model."
+            )
         loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
         if type(model) not in DENSE_CLASSES:
             raise ValueError(f"model: {source} is a {type(model).__name__}; it must be {WANTED}.")
@@ -119,7 +142,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         # starts with none in memory, and a compression reads those of the attention alone.
         load_model(source, DENSE_CLASSES, WANTED)
         gc.collect()
-        loaded = load_model(source, DENSE_CLASSES, WANTED, check_values=False)
+        loaded = load_model(source, DENSE_CLASSES, WANTED, dtype=dtype, device=device, check_values=False)
     check_names(loaded)
     weights = loaded.state_dict()
     if is_shared:
@@ -130,7 +153,7 @@ def load_dense(model: str | os.PathLike | PreTrainedModel) -> DenseCheckpoint:
         model_class=type(loaded),
         weights=weights,
         tied_keys=dict(loaded.all_tied_weights_keys),
-        source=public_name(source),
+        source=name,
         is_shared=is_shared,
     )
 
@@ -182,7 +205,10 @@ def _check_weights(weights: dict[str, torch.Tensor], source: str) -> None:
             raise ValueError(
                 f"model: the weight {name} of {source} is on the meta device; load the model without offload."
             )
-    check_finite(weights, source)
+    try:
+        check_finite(weights, source)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
 
 
 def build_model(

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
-from ..models.configuration_lowrank_t5 import validate_depths
-from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES
-from .weight_files import StoredTensor, stored_tensors
+from ..models.checked_loading import check_finite, load_checked, stored_weights
+from ..models.checked_settings import check_settings
+from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel
+from ..models.weight_files import StoredTensor
+from .connection import REFERENCES, checkpoint_path, from_hub_or_cache, is_hub_id, nearly
+from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES, family_of
 
 __all__ = [
+    "HUB_ID",
     "REFERENCES",
+    "check_config",
     "check_finite",
-    "check_sizes",
     "checkpoint_path",
     "load_config",
     "load_model",
@@ -27,32 +39,45 @@ __all__ = [
     "public_name",
 ]
 
-ASSETS = Path(__file__).parents[1] / "assets"
-# Small trained checkpoints that the package ships.
-REFERENCES = {"reference": ASSETS / "reference", "reference-bolt": ASSETS / "reference_bolt"}
-SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 CONFIG_CLASSES = {T5Config, *(family.config_class for family in FAMILIES)}
+ENCODERS = (T5EncoderModel, LowRankT5EncoderModel)
 # Dense and low-rank classes by name; the last as Google's first checkpoints call it.
 CLASSES: dict[str, type[PreTrainedModel]] = {cls.__name__: cls for cls in (*DENSE_CLASSES, *LOWRANK_CLASSES)} | {
     "T5WithLMHeadModel": T5ForConditionalGeneration
 }
 
 
-def checkpoint_path(name: str | os.PathLike) -> str:
-    """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
-    return str(REFERENCES.get(str(name), name))
-
-
 def public_name(source: str | os.PathLike | PreTrainedModel) -> str:
-    """What a checkpoint is called where others read it: a Hub id, or the last part of a path, the rest of which is the machine's business."""
+    """What a checkpoint is called where others read it: the only names with a slash are Hub ids that were loaded from there.
+
+    Of a path the last part is said, for the rest is the machine's business; of what ships here, the name that loads it.
+
+    Args:
+        source: What the user gave. Ask before the load or right after it: a folder may be gone later, and look like a Hub id. Of a
+            loaded model, which may have lost its folder already, a name is a Hub id if the Hub's cache has it.
+    """
     if isinstance(source, PreTrainedModel):
         name = source.config.name_or_path or type(source).__name__
+        is_of_hub = _is_cached(name)
     else:
-        name = str(source)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_id else Path(name).name
+        name, is_of_hub = str(source), True
+        if name in REFERENCES:
+            return name
+    if is_of_hub and HUB_ID.fullmatch(name) and not Path(name).exists():
+        return name
+    place = Path(os.path.abspath(name))
+    shipped = {folder: reference for reference, folder in REFERENCES.items()}
+    return shipped.get(place) or (f"another {place.name}" if place.name in REFERENCES else place.name)
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the cache has a configuration that came from the Hub under this name, at any revision."""
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    return any(True for _ in folder.glob("*/config.json"))
+
+
+@from_hub_or_cache
 def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTrainedConfig:
     """The configuration of a folder, a Hub id or a shipped reference.
 
@@ -65,19 +90,31 @@ def load_config(source: str | os.PathLike, *, argument: str = "model") -> PreTra
         ValueError: Its configuration is of no model that transformers knows.
     """
     path = checkpoint_path(source)
-    # A Hub id has an owner; a name that is nearly a reference's would be looked for on the network first.
-    is_name = "/" not in path and not Path(path).exists()
-    if is_name and (alike := difflib.get_close_matches(path, REFERENCES, n=1, cutoff=0.8)):
-        raise OSError(f"{argument}: there is no {path!r}; did you mean {alike[0]!r}?")
+    # A Hub id has an owner; a name that is nearly a known one would be looked for on the network first.
+    if "/" not in path and (alike := nearly(path)):
+        raise OSError(f"{argument}: there is no {path!r}; did you mean {alike!r}?")
     try:
         # No checkpoint runs code of its own here, and none asks whether it may.
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
-        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({error}).") from error
-    except ValueError as error:
+        hint = f"; did you mean {alike!r}?" if (alike := nearly(path)) else "."
+        is_cut_off = is_hub_id(path) and is_offline_mode()
+        reason = f"it is not in the cache, and {constants.ENDPOINT} cannot be reached" if is_cut_off else error
+        raise OSError(f"{argument}: {path} is no folder and no Hub id that can be read ({reason}){hint}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{argument}: {path} must have a sound config.json ({_said(error)}).") from error
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a value of a wrong type makes of code that expects another
         raise ValueError(
-            f"{argument}: {path} must be a checkpoint with the config.json of a model that transformers knows ({error})."
+            f"{argument}: {path} must be a checkpoint with the config.json of a model that transformers knows ({_said(error)})."
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """An error of another package as part of a sentence."""
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:500].rstrip(".")
 
 
 def named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -88,10 +125,13 @@ def named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 
 def _architecture(config: PreTrainedConfig) -> str:
+    """The name of the class; "" where it says none."""
     default = "T5ForConditionalGeneration" if type(config) is T5Config else ""
-    return (getattr(config, "architectures", None) or [default])[0]
+    names = getattr(config, "architectures", None) or [default]
+    return names[0] if isinstance(names, list) and isinstance(names[0], str) else ""
 
 
+@from_hub_or_cache
 def load_model(
     source: str | os.PathLike,
     classes: Collection[type[PreTrainedModel]],
@@ -125,46 +165,35 @@ def load_model(
         is_known = type(config) in CONFIG_CLASSES
         kind = _architecture(config) or type(config).__name__ if is_known else f"{config.model_type} checkpoint"
         raise ValueError(f"{argument}: {path} is a {kind}; it must be {wanted}.")
+    check_config(config, model_class, f"{argument}: {path}")
     try:
-        stored = stored_tensors(path)
-    except OSError as error:
-        raise OSError(_unreadable(path, argument, error)) from error
-    check_sizes(config, f"{argument}: {path}")
-    _check_depths(config, stored, f"{argument}: {path}")
-    try:
+        _check_depths(config, stored_weights(path), path)
         # All dense families call themselves T5, and Chronos-2 has a configuration of its own.
         if type(config) is not model_class.config_class:
             config = model_class.config_class.from_pretrained(path, trust_remote_code=False)
-        model, info = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            device_map=device,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        load = model_class.from_pretrained
+        if model_class in DENSE_CLASSES:
+            load = partial(load_checked, load, check_values=check_values)
+        return load(path, config=config, dtype=dtype, device_map=device, trust_remote_code=False)
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the formats of weights and of configurations have no error in common
-        raise OSError(_unreadable(path, argument, error)) from error
-    _check_names(model, stored, info, f"{argument}: {path}")
-    if check_values:
-        check_finite(model.state_dict(), path, argument=argument)
-    return model
+    except (ValueError, OSError) as error:
+        is_of_files = isinstance(error, OSError)
+        raise (OSError if is_of_files else ValueError)(f"{argument}: {_said(error)}.") from error
+    except Exception as error:  # whatever a value of a wrong type makes of code that expects another
+        raise ValueError(
+            f"{argument}: {path} cannot be loaded; its configuration or its weights are damaged ({_said(error)})."
+        ) from error
 
 
-def _unreadable(path: str, argument: str, error: Exception) -> str:
-    return f"{argument}: the weights of {path} cannot be read; a file is missing, truncated or damaged ({error})."
-
-
-def check_sizes(config: PreTrainedConfig, what: str) -> None:
-    """Raise ValueError where no model of the sizes in a configuration can be built; `what` begins the message."""
-    for name in SIZES:
-        size = getattr(config, name, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{what}: {name} must be a positive integer in config.json, found {size!r}.")
+def check_config(config: PreTrainedConfig, model_class: type[PreTrainedModel], what: str) -> None:
+    """Raise ValueError where no model of this class can have a configuration; `what` begins the message."""
+    family = family_of(model_class)
+    assert family is not None
     try:
-        validate_depths(config)
+        if family.has_decoder and model_class not in ENCODERS and not config.is_encoder_decoder:
+            raise ValueError(f"is_encoder_decoder must be true for {model_class.__name__}, found false.")
+        check_settings(config, family.name)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
@@ -178,32 +207,3 @@ def _check_depths(config: PreTrainedConfig, stored: Mapping[str, StoredTensor], 
             raise ValueError(
                 f"{what}: {name} is {depth} in config.json, and the weights have {len(blocks)} of these layers."
             )
-
-
-def _check_names(
-    model: PreTrainedModel, stored: Mapping[str, StoredTensor], info: Mapping[str, Any], what: str
-) -> None:
-    """Raise ValueError where weights are missing, unknown, or of another shape or kind of number."""
-    # Chronos-Bolt keeps its patch embeddings out of what transformers reports as missing.
-    hidden = model._keys_to_ignore_on_load_missing or ()
-    needed = model.state_dict()
-    is_hidden = {name for name in needed for pattern in hidden if re.search(pattern, name) and name not in stored}
-    if missing := sorted({*info["missing_keys"], *is_hidden}):
-        raise ValueError(f"{what} lacks the weights {', '.join(missing[:5])} ({len(missing)} in all).")
-    for name, given, wanted in sorted(info["mismatched_keys"]):
-        raise ValueError(f"{what}: the weight {name} must have shape {[*wanted]}, found {[*given]}.")
-    if unknown := sorted(info["unexpected_keys"]):
-        raise ValueError(
-            f"{what} has weights that its config.json knows nothing of: {', '.join(unknown[:5])} ({len(unknown)} in all)."
-        )
-    for name, tensor in stored.items():
-        if name in needed and needed[name].is_floating_point() != tensor.is_float:
-            kind = "floating-point numbers" if needed[name].is_floating_point() else "integers"
-            raise ValueError(f"{what}: the weight {name} must hold {kind}, found {tensor.dtype}.")
-
-
-def check_finite(weights: Mapping[str, torch.Tensor], source: str, *, argument: str = "model") -> None:
-    """Raise ValueError where a weight that is in memory holds NaN or infinite values."""
-    for name, tensor in weights.items():
-        if not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise ValueError(f"{argument}: the weight {name} of {source} holds NaN or infinite values.")

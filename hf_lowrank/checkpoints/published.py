@@ -15,7 +15,7 @@ from ..models.configuration_lowrank_t5 import attention_parameters
 from .families import family_of
 from .rank_table import FORMS
 
-__all__ = ["SHAPES", "build_checkpoint"]
+__all__ = ["HUB_IDS", "SHAPES", "build_checkpoint"]
 
 # d_model, d_ff, layers of each stack, heads. The head dimension is always 64.
 SHAPES = {
@@ -30,6 +30,8 @@ SHAPES = {
     "bolt-base": (768, 3072, 12, 12),
     "chronos-2": (768, 3072, 12, 12),
 }
+# The trained checkpoints of these shapes.
+HUB_IDS = tuple(f"amazon/{shape}" if shape.startswith("chronos") else f"amazon/chronos-{shape}" for shape in SHAPES)
 CHRONOS_T5 = {
     "tokenizer_class": "MeanScaleUniformBins",
     "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},

@@ -57,6 +57,17 @@ class CompressionSummary:
         cache = f", cache {self.cache_ratio:.1%}" if self.total("dense_cached_numbers") else ""
         return f"CompressionSummary({len(self.rows)} layers: {kept:,} of {had:,} parameters, attention {self.attention_ratio:.1%}{cache})"
 
+    def __str__(self) -> str:
+        """A line a layer, and the totals."""
+        lines = [
+            f"{f'{row.kind} {row.layer}':<24}{row.parameters:>12,} of {row.dense_parameters:>12,} parameters  {row.ranks_text}".rstrip()
+            for row in self.rows
+        ]
+        kept, had = self.total("parameters"), self.total("dense_parameters")
+        cache = f", cache {self.cache_ratio:.1%}" if self.total("dense_cached_numbers") else ""
+        total = f"{'all layers':<24}{kept:>12,} of {had:>12,} parameters  attention {self.attention_ratio:.1%}{cache}"
+        return "\n".join([*lines, total])
+
     @property
     def attention_ratio(self) -> float:
         """The kept share of the attention parameters."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import integers, json_option
+from .options import check_data, integers, json_option
 from .output import plain_messages, write_json
 
 
@@ -45,10 +45,13 @@ def analyze(
         from ..analysis.analyze import analyze as run
         from ..analysis.report import tables
 
+        check_data("--data", data, (".csv", ".parquet", ".txt"))
         if plots is not None:
+            from ..files import check_place
             from ..plots import import_pyplot
 
             import_pyplot()  # what is missing is said before the work
+            check_place(plots / "spectra.png", "--plots")
         result = run(
             model,
             None if data == "none" else data,

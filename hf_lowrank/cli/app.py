@@ -21,7 +21,7 @@ from .evaluation import evaluate
 from .experiments import demo, sweep
 from .forecasting import forecast
 from .hub import push
-from .output import DEBUG
+from .output import DEBUG, interruptions
 from .training import pretrain, recover
 
 __all__ = ["COMMANDS", "app"]
@@ -43,6 +43,10 @@ class Commands(TyperGroup):
             return super().main([arg for arg in given if arg != "--debug"], *more, **keywords)
         finally:
             del os.environ[DEBUG]
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptions():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(

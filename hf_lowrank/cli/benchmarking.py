@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import integers, json_option
-from .output import messages, plain_messages, write_json
+from .output import plain_messages, warn, write_json
 
 
 def bench(
@@ -30,7 +30,7 @@ def bench(
     context_length: Annotated[list[str] | None, typer.Option(help="Past time steps.")] = None,
     prediction_length: Annotated[list[str] | None, typer.Option(help="Future time steps.")] = None,
     num_samples: Annotated[list[str] | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'; default the GPU if there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default PyTorch's choice.")] = None,
     repeats: Annotated[int, typer.Option(help="Forecasts of each side that are timed.")] = 5,
@@ -53,21 +53,23 @@ def bench(
             name: integers(name, values) for name, values in sizes.items() if values is not None
         }
         options |= {"dtype": dtype, "device": device, "threads": threads, "repeats": repeats, "seed": seed}
+        options["show_progress"] = True
         only_shape: dict[str, Any] = {"ratio": ratio, "form": form, "feed_forward_ratio": feed_forward_ratio}
         only_shape = {name: value for name, value in only_shape.items() if value is not None}
-        with messages.status("Forecasting with both sides in turn"):
-            if shape is not None:
-                if against is not None:
-                    raise ValueError(f"--against goes with MODEL; --shape has its own dense side. Found {against!r}.")
-                result = benchmark_shape(shape, **only_shape, **options)
-            elif model is None:
-                raise ValueError("Give either MODEL with --against, or --shape; found neither.")
-            elif against is None:
-                raise ValueError("MODEL needs --against, the checkpoint to compare it with.")
-            elif only_shape:
-                raise ValueError(f"{', '.join(only_shape)}: only with --shape; MODEL has its own ranks.")
-            else:
-                result = benchmark(model, against, **options)
+        if shape is not None:
+            if against is not None:
+                raise ValueError(f"--against goes with MODEL; --shape has its own dense side. Found {against!r}.")
+            result = benchmark_shape(shape, **only_shape, **options)
+        elif model is None:
+            raise ValueError("Give either MODEL with --against, or --shape; found neither.")
+        elif against is None:
+            raise ValueError("MODEL needs --against, the checkpoint to compare it with.")
+        elif only_shape:
+            raise ValueError(f"{', '.join(only_shape)}: only with --shape; MODEL has its own ranks.")
+        else:
+            result = benchmark(model, against, **options)
         write_json(json_file, result.to_dict())
         for table in result.tables():
             console.print(table)
+        for remark in result.remarks():
+            warn(remark)

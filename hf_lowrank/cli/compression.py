@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,18 +11,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .options import json_option
+from .options import (
+    RANKS_WANTED,
+    IdColumn,
+    TargetColumn,
+    TimestampColumn,
+    check_data,
+    check_file,
+    json_object,
+    json_option,
+)
 from .output import plain_messages, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..checkpoints.summary import CompressionSummary
+    from ..compression.plan import CompressionPlan
+    from ..data.tables import LongColumns
 
 
 def compress(  # as long as its list of options
     source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
     total_ratio: Annotated[
         float | None, typer.Option(help="The same of attention and feed-forward parameters together.")
@@ -61,17 +71,32 @@ def compress(  # as long as its list of options
         Path | None, typer.Option(help="Keep the calibration in this .safetensors file, for other compressions.")
     ] = None,
     refit: Annotated[bool, typer.Option(help="Refit the last matrix of each layer by least squares.")] = True,
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumn = "target",
     seed: Annotated[int, typer.Option(help="Seed of the calibration.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="Of what is written: 'float32', 'bfloat16', 'float16', or 'auto' as in SOURCE.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to compress, such as 'cuda'. Default: the CPU.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the sizes that the rule leaves, as far as they are known, and stop.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
-    """Turn a dense Chronos checkpoint (T5, Bolt or Chronos-2, or any T5) into a low-rank one."""
+    """Turn a dense checkpoint into a low-rank one: Chronos-T5, Chronos-Bolt, Chronos-2, or any other T5.
+
+    One rule says how much to keep: a budget (--ratio, --total-ratio, --max-cache-ratio, --target-speedup; several hold together), or
+    --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small --total-ratio 0.5
+    """
     with plain_messages(json_file) as console:
         from ..checkpoints.export import save_compressed
         from ..compression.calibration import calibrate
-        from ..compression.compress import compress_pretrained
-        from ..compression.settings import CompressionSettings
-        from ..files import check_output
+        from ..compression.compress import compress_pretrained, plan_compression
+        from ..compression.settings import POLICIES, CompressionSettings
+        from ..data.tables import LongColumns
+        from ..files import alone, check_output
 
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
@@ -86,25 +111,78 @@ def compress(  # as long as its list of options
             "energy": energy,
             "uniform": uniform,
             "schedule": schedule,
-            "ranks": None if ranks is None else json.loads(ranks.read_text()),
-            "form": dict(pair.split("=", 1) for pair in form.split(",")) if "=" in form else form,
+            "ranks": None if ranks is None else json_object("--ranks", ranks, RANKS_WANTED),
+            "form": _forms(form),
             "method": method,
             "multiple_of": multiple_of,
             "refit": refit,
             "seed": seed,
         }
-        check_output(output, overwrite=overwrite)
-        data: Any = None if calibration == "none" else calibration
+        if all(arguments[name] is None for name in POLICIES):
+            raise ValueError(
+                "say how much to keep, as in --total-ratio 0.5 (half of the attention and feed-forward parameters) or --ratio 0.15 (of the "
+                "attention alone); hf-lowrank compress --help lists all rules."
+            )
+        data = calibration_data(calibration, LongColumns(id_column, timestamp_column, target))
         settings = CompressionSettings(**arguments, calibration=data)
-        if save_calibration is not None:
-            if data is None or method == "paper":
-                raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
-            data = calibrate(source, data, seed=seed, show_progress=True)
-            data.save(save_calibration)
-            settings = replace(settings, calibration=data)
-        model = compress_pretrained(source, settings, show_progress=True)
-        save_compressed(model, output, overwrite=overwrite)
-        report_compression(console, model, output, json_file)
+        if plan:
+            report_plan(console, plan_compression(source, settings, dtype=dtype, device=device), source, json_file)
+            return
+        if output is None:
+            raise ValueError("OUTPUT is missing: the folder to write, or --plan to write none.")
+        with alone(output):
+            check_output(output, overwrite=overwrite)
+            if save_calibration is not None:
+                check_file("--save-calibration", save_calibration, ".safetensors")
+                if data is None or method == "paper":
+                    raise ValueError("--save-calibration needs a calibration; this compression looks at no data.")
+                plan_compression(
+                    source, settings, dtype=dtype, device=device
+                )  # what cannot be is said before the calibration
+                data = calibrate(source, data, seed=seed, show_progress=True)
+                data.save(save_calibration)
+                settings = replace(settings, calibration=data)
+            model = compress_pretrained(source, settings, dtype=dtype, device=device, show_progress=True)
+            save_compressed(model, output, overwrite=overwrite)
+            report_compression(console, model, output, json_file)
+
+
+def _forms(form: str) -> str | dict[str, str]:
+    """What `--form` says: a form, or that of each kind of attention."""
+    if "=" not in form:
+        return form
+    pairs = [pair.split("=", 1) for pair in form.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"--form must be a form or KIND=FORM,... such as cross=latent, found {form!r}.")
+    return dict(pairs)
+
+
+def calibration_data(calibration: str, columns: LongColumns) -> Any:
+    """What `--calibration` says: the series of a file, read before the work, or what `CompressionSettings` takes."""
+    from ..data.series import read_series
+    from ..data.tables import LONG_FORMAT
+
+    check_data("--calibration", calibration, (".csv", ".parquet", ".safetensors"))
+    if calibration in ("synthetic", "none") or calibration.endswith(".safetensors"):
+        if columns != LONG_FORMAT:
+            raise ValueError(
+                f"--id-column, --timestamp-column and --target are of a file of series; --calibration is {calibration!r}."
+            )
+        return None if calibration == "none" else calibration
+    return read_series(calibration, columns)
+
+
+def report_plan(console: Console, plan: CompressionPlan, source: str, json_file: Path | None) -> None:
+    """What a compression would keep."""
+    write_json(json_file, {"source": source} | plan.to_dict())
+    table = Table(title=f"{source}, as it would be compressed", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in ("dense", "kept", "share"):
+        table.add_column(heading, justify="right")
+    for size in plan.sizes:
+        table.add_row(size.name, f"{size.dense:,}", size.kept_text, size.share_text)
+    console.print(table)
+    console.print("Nothing was written.")
 
 
 def report_compression(console: Console, model: PreTrainedModel, output: Path, json_file: Path | None) -> None:
@@ -132,8 +210,8 @@ def report_compression(console: Console, model: PreTrainedModel, output: Path, j
         )
     console.print(
         f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
-        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB; "
-        f"attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
+        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB in "
+        f"{str(model.dtype).removeprefix('torch.')}; attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
     )
 
 

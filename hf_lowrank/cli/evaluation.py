@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import check_file, json_option
+from .options import Device, check_file, json_option
 from .output import messages, plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -44,16 +44,17 @@ def evaluate(  # as long as its list of options
     cache: Annotated[
         Path | None, typer.Option(help="Keep finished cells in this folder and do not repeat them.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    device: Device = None,
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.tasks import file_task, list_tasks
+        from ..files import check_place
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
@@ -62,6 +63,8 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if cache is not None:
+            check_place(cache / "scores.json", "--cache")
         if not models and against is None:
             raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
@@ -99,7 +102,8 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     write_json(json_file, rows)
     table = Table(title="Tasks")
     for heading in ("group", "task", "horizon", "seasonality", "windows"):
-        table.add_column(heading, justify="left" if heading in ("group", "task") else "right")
+        is_name = heading in ("group", "task")
+        table.add_column(heading, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for group, tasks in rows.items():
         for task in tasks:
             table.add_row(group, *map(str, task.values()))
@@ -111,15 +115,15 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
     table = Table(title="Scores")
     for heading in ("task", "model"):
         table.add_column(heading, overflow="fold")
-    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "seconds"):
+    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "season", "seconds"):
         table.add_column(heading, justify="right")
     for row in result.results:
         scores = (f"{value:.4f}" for value in (row.WQL, row.MASE, row.SQL, row.RMSSE))
-        table.add_row(row.task, row.model, *scores, str(row.num_series), f"{row.seconds:.1f}")
+        table.add_row(row.task, row.model, *scores, str(row.num_series), str(row.seasonality), f"{row.seconds:.1f}")
     console.print(table)
     table = Table(
         title="Geometric means of relative scores (95 % interval over tasks)",
-        caption="Below 1 is better than the baseline.",
+        caption="Below 1 is better than the baseline. Of a single task there is no interval.",
     )
     for heading in ("model", "relative to"):
         table.add_column(heading, overflow="fold")
@@ -130,6 +134,12 @@ def print_evaluation(console: Console, result: EvaluationResult) -> None:
         for title, baseline in baselines.items():
             if title in aggregate:
                 means = list(aggregate[title].values())
-                cells = (f"{m['geometric_mean']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in means)
-                table.add_row(model, baseline, *cells, str(means[0]["num_tasks"]))
+                table.add_row(model, baseline, *map(_mean_with_interval, means), str(means[0]["num_tasks"]))
     console.print(table)
+
+
+def _mean_with_interval(mean: Mapping[str, Any]) -> str:
+    if mean["num_tasks"] == 0:
+        return "-"
+    interval = f" ({mean['low']:.3f} to {mean['high']:.3f})" if mean["num_tasks"] > 1 else ""
+    return f"{mean['geometric_mean']:.3f}{interval}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import json_option, numbers
+from .options import Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
 from .output import plain_messages, warn, write_json
 
 
@@ -23,7 +23,10 @@ def forecast(  # as long as its list of options
     ],
     output: Annotated[Path, typer.Argument(help="The CSV or parquet file to write.")],
     horizon: Annotated[
-        int | None, typer.Option("--horizon", "--prediction-length", help="Steps to forecast. Default: the model's.")
+        int | None,
+        typer.Option(
+            "--horizon", "--prediction-length", help="Steps to forecast. Default: the model's; beyond, with a warning."
+        ),
     ] = None,
     quantiles: Annotated[str, typer.Option(help="Quantile levels.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     batch_size: Annotated[int, typer.Option(help="Series in a batch.")] = 32,
@@ -32,23 +35,27 @@ def forecast(  # as long as its list of options
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    freq: Annotated[str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'.")] = None,
-    id_column: Annotated[str, typer.Option(help="The column that names the series.")] = "item_id",
-    timestamp_column: Annotated[str, typer.Option(help="The column of the times.")] = "timestamp",
-    target: Annotated[str, typer.Option(help="The column of the values.")] = "target",
-    chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
-    device: Annotated[
-        str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")
+    freq: Annotated[
+        str | None, typer.Option(help="Put the series on this grid, such as 'h' or 'D'; NaN is between their values.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'.")] = "float32",
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumn = "target",
+    chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
+    device: Device = None,
+    dtype: Annotated[
+        str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
+    ] = "float32",
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
     """Forecast every series of a file that may be larger than memory."""
     with plain_messages(json_file) as console:
+        from ..files import check_place
         from ..forecasting.forecast import forecast_file
 
+        check_place(output, "output")
         summary = forecast_file(
             model,
             input_,

@@ -32,20 +32,27 @@ def push(
         bool, typer.Option("--overwrite-card", help="Replace the card on the Hub even if a person wrote it.")
     ] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    token: Annotated[
-        str | None, typer.Option(help="A token that may write. Default: HF_TOKEN, or that of `hf auth login`.")
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with a token that may write. Default: HF_TOKEN, or that of `hf auth login`."),
     ] = None,
+    token: Annotated[str | None, typer.Option(hidden=True)] = None,
     json_file: Annotated[Path | None, json_option("the commit")] = None,
 ) -> None:
     """Push a compressed model to the Hub with its code and a model card, in one commit."""
     with plain_messages(json_file) as console:
+        if token is not None:
+            raise ValueError(
+                "--token is not taken: what is typed stays in the shell's history. Set HF_TOKEN, run `hf auth login`, or give "
+                "--token-file FILE."
+            )
         from ..hub.push import push_to_hub
 
         commit = push_to_hub(
             folder,
             repo_id,
             private=private,
-            token=token,
+            token=None if token_file is None else _token_of(token_file),
             revision=revision,
             evaluation=evaluation,
             benchmark=benchmark,
@@ -55,3 +62,14 @@ def push(
         )
         write_json(json_file, {"folder": str(folder), "commit": commit.oid, "url": commit.commit_url})
         console.print(f"Pushed: {commit.commit_url}", soft_wrap=True, highlight=False)
+
+
+def _token_of(file: Path) -> str:
+    """The one word that the file holds; ValueError, without a word of the content, where it holds anything else."""
+    try:
+        words = file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError:
+        words = []
+    if len(words) != 1:
+        raise ValueError(f"--token-file must hold one token and nothing else, found {len(words)} words in {file}.")
+    return words[0]

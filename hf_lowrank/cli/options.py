@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["STANDARD_OUTPUT", "check_file", "integers", "json_option", "numbers"]
+__all__ = [
+    "RANKS_WANTED",
+    "STANDARD_OUTPUT",
+    "Device",
+    "IdColumn",
+    "TargetColumn",
+    "TimestampColumn",
+    "check_data",
+    "check_file",
+    "integers",
+    "json_object",
+    "json_option",
+    "numbers",
+]
 
 STANDARD_OUTPUT = Path("-")
+RANKS_WANTED = 'ranks, such as {"cross": [{"qk": 8, "vo": 8}, ...]}'
+Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")]
+# Of a file in long format.
+IdColumn = Annotated[str, typer.Option("--id-column", help="The column that names the series.")]
+TimestampColumn = Annotated[str, typer.Option("--timestamp-column", help="The column of the times.")]
+TargetColumn = Annotated[str, typer.Option("--target", help="The column of the values.")]
 
 
 def json_option(content: str) -> Any:
@@ -27,6 +47,25 @@ def check_file(option: str, path: Path, suffix: str, *, otherwise: str = "") -> 
     """
     if path.suffix != suffix or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{option} must be a {suffix} file in a folder that exists{otherwise}, found {str(path)!r}.")
+
+
+def check_data(option: str, name: str, suffixes: tuple[str, ...]) -> None:
+    """Raise ValueError where an option is neither 'synthetic', 'none' nor a file that ends like one of these."""
+    if name not in ("synthetic", "none") and not name.endswith(suffixes):
+        raise ValueError(
+            f"{option} must be 'synthetic', 'none' or a file that ends in {', '.join(suffixes)}, found {name!r}."
+        )
+
+
+def json_object(option: str, path: Path, wanted: str) -> dict[str, Any]:
+    """The JSON of a file that an option names; ValueError, with what is wanted in it, where it is no table."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} must be a JSON file of {wanted}, found {str(path)!r} ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{option} must be a JSON file of {wanted}; {str(path)!r} holds a {type(content).__name__}.")
+    return content
 
 
 def numbers(option: str, text: str, example: str) -> list[float]:

@@ -16,14 +16,32 @@ from rich.text import Text
 
 from .. import files
 from ..files import as_json
+from ..interrupts import interruption_of
 from .options import STANDARD_OUTPUT, check_file
 
-__all__ = ["DEBUG", "explanation", "messages", "plain_messages", "warn", "write_json"]
+__all__ = ["DEBUG", "explanation", "interruptions", "messages", "plain_messages", "warn", "write_json"]
 
 # Names of series, files and models are shown as they are written: no "[red]" in them is markup, no ":smile:" a picture.
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}
 messages = Console(stderr=True, **PLAIN)
+WIDE = 1000  # columns, more than any table has
 DEBUG = "HF_LOWRANK_DEBUG"  # the environment variable that `--debug` sets
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as one line for people, from the first process of a launch, and exit status 130 or 143."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except BaseException as error:
+        interruption = interruption_of(error)
+        if interruption is None:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            _say("interrupted:", "bold red", interruption.how)
+        raise typer.Exit(128 + interruption.number) from error
 
 
 @contextmanager
@@ -31,8 +49,7 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
     """Errors and warnings as one line for people, and no chatter of the libraries below.
 
     Yields the console for tables and sentences, which is silent where `--json -` has standard output for itself. That a file of
-    `--json` can be written is checked first. Whatever goes wrong ends in exit status 1, an interruption from the keyboard in 130; with
-    `--debug` the traceback is shown.
+    `--json` can be written is checked first. Whatever goes wrong ends in exit status 1; with `--debug` the traceback is shown.
     """
     from transformers.utils import logging
 
@@ -43,14 +60,11 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
         try:
             if json_file is not None and json_file != STANDARD_OUTPUT:
                 check_file("--json", json_file, ".json", otherwise=", or - for standard output")
-            yield Console(quiet=json_file == STANDARD_OUTPUT, **PLAIN)
+            yield _console(json_file == STANDARD_OUTPUT)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt as error:
-            _say("interrupted:", "bold red", "the same command goes on where it can.")
-            raise typer.Exit(130) from error
         except Exception as error:  # what a damaged file makes a library raise has no end
-            if os.environ.get(DEBUG):
+            if os.environ.get(DEBUG) or interruption_of(error) is not None:
                 raise
             _say("error:", "bold red", explanation(error))
             raise typer.Exit(1) from error
@@ -58,6 +72,14 @@ def plain_messages(json_file: Path | None) -> Iterator[Console]:
             texts = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
             for text in dict.fromkeys(texts):  # each once
                 warn(text)
+
+
+def _console(is_quiet: bool) -> Console:
+    """That of the standard output; what goes into a file or a pipe has all the room that it needs, for names are copied from it."""
+    console = Console(quiet=is_quiet, **PLAIN)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
 
 
 def warn(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .options import json_option
+from .options import RANKS_WANTED, json_object, json_option
 from .output import plain_messages, write_json
 
 
@@ -60,7 +60,7 @@ def pretrain(  # as long as its list of options
             "base_rank": base_rank,
             "rank_growth": rank_growth,
             "rank_rounding": rank_rounding,
-            "attention_ranks": None if ranks is None else json.loads(ranks.read_text()),
+            "attention_ranks": None if ranks is None else json_object("--ranks", ranks, RANKS_WANTED),
             "data": data,
             "steps": steps,
             "learning_rate": learning_rate,

@@ -50,7 +50,9 @@ class Component:
     loss: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        squares = (self.singular_values**2).sum(axis=0)
+        # Relative to a power of two, which changes no digit: squares overflow above 1e154 and vanish below 1e-162.
+        scale = np.ldexp(1.0, np.frexp(self.singular_values.max(initial=0.0))[1] - 1)
+        squares = ((self.singular_values / scale) ** 2).sum(axis=0)
         # Summed from the small end, so that small tails keep their digits.
         tails = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
         object.__setattr__(self, "loss", self.weight * (tails / tails[0] if tails[0] > 0 else tails))
@@ -192,7 +194,7 @@ class _Choices(Generic[Name]):
     def at_prices(self) -> dict[Name, int]:
         """The options at the lowest prices that keep all budgets, found by bisection, one price after the other."""
         # The lowest price is not zero: of options that lose the same, tails of rounding errors too, the cheapest is taken.
-        lowest, highest = 1e-30 * max(1e-30, max(float(values.max()) for values in self.loss.values())), 1e30
+        lowest, highest = 1e-30, 1e30
         prices = np.full(self.num_budgets, lowest)
         for _ in range(20 if self.num_budgets > 1 else 1):
             for k in range(self.num_budgets):
@@ -246,7 +248,9 @@ def allocate_budget(layers: Mapping[Name, Options], budgets: Mapping[str, float]
         name: np.stack([options.costs[kind] / (budget * (1 + 1e-12)) for kind, budget in budgets.items()])
         for name, options in layers.items()
     }
-    choices = _Choices({name: options.loss for name, options in layers.items()}, costs, len(budgets))
+    # Only their ratios count; a power of two changes no digit.
+    scale = np.ldexp(1.0, np.frexp(max(float(options.loss.max()) for options in layers.values()))[1] - 1)
+    choices = _Choices({name: options.loss / scale for name, options in layers.items()}, costs, len(budgets))
     chosen = choices.at_prices()
     if (choices.spent(chosen) > 1).any():  # budgets that pull in opposite directions
         chosen = {name: int(np.argmin(costs[name].max(axis=0))) for name in layers}

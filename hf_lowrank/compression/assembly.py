@@ -24,7 +24,7 @@ def factorize(
     table: RankTable,
     calibration: Calibration | None,
     *,
-    show_progress: bool,
+    show_progress: bool | None,
 ) -> PreTrainedModel:
     """The model of this configuration, its last matrices refitted where there is a calibration."""
     changed = [layer for layer in layers if table[layer.name] != layer.dense_ranks]
@@ -71,7 +71,17 @@ def own_weights(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
 
 
 def build(dense: DenseCheckpoint, config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """The low-rank model of a configuration with these weights."""
+    """The low-rank model of a configuration with these weights.
+
+    Raises:
+        ValueError: One of them is not finite, as a number that float16 cannot hold.
+    """
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"model: the compressed {name} has values that {dtype} cannot hold; give the model in a wider dtype, such as float32."
+            )
     return build_model(
         dense.lowrank_class,
         config,

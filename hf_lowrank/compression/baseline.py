@@ -17,7 +17,7 @@ from .allocation import (
     allocate_epsilon_at_ratio,
     allocate_uniform,
 )
-from .factorization import truncate_matrix
+from .factorization import computable, truncate_matrix
 
 __all__ = ["MATRIX_POLICIES", "truncate_matrices"]
 
@@ -30,7 +30,7 @@ MATRIX_POLICIES: dict[str, Callable[..., dict[Any, int]]] = {
 
 
 def truncate_matrices(
-    dense: DenseCheckpoint, policy: str, value: Any, *, show_progress: bool
+    dense: DenseCheckpoint, policy: str, value: Any, *, show_progress: bool | None
 ) -> tuple[dict[str, torch.Tensor], dict[ComponentName, int], dict[ComponentName, float]]:
     """Each of q, k, v and o at its own rank, written back dense.
 
@@ -43,7 +43,7 @@ def truncate_matrices(
     }
     components = []
     for name, weight in progress(matrices.items(), "Measuring", show_progress):
-        values = torch.linalg.svdvals(dense.weights[weight].float()).cpu().numpy()[None]
+        values = torch.linalg.svdvals(computable(dense.weights[weight])).cpu().numpy()[None]
         components.append(Component(name, values))
     kept = MATRIX_POLICIES[policy](components, value)
     losses = {name: float(component.loss[kept[name]]) for name, component in zip(matrices, components)}

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from chronos import BaseChronosPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -29,6 +30,8 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.rank_table import LayerName
+from ..files import new_file
+from ..linear_algebra import product_over_rows
 from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
 from .objectives import Batch, Objective, objective_of
@@ -62,7 +65,7 @@ class GramSum:
         """`rows` (m, size), or more leading dimensions."""
         rows = rows.detach().flatten(0, -2)
         size = rows.shape[-1]
-        packed = (rows.T @ rows).flatten()[_triangle(size).to(rows.device)].double().cpu()
+        packed = product_over_rows(rows, rows).flatten()[_triangle(size).to(rows.device)].cpu()
         self.packed = packed if self.packed is None else self.packed.add_(packed)
 
 
@@ -121,14 +124,8 @@ class Calibration:
         tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
         for i, batch in enumerate(self.batches):
             tensors |= {f"batch.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            save_file(tensors, temporary, metadata={"calibration": json.dumps(dict(self.record))})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as part:
+            save_file(tensors, part, metadata={"calibration": json.dumps(dict(self.record))})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Calibration:
@@ -165,13 +162,13 @@ def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
 
 
 def calibrate(
-    model: str | os.PathLike | PreTrainedModel | DenseCheckpoint,
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline | DenseCheckpoint,
     data: Any = "synthetic",
     *,
     num_batches: int = 32,
     feed_forward: bool = True,
     seed: int = 0,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> Calibration:
     """Measure a dense T5 on data, once for any number of compressions.
 
@@ -183,7 +180,7 @@ def calibrate(
         num_batches: Batches of about 2,048 tokens that are made from series.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
-        show_progress: Show a progress bar.
+        show_progress: Show a progress bar; by default in a terminal or a notebook.
 
     Raises:
         ValueError: No data for this kind of model, no observed value, or a prediction that is not finite.
@@ -264,12 +261,18 @@ class Collector:
             self.counts[stack] += int(mask.sum())
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of predictions."""
+        """The packed matrices: means over tokens of activations, sums of gradients over twice the number of predictions.
+
+        Raises:
+            ValueError: An activation or a gradient is not finite.
+        """
         scaled = {}
         for name, total in self.sums.items():
             scale = self.counts[self.stacks[name]] if name in self.stacks else 2 * self.num_rows
             assert total.packed is not None
             scaled[name] = total.packed / max(1, scale)
+            if not torch.isfinite(scaled[name]).all():
+                raise ValueError(f"calibration: {name} of the dense model is not finite on this data.")
         return scaled
 
     def _activation(self, layer: LayerName, point: str, values: torch.Tensor) -> None:

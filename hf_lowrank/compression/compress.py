@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from chronos import BaseChronosPipeline
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.families import T5
 from ..checkpoints.rank_table import FORMS, ComponentName, RankTable
+from ..checkpoints.summary import summarize
 from ..progress import progress
 from .allocation import Component
 from .assembly import build, factorize, own_weights
@@ -22,7 +24,8 @@ from .calibration import Calibration, calibrate
 from .latency import Speed, measure_speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer, attention_layer, feed_forward_layer
 from .objectives import objective_of
-from .policies import choose_ranks, component_ranks
+from .plan import CompressionPlan, PlannedSize
+from .policies import check_reachable, choose_ranks, component_ranks
 from .record import kept_share, record_of, warn_of_loss
 from .sensitivity import measured_losses, reweighted
 from .settings import CompressionSettings, SettingsArguments
@@ -30,14 +33,16 @@ from .settings import CompressionSettings, SettingsArguments
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["compress_pretrained"]
+__all__ = ["compress_pretrained", "plan_compression"]
 
 
 def compress_pretrained(
-    model: str | os.PathLike | PreTrainedModel,
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
     settings: CompressionSettings | None = None,
     *,
-    show_progress: bool = False,
+    dtype: torch.dtype | str = "auto",
+    device: str | None = None,
+    show_progress: bool | None = None,
     **arguments: Unpack[SettingsArguments],
 ) -> PreTrainedModel:
     """Turn a dense Chronos checkpoint (T5, Bolt, Chronos-2, or any T5) into one whose layers have the rank they need.
@@ -45,9 +50,11 @@ def compress_pretrained(
         model = compress_pretrained("amazon/chronos-bolt-small", total_ratio=0.25)
 
     Args:
-        model: A Hub id, a local folder, `"reference"`, or a loaded model, which is left as it is.
+        model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, which is left as it is.
         settings: What is asked for.
-        show_progress: Show progress bars.
+        dtype: Of a checkpoint that is loaded and of the result: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` as in the file.
+        device: Where a checkpoint is loaded to and compressed, such as `"cuda"`; by default the CPU.
+        show_progress: Show progress bars; by default in a terminal or a notebook.
         arguments: The fields of `CompressionSettings`, in place of `settings`; there they are explained. One of these says how ranks
             are chosen: `ratio`, `total_ratio`, `max_cache_ratio`, `target_speedup` (budgets, which may be combined), `epsilon`, `energy`,
             `uniform`, `schedule`, `ranks`. Beside it `feed_forward_ratio`, `form`, `method`, `multiple_of`, `calibration`, `refit`, `seed`.
@@ -64,17 +71,69 @@ def compress_pretrained(
     Warns:
         UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.
     """
-    if settings is None:
-        settings = CompressionSettings(**arguments)
-    elif arguments:
-        raise ValueError(f"Give either settings or {', '.join(arguments)}, not both.")
-    elif not isinstance(settings, CompressionSettings):
-        raise TypeError(
-            f"settings must be CompressionSettings, found {settings!r}; give budgets by name, as in ratio=0.5."
-        )
-    dense = load_dense(model)
-    work = _Work(dense, settings, settings.forms_for(dense.family), _lowrank_config(dense, settings), show_progress)
+    work = _begin(model, settings, arguments, dtype=dtype, device=device, show_progress=show_progress)
+    settings = work.settings
     return _as_the_paper(work) if settings.method == "paper" else _jointly(work)
+
+
+def plan_compression(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
+    settings: CompressionSettings | None = None,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | None = None,
+    **arguments: Unpack[SettingsArguments],
+) -> CompressionPlan:
+    """How small `compress_pretrained` would make a model, as far as the rule says so before any calibration.
+
+    A budget is a bound, `uniform`, `schedule` and `ranks` are exact; what `epsilon`, `energy` and `target_speedup` keep follows from
+    the spectra or from this machine. Nothing is written.
+
+    Args:
+        model, settings, dtype, device, arguments: As in `compress_pretrained`.
+
+    Raises:
+        ValueError, TypeError, OSError: What `compress_pretrained` would raise before its work.
+    """
+    work = _begin(model, settings, arguments, dtype=dtype, device=device, show_progress=False)
+    settings, config = work.settings, work.config
+    is_table = settings.method != "paper" and settings.policy in ("uniform", "schedule", "ranks")
+    if is_table:
+        attention = _attention_layers(work, None)  # their ranks, alone, depend on no data
+        components = {name: part for layer in attention for name, part in layer.components(weight=1.0).items()}
+        exact = replace(settings, feed_forward_ratio=None)
+        choose_ranks(exact, work.forms, attention, [], components, config, None).write(config)
+    summary, itemsize = summarize(config), next(iter(work.dense.weights.values())).dtype.itemsize
+    kinds = {row.kind for row in summary.rows}
+    attention_kinds = [kind for kind in work.dense.family.attention if kind in kinds]
+    feed_forward_kinds = [kind for kind in work.dense.family.feed_forward if kind in kinds]
+
+    def size(name: str, column: str, kinds: list[str], share: float | None, *, is_exact: bool) -> PlannedSize:
+        dense, kept = summary.total(f"dense_{column}", *kinds), summary.total(column, *kinds)
+        # A paper's truncation keeps all dense shapes.
+        bound = kept if share is None or settings.method == "paper" else int(share * dense * (1 + 1e-12))
+        return PlannedSize(name, dense, bound, is_exact)
+
+    no_feed_forward = not settings.has_feed_forward
+    is_fixed = is_table or settings.method == "paper"
+    sizes = [
+        size("attention parameters", "parameters", attention_kinds, settings.ratio, is_exact=is_fixed),
+        size(
+            "feed-forward parameters",
+            "parameters",
+            feed_forward_kinds,
+            settings.feed_forward_ratio,
+            is_exact=no_feed_forward,
+        ),
+    ]
+    layers = size("parameters of both", "parameters", [], settings.total_ratio, is_exact=is_fixed and no_feed_forward)
+    layers = replace(layers, at_most=min(layers.at_most, sizes[0].at_most + sizes[1].at_most))
+    sizes.append(layers)
+    if summary.total("dense_cached_numbers"):
+        sizes.append(size("cached numbers a token", "cached_numbers", [], settings.max_cache_ratio, is_exact=is_fixed))
+    whole = sum(weight.numel() for weight in {w.data_ptr(): w for w in work.dense.weights.values()}.values())
+    total = PlannedSize("all parameters", whole, whole - layers.dense + layers.at_most, layers.is_exact)
+    return CompressionPlan((*sizes, total), itemsize)
 
 
 @dataclass(frozen=True)
@@ -85,7 +144,31 @@ class _Work:
     settings: CompressionSettings
     forms: dict[str, str]  # of each kind of attention
     config: PreTrainedConfig
-    show_progress: bool
+    show_progress: bool | None
+
+
+def _begin(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
+    settings: CompressionSettings | None,
+    arguments: SettingsArguments,
+    *,
+    dtype: torch.dtype | str,
+    device: str | None,
+    show_progress: bool | None,
+) -> _Work:
+    """The model loaded, and all checked that can be known before it is looked into."""
+    if settings is None:
+        settings = CompressionSettings(**arguments)
+    elif arguments:
+        raise ValueError(f"Give either settings or {', '.join(arguments)}, not both.")
+    elif not isinstance(settings, CompressionSettings):
+        raise TypeError(
+            f"settings must be CompressionSettings, found {settings!r}; give budgets by name, as in ratio=0.5."
+        )
+    dense = load_dense(model, dtype=dtype, device=device)
+    forms, config = settings.forms_for(dense.family), _lowrank_config(dense, settings)
+    check_reachable(settings, forms, dense, config)
+    return _Work(dense, settings, forms, config, show_progress)
 
 
 def _jointly(work: _Work) -> PreTrainedModel:

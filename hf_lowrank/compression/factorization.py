@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..linear_algebra import diagonal_blocks, square_root
+from ..linear_algebra import diagonal_blocks, square_root, without_scale
 
 __all__ = [
     "AttentionGrams",
@@ -25,6 +25,7 @@ __all__ = [
     "FeedForwardWeights",
     "LatentWeights",
     "balanced_basis",
+    "computable",
     "latent_bases",
     "per_head_bases",
     "thin_bases",
@@ -229,6 +230,8 @@ def pair_basis(gradient_gram: torch.Tensor, activation_gram: torch.Tensor) -> Pa
     as in `balanced_basis`. The pair that adds the least to it is dropped first, then the next.
     """
     heads, size = gradient_gram.shape[:2]
+    gradient_gram, gradient_scale = without_scale(gradient_gram)
+    activation_gram, activation_scale = without_scale(activation_gram)
     # (n, 2, h/2, 2, h/2): sums over the components of both pairs
     both = (gradient_gram * activation_gram).view(heads, 2, size // 2, 2, size // 2).sum(dim=(1, 3))
     added = both.diagonal(dim1=1, dim2=2).clone()  # of each pair, beside those already dropped
@@ -242,6 +245,7 @@ def pair_basis(gradient_gram: torch.Tensor, activation_gram: torch.Tensor) -> Pa
         added[rows, pair] = torch.inf
     # Each component of a pair counts half of it.
     values = torch.stack(losses[::-1], dim=1).repeat_interleave(2, dim=1).div(2).sqrt()
+    values = values * gradient_scale.squeeze(-1).square() * activation_scale.squeeze(-1).square()
     eye = torch.eye(size, dtype=both.dtype, device=both.device).expand(heads, -1, -1)
     return PairBasis(values, eye, eye, torch.stack(order[::-1], dim=1))
 
@@ -260,8 +264,10 @@ def balanced_basis(
 
     Any roots do: G^1/2 (G^1/2)^T = G, and G^T/2 is the transposed one. S and V come from the eigenvectors of (R^1/2)^T G R^1/2, and
     U = G^T/2 R^1/2 V S^-1: several times faster than the singular value decomposition. Rank-deficient Grams are the normal case: directions whose singular value is zero to working
-    precision are not inverted but set to zero.
+    precision are not inverted but set to zero. Matrices of any size do, from 1e-300 to 1e300.
     """
+    gradient_gram, gradient_scale = without_scale(gradient_gram)
+    activation_gram, activation_scale = without_scale(activation_gram)
     root = square_root(activation_gram)
     eigenvalues, vectors = torch.linalg.eigh(root.mT @ gradient_gram @ root)
     values = eigenvalues.flip(-1).clamp_min(0).sqrt()
@@ -270,7 +276,11 @@ def balanced_basis(
     # Rounding errors of 1e-16 are 1e-8 after the square root.
     inverse = torch.where(kept > 1e-8 * values[..., :1], kept, torch.inf).rsqrt().unsqueeze(-2)
     left = root @ vectors * inverse
-    return Basis(values, left, gradient_gram @ left * inverse.square())
+    right = gradient_gram @ left * inverse.square()
+    # Each scale is the fourth power of these numbers.
+    ratio = activation_scale / gradient_scale
+    values = values * gradient_scale.squeeze(-1).square() * activation_scale.squeeze(-1).square()
+    return Basis(values, left * ratio, right / ratio)
 
 
 def _stacked(weight: torch.Tensor) -> torch.Tensor:
@@ -377,7 +387,12 @@ def truncate_thin(
 # --- single matrices ---------------------------------------------------------------------------------------------
 
 
+def computable(weight: torch.Tensor) -> torch.Tensor:
+    """The matrix in a dtype that decompositions take: float32, or float64 where it is."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
 def truncate_matrix(weight: torch.Tensor, rank: int) -> torch.Tensor:
     """The best rank-`rank` approximation of one matrix, of its own shape: what the paper's post-training scripts do."""
-    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(computable(weight), full_matrices=False)
     return ((u[:, :rank] * s[:rank]) @ vh[:rank]).to(weight.dtype)

@@ -24,9 +24,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
 from ..checkpoints.families import family_of
-from ..data.series import read_series
+from ..data.series import calibration_series
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
-from ..data.windows import SeriesWindows, SyntheticWindows, stack_pieces
+from ..data.windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
 __all__ = ["Batch", "Objective", "objective_of", "output_mask"]
 
@@ -47,6 +47,7 @@ class Objective:
 
     # Contexts of probes are cut to this many of their last values where whole ones are too expensive.
     short_context: int
+    patch: int = 1  # values that are one token
     time_axis: tuple[str, ...] = ()  # the tensors that have the context's values
 
     def __init__(self, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
@@ -62,7 +63,7 @@ class Objective:
         """`num_batches` batches of synthetic series or of those in `data`, and a record of what they are."""
         if isinstance(data, str) and data == "synthetic":
             return self._drawn(None, num_batches, seed), {"data": "synthetic"}
-        series = read_series(data)
+        series = calibration_series(data, self.config.d_model, self.patch)
         return self._drawn(series, num_batches, seed), {"data": f"{len(series)} series"}
 
     def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
@@ -269,7 +270,14 @@ class PatchObjective(Objective):
             synthetic = SyntheticWindows(*lengths, num_batches, **size)
             windows = [synthetic[i] for i in range(num_batches)]
         else:
-            drawn = SeriesWindows(self.context_length, self.prediction_length, series, num_batches, **size)
+            drawn = SeriesWindows(
+                self.context_length,
+                self.prediction_length,
+                series,
+                num_batches,
+                **size,
+                min_observed=least_observed(self.patch),
+            )
             windows = [stack_pieces(**drawn[i]) for i in range(num_batches)]
         rng = np.random.default_rng([seed, 3, 1])
         return [self._from_windows(window, rng) for window in windows]

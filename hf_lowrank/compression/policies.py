@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..checkpoints.rank_table import FORMS, ComponentName, LayerName, LayerRanks, RankTable
+from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.families import Family
+from ..checkpoints.rank_table import (
+    FORMS,
+    ComponentName,
+    FeedForwardRanks,
+    LatentRanks,
+    LayerName,
+    LayerRanks,
+    PerHeadRanks,
+    RankTable,
+)
 from ..models.configuration_lowrank_t5 import scheduled_attention_ranks
 from .allocation import (
     Component,
@@ -21,7 +33,7 @@ from .latency import Speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer
 from .settings import BUDGETS, CompressionSettings
 
-__all__ = ["choose_ranks", "component_ranks"]
+__all__ = ["check_reachable", "choose_ranks", "component_ranks"]
 
 # The rules that look at one component at a time.
 COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
@@ -64,6 +76,78 @@ def choose_ranks(
         return RankTable(table)
     budget = {"feed_forward_ratio": settings.feed_forward_ratio}
     return RankTable(table) | _within_budgets(budget, feed_forward, components, settings.multiple_of)
+
+
+def check_reachable(
+    settings: CompressionSettings, forms: Mapping[str, str], dense: DenseCheckpoint, config: PreTrainedConfig
+) -> None:
+    """Raise ValueError, before any work, where no ranks of this model are what is asked for.
+
+    Args:
+        settings: The policy.
+        forms: The form of each kind of attention, as `settings.forms_for` says.
+        dense: The model.
+        config: Its low-rank configuration.
+    """
+    attention = [name for name, _ in dense.layers]
+    feed_forward = [name for name, _ in dense.feed_forward_layers]
+    if settings.uniform is not None and settings.uniform > config.d_kv:
+        for name in attention:
+            if forms[name.kind] == "per_head":
+                raise ValueError(
+                    f"uniform must be an integer in [1, {config.d_kv}], the full rank of {name}.qk, found {settings.uniform}."
+                )
+    budgets = {
+        "ratio": (settings.ratio, "parameters", attention),
+        "total_ratio": (settings.total_ratio, "parameters", [*attention, *feed_forward]),
+        "max_cache_ratio": (settings.max_cache_ratio, "cache", attention),
+        "feed_forward_ratio": (settings.feed_forward_ratio, "parameters", feed_forward),
+    }
+    if settings.method == "paper":
+        return
+    full = RankTable.full(config)
+    for budget, (share, kind, names) in budgets.items():
+        if share is not None:
+            costs = [_costs(full[name], kind, name.kind, dense.family, config) for name in names]
+            least = [
+                min(
+                    _costs(ranks, kind, name.kind, dense.family, config)
+                    for ranks in _smallest(name, settings, forms, dense.family, full)
+                )
+                for name in names
+            ]
+            _check_share(budget, share, kind, sum(least) / max(1, sum(costs)))
+
+
+def _costs(ranks: LayerRanks, kind: str, layer: str, family: Family, config: PreTrainedConfig) -> int:
+    if kind == "parameters":
+        return ranks.parameters(config)
+    return ranks.cached_numbers(config) if layer in family.cached else 0
+
+
+def _smallest(
+    name: LayerName, settings: CompressionSettings, forms: Mapping[str, str], family: Family, full: RankTable
+) -> list[LayerRanks]:
+    """What no layer of this name is smaller than, in each form that it may get."""
+    dense = full[name]
+    if isinstance(dense, FeedForwardRanks):
+        return [dense, FeedForwardRanks(dense.width, 1, 1)]
+    assert isinstance(dense, PerHeadRanks)
+    smallest: list[LayerRanks] = [dense]
+    if forms[name.kind] in ("auto", "per_head"):
+        step = settings.multiple_of
+        qk = math.lcm(step, 2) if name.kind in family.rotary else step
+        smallest.append(PerHeadRanks(min(qk, dense.qk), min(step, dense.vo)))
+    if forms[name.kind] in ("auto", "latent"):
+        smallest += [LatentRanks(1, *sketches) for sketches in ((1, 1), (None, 1), (1, None))]
+    return smallest
+
+
+def _check_share(budget: str, share: float, kind: str, least: float) -> None:
+    if least > share * (1 + 1e-12):
+        raise ValueError(
+            f"{budget}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}."
+        )
 
 
 def component_ranks(layers: Iterable[Layer], table: RankTable) -> dict[ComponentName, int]:
@@ -141,10 +225,7 @@ def _within_budgets(
         kind = BUDGETS.get(budget, "parameters")
         dense = sum(float(ways.costs[kind][0]) for ways in options.values())
         least = sum(float(ways.costs[kind].min()) for ways in options.values()) / max(1.0, dense)
-        if least > share * (1 + 1e-12):
-            raise ValueError(
-                f"{budget}={share} is too small: the smallest ranks keep {least:.4f} of the dense model's {kind}."
-            )
+        _check_share(budget, share, kind, least)
         limits[kind] = share * dense
     return allocate_budget(options, limits)
 

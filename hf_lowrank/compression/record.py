@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.rank_table import ComponentName, LayerName, RankTable
+from ..versions import versions
 from .settings import CompressionSettings
 
 __all__ = ["kept_share", "record_of", "warn_of_loss"]
 
 # Of the squared singular values; above it a forecast is likely to change visibly.
 LOSS_WORTH_A_WARNING = 0.1
-PACKAGES = ("hf-lowrank", "torch", "transformers", "chronos-forecasting")
 
 
 def record_of(
@@ -50,7 +48,7 @@ def record_of(
         "source_class": dense.model_class.__name__,
         "seed": seed,
         "predicted_loss": {str(name): loss for name, loss in losses.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
     }
 
 

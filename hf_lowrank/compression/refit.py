@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.rank_table import LayerName
+from ..linear_algebra import product_over_rows
 from ..models.modeling_lowrank_blocks import CrossAttentionLayer
 from ..models.modeling_lowrank_chronos import GroupSelfAttention, TimeSelfAttention
 from ..models.modeling_lowrank_layers import (
@@ -35,6 +34,7 @@ from ..models.modeling_lowrank_layers import (
     ThinFactors,
     distances,
 )
+from ..progress import progress_display
 from .calibration import Calibration
 from .factorization import balanced_basis
 from .objectives import Batch, Objective, objective_of
@@ -71,7 +71,7 @@ def refit(
     calibration: Calibration,
     truncated: Mapping[str, LayerName],
     *,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> None:
     """Refit `lowrank` in place.
 
@@ -84,8 +84,8 @@ def refit(
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     objective = objective_of(checkpoint.config, checkpoint.model_class)
     batches = _first_batches(checkpoint, objective, dense, calibration.batches)
-    with Progress(disable=not show_progress, console=Console(stderr=True)) as progress:
-        task = progress.add_task("Refitting", total=len(truncated))
+    with progress_display(show=show_progress) as display:
+        task = display.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
             streams = [
                 _enter(objective, dense, name, batch, None if encoded is None else encoded[i])
@@ -98,7 +98,7 @@ def refit(
                     layer = truncated[module]
                     is_across = layer.kind in checkpoint.family.across_series
                     _refit_layer(sublayers, stacks, streams, calibration, layer, is_across_series=is_across)
-                    progress.advance(task)
+                    display.advance(task)
                     continue
                 for stream in streams:
                     stream.dense = _run(sublayers[0], stacks[0], stream, is_dense=True)
@@ -214,8 +214,8 @@ def _refit_layer(
             features.append(read.pop())
             # Products in float32: their rounding is far below the ridge.
             rows = (features[-1].transpose(0, 1) if is_across_series else features[-1])[stream.counted]
-            square += rows.T @ rows
-            cross += error[stream.counted].T @ rows
+            square += product_over_rows(rows, rows)
+            cross += product_over_rows(error[stream.counted], rows)
     finally:
         handle.remove()
     _solve(layer, matrix, sketch, square, cross, calibration, name)

@@ -133,7 +133,7 @@ def measured_losses(
     batches: Sequence[Batch],
     components: Mapping[ComponentName, Component],
     *,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> dict[ComponentName, float]:
     """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
 

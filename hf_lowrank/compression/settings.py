@@ -18,7 +18,7 @@ from ..files import write_json
 from .allocation import check_argument
 from .baseline import MATRIX_POLICIES
 
-__all__ = ["BUDGETS", "CompressionSettings", "SettingsArguments"]
+__all__ = ["BUDGETS", "POLICIES", "CompressionSettings", "SettingsArguments"]
 
 Form = Literal["auto", "per_head", "latent"]
 Method = Literal["joint", "paper"]
@@ -142,10 +142,14 @@ class CompressionSettings:
 
     def _check_policy(self) -> None:
         given, budgets = self.policy_arguments, [name for name in self.policy_arguments if name in BUDGETS]
-        if not given or (len(given) > 1 and len(budgets) < len(given)):
-            found = "none" if not given else " and ".join(sorted(given))
+        if not given:
             raise ValueError(
-                f"Give exactly one of {', '.join(POLICIES)} (or several of {', '.join(BUDGETS)}); found {found}."
+                "Say how much to keep, as in total_ratio=0.5 (half of the attention and feed-forward parameters) or ratio=0.15 (of the "
+                "attention alone)."
+            )
+        if len(given) > 1 and len(budgets) < len(given):
+            raise ValueError(
+                f"Give one rule for the ranks, found {' and '.join(sorted(given))}; only {', '.join(BUDGETS)} hold together."
             )
         if "ratio" in given and "total_ratio" in given:
             raise ValueError(

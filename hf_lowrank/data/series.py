@@ -1,60 +1,42 @@
-"""Time series in any of the usual shapes, as arrays; tables of them in long format, as series on their times; frequencies and grids."""
+"""Time series in any of the usual shapes, as arrays; tables of them in long format, as series on their times."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-__all__ = [
-    "LONG_FORMAT",
-    "LongColumns",
-    "SeriesByName",
-    "check_columns",
-    "check_finite_in_float32",
-    "in_order",
-    "inferred_frequency",
-    "read_frame",
-    "read_series",
-    "regular",
-    "series_of_frame",
-]
+from .tables import LONG_FORMAT, LongColumns, check_columns, read_table
+from .times import read_times
+
+__all__ = ["SeriesByName", "calibration_series", "in_order", "read_series", "series_by_item", "series_of_frame"]
 
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
 
 
-class LongColumns(NamedTuple):
-    """The names of the columns of a table in long format: one row a value, with its item and its time."""
-
-    item: str = "item_id"
-    time: str = "timestamp"
-    value: str = "target"
-
-
-LONG_FORMAT = LongColumns()
-
-
-def read_series(data: Any) -> list[NDArray[np.float64]]:
+def read_series(data: Any, columns: LongColumns = LONG_FORMAT) -> list[NDArray[np.float64]]:
     """Time series in any of the usual shapes, as a list of 1-D float64 arrays in which NaN is missing.
 
     Args:
         data: One of
 
-            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing);
+            - a list or tuple of 1-D arrays, tensors or lists of numbers (None and NaN are missing), or of the numbers of one series;
             - one array or tensor of shape (time,) or (batch, time);
             - a `datasets.Dataset`, or any other rows that are dictionaries, with a 1-D `target` in every row;
             - a DataFrame in long format, with the columns item_id, timestamp and target, one row a value;
+            - a wide DataFrame: its index are times, and every column is a series of numbers;
             - the path of a CSV or parquet file in long format.
 
             In long format rows may come in any order and time stamps need not be regular: values are put in the order of
             time and nothing is put between them.
+        columns: What the columns of the long format are called.
 
     Raises:
         ValueError: It is none of these, a value is infinite (in float32, which models compute in), or nothing is observed.
@@ -62,7 +44,7 @@ def read_series(data: Any) -> list[NDArray[np.float64]]:
 
     Series without a single observed value are left out, with a warning.
     """
-    series = [_one_series(item, i) for i, item in enumerate(_items(data))]
+    series = [_one_series(item, i) for i, item in enumerate(_items(data, columns))]
     if not series:
         raise ValueError("series is empty: give at least one time series.")
     observed = [values for values in series if not np.isnan(values).all()]
@@ -75,25 +57,62 @@ def read_series(data: Any) -> list[NDArray[np.float64]]:
     return observed
 
 
-def _items(data: Any) -> Iterable[Any]:
+def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.float64]]:
+    """`read_series`, for a model of this width that reads so many values as one token, with a word where they say little of the model.
+
+    Raises:
+        ValueError: None varies: whatever their values, a model that scales its context reads them all as the same.
+    """
+    series = read_series(data)
+    if all(np.nanmin(values) == np.nanmax(values) for values in series):
+        raise ValueError(
+            f"calibration: each of {len(series)} series has one value throughout, such as {np.nanmax(series[0]):g}; give series "
+            "that vary, or 'synthetic'."
+        )
+    num_values = sum(int((~np.isnan(values)).sum()) for values in series)
+    if num_values // patch < width:
+        found = f"{num_values // patch} patches of {patch} values" if patch > 1 else f"{num_values} values"
+        warnings.warn(
+            f"calibration: {found} in {len(series)} series are less than the model's width, {width}, and say nothing of most "
+            "directions: give more or longer series, or 'synthetic'.",
+            stacklevel=2,
+        )
+    return series
+
+
+def _items(data: Any, columns: LongColumns) -> Iterable[Any]:
     """The series in `data`, one by one, as they come."""
     if isinstance(data, (str, Path)):
         path = Path(data)
-        return [
-            values.to_numpy() for values in series_of_frame(read_frame(path), f"series: file {path.name!r}").values()
-        ]
+        series = series_of_frame(read_table(path, "series", columns), f"series: file {path.name!r}", columns)
+        return [values.to_numpy() for values in series.values()]
     if isinstance(data, pd.DataFrame):
-        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame").values()]
+        if _is_wide(data, columns):
+            return [values for _, values in data.sort_index().items()]
+        return [values.to_numpy() for values in series_of_frame(data, "series: the DataFrame", columns).values()]
     if isinstance(data, (torch.Tensor, np.ndarray, pd.Series)) and data.dtype != object:
         if data.ndim not in (1, 2):
             raise ValueError(f"series must have shape (time,) or (batch, time), found {tuple(data.shape)}.")
         return data if data.ndim == 2 else [data]
+    if (
+        isinstance(data, (list, tuple))
+        and data
+        and all(value is None or isinstance(value, (int, float, np.number)) for value in data)
+    ):
+        return [data]
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise ValueError(
             "series must be a list of 1-D arrays, an array or tensor, rows with a target, a DataFrame, or the path of "
             f"a CSV or parquet file; found a {type(data).__name__}."
         )
     return data
+
+
+def _is_wide(frame: pd.DataFrame, columns: LongColumns) -> bool:
+    """Whether a table has times as its index and a series in every column: where a column may be anything else, it is in long format."""
+    has_times = isinstance(frame.index, (pd.DatetimeIndex, pd.PeriodIndex))
+    is_long = any(name in columns for name in frame.columns)
+    return has_times and not is_long and all(pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes)
 
 
 def _one_series(item: Any, position: int) -> NDArray[np.float64]:
@@ -107,8 +126,12 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
             item = item.detach().cpu().double().numpy()  # numpy has no bfloat16
         elif isinstance(item, pd.Series):
             item = item.to_numpy(dtype=np.float64, na_value=np.nan)
+        elif isinstance(item, np.ma.MaskedArray):
+            item = np.ma.filled(item.astype(np.float64), np.nan)
+        if getattr(item, "dtype", np.dtype(float)).kind in "mMc":
+            raise TypeError(f"found {item.dtype}")
         values = np.asarray(item, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{what} must be a 1-D array of numbers ({error}).") from None
     if values.ndim != 1:
         raise ValueError(f"{what} must have one dimension, time; found shape {values.shape}.")
@@ -121,41 +144,97 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
     return values
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """The table of a CSV or parquet file.
-
-    Raises:
-        FileNotFoundError, ValueError: There is no such file; its name ends otherwise.
-    """
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"file must end in .csv or .parquet, found {path.name!r}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"file {str(path)!r} does not exist.")
-    return readers[path.suffix](path)
-
-
-def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> SeriesByName:
-    """The series of a table in long format, each in the order of time.
+def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> dict[Any, pd.Series]:
+    """The series of a table in long format by its items as they are, in the order of their first rows, each in the order of time.
 
     `what` names the table in errors, `columns` are those of item, time and value.
 
     Raises:
-        ValueError: A column is missing or of another type, a row has no item or time, or a time comes twice.
+        ValueError: A column is missing, twice there or of another type, a row has no item or time, a time comes twice, or a value
+            is infinite in float32, which models compute in.
     """
-    item_id, timestamp, value = columns
     check_columns(frame.columns, what, columns)
+    items = frame[columns.item]
     try:
-        stamps = _parse_dates(frame[timestamp])
-        target = pd.to_numeric(frame[value]).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{what} needs dates as {timestamp} and numbers as {value}: {error}") from None
-    if frame[item_id].isna().any():
-        raise ValueError(f"{what} has rows without an {item_id}.")
-    groups = frame.groupby(frame[item_id].astype(str).to_numpy()).indices
+        codes, names = pd.factorize(items.astype(object) if isinstance(items.dtype, pd.CategoricalDtype) else items)
+    except TypeError:
+        raise ValueError(
+            f"{what} must have text, numbers or dates as {columns.item}, found a {type(items.iloc[0]).__name__}."
+        ) from None
+    if (codes < 0).any():
+        raise ValueError(f"{what} has rows without {columns.item}: row {int((codes < 0).argmax()) + 1}.")
+    times, values = read_times(frame, what, columns), _read_values(frame, what, columns)
+    if times.hasnans:
+        raise ValueError(
+            f"{columns.item} {str(items[times.isna()].iloc[0])!r} of {what} has a row without a {columns.time}."
+        )
+    order = np.lexsort((times.asi8, codes))
+    times, values, codes = times[order], values[order], codes[order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    is_double = np.append(False, (codes[1:] == codes[:-1]) & (times[1:] == times[:-1])) if len(codes) else codes > 0
+    if is_double.any():
+        first = int(is_double.argmax())
+        raise _duplicate(f"{columns.item} {str(names[codes[first]])!r} of {what}", times[first])
     return {
-        item: in_order(stamps[rows], target[rows], f"{item_id} {item!r} of {what}") for item, rows in groups.items()
+        item: pd.Series(values[start:end], index=times[start:end])
+        for item, start, end in zip(names, starts, np.append(starts[1:], len(codes)))
     }
+
+
+def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> SeriesByName:
+    """`series_by_item` by the items as text, in the order of the names.
+
+    Raises:
+        ValueError: What that raises, or two items are the same text.
+    """
+    series: SeriesByName = {}
+    for item, values in series_by_item(frame, what, columns).items():
+        if series.setdefault(str(item), values) is not values:
+            raise ValueError(
+                f"{what} must have items that differ as text, found {columns.item} {str(item)!r} of two types."
+            )
+    return dict(sorted(series.items()))
+
+
+def _read_values(frame: pd.DataFrame, what: str, columns: LongColumns) -> NDArray[np.float64]:
+    """The values of a table; what is no number, or infinite in float32, is an error that names it."""
+    column = frame[columns.value]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    try:
+        if column.dtype.kind in "mMc" or isinstance(column.dtype, pd.PeriodDtype):
+            raise TypeError
+        values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError, OverflowError):
+        is_wrong = ~column.map(_is_number).to_numpy(dtype=bool)
+        raise _wrong_value(frame, what, columns, is_wrong, "must be a number") from None
+    is_infinite = _infinite_in_float32(values)
+    if is_infinite.any():
+        raise _wrong_value(frame, what, columns, is_infinite, "must be finite in float32, empty where it is missing")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value can be read as one of float32, or is missing."""
+    if isinstance(value, (pd.Timestamp, pd.Timedelta, pd.Period, complex, list, tuple, dict, np.ndarray)):
+        return False
+    try:
+        return bool(pd.isna(value)) or bool(np.isfinite(np.float64(pd.to_numeric(value))))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _wrong_value(
+    frame: pd.DataFrame, what: str, columns: LongColumns, is_wrong: NDArray[np.bool_], wanted: str
+) -> ValueError:
+    row = frame.iloc[int(is_wrong.argmax())]
+    value = row[columns.value]
+    found = repr(value) if isinstance(value, (str, bytes)) else str(value)
+    found = found if len(found) < 50 else f"{found[:40]}..."
+    return ValueError(
+        f"{columns.value} of {columns.item} {str(row[columns.item])!r} of {what} {wanted}, found {found} at "
+        f"{columns.time} {row[columns.time]}."
+    )
 
 
 def _infinite_in_float32(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -163,35 +242,8 @@ def _infinite_in_float32(values: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.isinf(values.astype(np.float32))
 
 
-def check_finite_in_float32(values: pd.Series, what: str) -> None:
-    """Raise ValueError where a value is infinite in float32, which models compute in."""
-    infinite = _infinite_in_float32(values.to_numpy(dtype=np.float64))
-    if infinite.any():
-        raise ValueError(
-            f"{what} has the value {values.to_numpy()[infinite][0]} at {values.index[infinite][0]}, infinite in float32: leave it empty if "
-            "it is missing."
-        )
-
-
-def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:
-    """Raise a ValueError where a table does not have the columns of the long format."""
-    present = [str(name) for name in names]
-    if missing := [column for column in columns if column not in present]:
-        raise ValueError(
-            f"{what} has no column {', '.join(missing)}; found {', '.join(present)}. "
-            f"The long format has the columns {columns.item}, {columns.time} and {columns.value}."
-        )
-
-
-def _parse_dates(column: pd.Series) -> pd.DatetimeIndex:
-    """ISO 8601 of any precision, or what format pandas finds in the first row; the time zone is dropped after a shift to UTC."""
-    if pd.api.types.is_numeric_dtype(column) and not column.isna().all():
-        raise ValueError(f"found the number {column.dropna().iloc[0]}")
-    try:
-        stamps = pd.to_datetime(column, format="ISO8601", utc=True)
-    except ValueError:
-        stamps = pd.to_datetime(column, utc=True)
-    return pd.DatetimeIndex(stamps).tz_localize(None)
+def _duplicate(what: str, time: pd.Timestamp) -> ValueError:
+    return ValueError(f"{what} has duplicate timestamps ({time}): there must be one row for each time.")
 
 
 def in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) -> pd.Series:
@@ -201,37 +253,5 @@ def in_order(index: pd.DatetimeIndex, target: NDArray[np.float64], what: str) ->
     if index.hasnans:
         raise ValueError(f"{what} has a row without a timestamp.")
     if index.has_duplicates:
-        twice = index[index.duplicated()][0]
-        raise ValueError(f"{what} has duplicate timestamps ({twice}): there must be one row for each time.")
+        raise _duplicate(what, index[index.duplicated()][0])
     return values
-
-
-def inferred_frequency(index: pd.DatetimeIndex) -> str | None:
-    """The pandas frequency of three or more times, such as "h"; None where they are not regular, or fewer."""
-    if len(index) < 3:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pandas 3.1 announces an offset in place of its name
-        freq = pd.infer_freq(index)
-    return getattr(freq, "freqstr", freq)
-
-
-def regular(values: pd.Series, freq: str | None, what: str) -> pd.Series:
-    """A series on the grid of `freq`, or as it is where `freq` is None; then it must be regular already."""
-    index = values.index
-    if freq is None:
-        if len(index) > 2 and inferred_frequency(index) is None:
-            gaps = index.to_series().diff()
-            odd = gaps.index[gaps.notna() & (gaps != gaps.mode()[0])][0]
-            raise ValueError(
-                f"{what} has irregular timestamps, such as {odd}: resample it, or give freq "
-                "(such as 'h', 'D' or 'B') to put it on that grid with NaN where nothing was observed."
-            )
-        return values
-    grid = pd.date_range(index[0], index[-1], freq=freq)
-    off_grid = index.difference(grid)
-    if len(off_grid):
-        raise ValueError(
-            f"{what} has {len(off_grid)} timestamps off the grid of freq={freq!r}, such as {off_grid[0]}."
-        )
-    return values.reindex(grid)

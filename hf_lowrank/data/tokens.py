@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
-from .windows import SeriesWindows, SyntheticWindows, stack_pieces
+from .windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
 __all__ = [
     "IGNORED_LABEL",
@@ -156,6 +156,11 @@ class WindowCollator:
     def has_groups(self) -> bool:
         """Whether the model is a Chronos-2, which forecasts groups of series."""
         return "max_output_patches" in self.config.chronos_config
+
+    @property
+    def min_observed(self) -> int:
+        """Values that must be observed in the context of a window: of models that read patches `least_observed` of their size."""
+        return 1 if self.has_tokens else least_observed(self.config.chronos_config["input_patch_size"])
 
     @property
     def lengths(self) -> tuple[int, int]:

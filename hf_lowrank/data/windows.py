@@ -7,7 +7,7 @@ what a model reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,24 @@ from .disturbances import with_gaps
 from .grouped_series import grouped_series
 from .synthesis import synthetic_series
 
-__all__ = ["GroupedWindows", "SeriesWindows", "SyntheticWindows", "held_out_ends", "single_batch", "stack_pieces"]
+__all__ = [
+    "GroupedWindows",
+    "SeriesWindows",
+    "SyntheticWindows",
+    "held_out_ends",
+    "least_observed",
+    "single_batch",
+    "stack_pieces",
+]
+
+
+def least_observed(patch_size: int) -> int:
+    """The `min_observed` of windows for a model that reads patches of this size: half a patch.
+
+    Such a model divides by the spread of the context. That of one value, or of two that happen to be near each other, is nearly zero: a
+    single window of this kind then has a loss of millions, and is all that a step learns from.
+    """
+    return max(2, -(-patch_size // 2))
 
 
 def stack_pieces(
@@ -171,12 +188,12 @@ class GroupedWindows(_WindowSupply):
 
 
 def held_out_ends(
-    series: list[NDArray[np.float64]], context_length: int, prediction_length: int
+    series: list[NDArray[np.float64]], context_length: int, prediction_length: int, *, min_observed: int = 1
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Series up to where their held-out ends begin, and the contexts and targets of one held-out window each.
 
     The end is the last horizon, or a third of the series where that is shorter. A series without an observed value in
-    both its context and its target has no window.
+    its target, or with less than `min_observed` in its context, has no window (see `SeriesWindows`).
 
     Raises:
         ValueError: None has one.
@@ -186,34 +203,77 @@ def held_out_ends(
         origin = len(values) - min(prediction_length, len(values) // 3)
         pasts.append(values[:origin])
         context, target = values[max(origin - context_length, 0) : origin], values[origin:]
-        if not np.isnan(context).all() and not np.isnan(target).all():
+        if len(_Counts.of(values).origins(context_length, len(values) - origin, min_observed, at=origin)):
             contexts.append(context)
             targets.append(target)
     if not targets:
+        enough = f"{min_observed} values that vary" if min_observed > 1 else "values"
         raise ValueError(
-            f"series: none of {len(series)} has values to train on and, in its last third or horizon, one to hold out."
+            f"series: none of {len(series)} has {enough} to train on and, in its last third or horizon, one to hold out."
         )
     return pasts, contexts, targets
+
+
+class _Counts(NamedTuple):
+    """A series, and what is counted in it before each step and at its end, (len(values) + 1,).
+
+    Attributes:
+        observed: Values that are observed.
+        changes: Observed values that differ from the observed one before.
+        first: The first step from here on with an observed value; at the end len(values).
+    """
+
+    values: NDArray[np.float64]
+    observed: NDArray[np.int64]
+    changes: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> _Counts:
+        steps = np.flatnonzero(~np.isnan(values))
+        is_change = np.zeros(len(values), dtype=np.int64)
+        is_change[steps[1:]] = values[steps[1:]] != values[steps[:-1]]
+        first = np.append(steps, len(values))[np.searchsorted(steps, np.arange(len(values) + 1))]
+        return cls(values, _before(~np.isnan(values)), _before(is_change), first)
+
+    def origins(self, length: int, horizon: int, min_observed: int, *, at: int | None = None) -> NDArray[np.int64]:
+        """The steps, or of them the one `at`, that can be the first of a target behind a context of `length` steps, see `SeriesWindows`."""
+        last = len(self.values)
+        steps = np.arange(last + 1) if at is None else np.array([at])
+        start, end = np.maximum(steps - length, 0), np.minimum(steps + horizon, last)
+        is_window = self.observed[steps] - self.observed[start] >= min_observed
+        is_window &= self.observed[end] > self.observed[steps]
+        if min_observed > 1:
+            known = self.changes[np.minimum(self.first[start] + 1, last)]
+            is_window &= (self.changes[steps] > known) | (self.changes[end] <= known)
+        return steps[is_window]
+
+
+def _before(counted: NDArray[Any]) -> NDArray[np.int64]:
+    return np.append(0, np.cumsum(counted))
 
 
 class SeriesWindows(_WindowSupply):
     """A supply of batches of windows of given series; item i depends on the arguments and i alone.
 
     An item has lists of 1-D arrays, the `contexts` and `targets` of its windows. For each window a series is drawn uniformly, then
-    a forecast origin uniformly among those with an observed value in both context and target. The longest context of a batch is
+    a forecast origin uniformly among those with enough observed values. The longest context of a batch is
     drawn log-uniformly from `min_length` to `context_length`; a target has `prediction_length` values. Both are shorter where the
     series begins late or ends early. The batch holds at most about `max_values` values of context and target, and at most
     `max_windows` windows.
 
     Args:
-        series: 1-D arrays, NaN is missing; `read_series` makes them of anything. Those without two observed values near
+        series: 1-D arrays, NaN is missing; `read_series` makes them of anything. Those without enough observed values near
             enough to each other to be context and target of one window are never drawn.
+        min_observed: Values that must be observed in a context, beside one in the target. Of a model that divides by the spread of the
+            context `WindowCollator.min_observed`: where it is more than 1, a context of one value throughout is drawn only if
+            the target has that value too.
 
     Raises:
         ValueError: No window can be drawn.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
         self,
         context_length: int,
         prediction_length: int,
@@ -224,38 +284,34 @@ class SeriesWindows(_WindowSupply):
         max_values: int = 4096,
         max_windows: int = 64,
         min_length: int = 64,
+        min_observed: int = 1,
     ) -> None:
         super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
         self.context_length, self.prediction_length = context_length, prediction_length
-        self.min_length = min(min_length, context_length)
-        # Beside each series, how many of its values before every step are observed.
-        counted = [(values, np.append(0, np.cumsum(~np.isnan(values)))) for values in series]
-        self.series = [pair for pair in counted if len(self._origins(pair[1], self.min_length))]
+        self.min_length, self.min_observed = min(min_length, context_length), min_observed
+        counted = map(_Counts.of, series)
+        self.series = [counts for counts in counted if len(self._origins(counts, self.min_length))]
         if not self.series:
             raise ValueError(
-                f"series: none of {len(series)} has two observed values within "
-                f"{self.min_length + prediction_length} steps, a context and a target."
+                f"series: none of {len(series)} has {min_observed + 1} observed values within "
+                f"{self.min_length + prediction_length} steps, a context of {min_observed} and a target"
+                f"{', and varies before it changes' if min_observed > 1 else ''}."
             )
 
-    def _origins(self, observed: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """The steps that can be the first of a target: a value is observed in the `length` steps before, and in the horizon."""
-        last = len(observed) - 1
-        steps = np.arange(last + 1)
-        before = observed - observed[np.maximum(steps - length, 0)]
-        after = observed[np.minimum(steps + self.prediction_length, last)] - observed
-        return np.flatnonzero((before > 0) & (after > 0))
+    def _origins(self, counts: _Counts, length: int) -> NDArray[np.int64]:
+        return counts.origins(length, self.prediction_length, self.min_observed)
 
     def _batch(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
         rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
         horizon = self.prediction_length
         limits = np.array([self.min_length, self.context_length + 1])
         length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
-        longest = max(len(values) for values, _ in self.series) - 1
+        longest = max(len(counts.values) for counts in self.series) - 1
         count = self._num_windows(min(length, longest) + min(horizon, longest))
         contexts, targets = [], []
         for i in rng.integers(len(self.series), size=count):
-            values, observed = self.series[i]
-            origin = rng.choice(self._origins(observed, length))
+            values = self.series[i].values
+            origin = rng.choice(self._origins(self.series[i], length))
             contexts.append(values[max(origin - length, 0) : origin])
             targets.append(values[origin : origin + horizon])
         return {"contexts": contexts, "targets": targets}

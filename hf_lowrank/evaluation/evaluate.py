@@ -14,10 +14,10 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,9 +27,19 @@ import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline, predict_quantiles, stable_seed
+from ..checkpoints.loading import public_name
+from ..checkpoints.pipelines import (
+    QUANTILE_LEVELS,
+    fingerprint,
+    known_device,
+    known_dtype,
+    load_pipeline,
+    predict_quantiles,
+    stable_seed,
+)
 from ..files import without_nan, write_json, write_text
 from ..progress import progress_display
+from ..versions import versions
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
 from .scores import METRICS, relative_score, score_forecasts
 from .tasks import EvaluationTask, find_tasks, import_fev
@@ -45,7 +55,8 @@ class EvaluationRow:
 
     WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
     and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
-    constant past have no scale and are left out of MASE, SQL and RMSSE. `seconds` is the time of the forecasts.
+    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
+    `seasonality` steps. `seconds` is the time of the forecasts.
     """
 
     task: str
@@ -57,6 +68,7 @@ class EvaluationRow:
     num_series: int
     num_windows: int
     horizon: int
+    seasonality: int
     seconds: float
 
 
@@ -65,8 +77,8 @@ class EvaluationResult:
     """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
 
     A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
-    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks. Tasks on which either
-    score is zero or undefined do not count; `num_tasks` says how many did.
+    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
+    either score is zero or undefined do not count; `num_tasks` says how many did.
     """
 
     results: tuple[EvaluationRow, ...]
@@ -115,7 +127,8 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
 
     Args:
         models: Folders, Hub ids, `"reference"` or loaded pipelines of any Chronos family, dense or compressed. The keys of a mapping
-            are the names in the result; otherwise what is given is its own name. May be empty.
+            are the names in the result; otherwise a name or path is its own name, and a pipeline has the last part of its. May be
+            empty.
         tasks: Names of tasks or groups (see `list_tasks`), or tasks (see `file_task`).
         against: The dense model that scores are also made relative to. It is scored too.
         batch_size: Series in one call of `predict_quantiles`.
@@ -124,7 +137,7 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         cache: A folder for finished (task, model) cells; what is there already, made from the same weights, data
             and settings, is not computed again.
         device: By default the GPU if there is one.
-        dtype: Of the models that are loaded here.
+        dtype: Of the models that are loaded here: "float32", "bfloat16", "float16", or "auto" for that of each file.
         num_bootstrap: Resamples of the tasks.
         show_progress: Show a progress bar.
 
@@ -144,9 +157,9 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
         "seed": seed,
         "batch_size": batch_size,
         "num_samples": num_samples,
-        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("chronos-forecasting", "fev", "torch", "transformers")},
+        "device": known_device(device),
+        "dtype": str(known_dtype(dtype)).removeprefix("torch."),
+        "versions": versions("fev"),
     }
     pipelines = {
         SEASONAL_NAIVE: None,
@@ -167,8 +180,9 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
                 bar.update(step, description=f"{definition.name}: {name}")
                 compute = partial(_score_task, task, pipeline, settings)
                 scores = _cached(cache, [weights[name], identity, settings], compute)
-                rows.append(EvaluationRow(task=definition.name, model=name, **scores))
+                rows.append(EvaluationRow(task=definition.name, model=name, seasonality=task.seasonality, **scores))
                 bar.advance(step)
+            _warn_of_undefined(rows[-len(pipelines) :])
     return EvaluationResult(tuple(rows), _aggregate(rows, dense, num_bootstrap, seed), {"against": dense, **settings})
 
 
@@ -191,7 +205,7 @@ def _models_by_name(models: Any, against: Any) -> dict[str, Any]:
 def _name_of(model: Any) -> str:
     """What a model is called in the result where the caller gives it no name."""
     if isinstance(model, BaseChronosPipeline):
-        return model.inner_model.name_or_path or type(model.inner_model).__name__
+        return public_name(model.inner_model)
     if isinstance(model, str | os.PathLike):
         return str(model)
     raise TypeError(f"models must be folders, Hub ids or Chronos pipelines, found {type(model).__name__}.")
@@ -248,10 +262,22 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
                 quantiles=quantiles,
                 mean=mean,
                 seasonality=task.seasonality,
+                names=past[task.id_column],
             )
         )
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
     return {**means, "num_series": num_series, "num_windows": len(scores), "horizon": task.horizon, "seconds": seconds}
+
+
+def _warn_of_undefined(rows: Sequence[EvaluationRow]) -> None:
+    """Say which metrics a task has of no model."""
+    undefined = [metric for metric in METRICS if all(np.isnan(getattr(row, metric)) for row in rows)]
+    if undefined:
+        warnings.warn(
+            f"task {rows[0].task!r}: {', '.join(undefined)} undefined: no series varies over a season before what is forecast, or nothing "
+            "is observed there.",
+            stacklevel=3,
+        )
 
 
 def _targets_of(dataset: Any) -> list[NDArray[np.float64]]:

@@ -25,6 +25,7 @@ def score_forecasts(
     quantiles: NDArray[np.floating],
     mean: NDArray[np.floating] | None = None,
     seasonality: int,
+    names: Sequence[object] | None = None,
 ) -> dict[str, float]:
     """fev's `METRICS` of the forecasts of N series, H steps ahead, at the Q `QUANTILE_LEVELS`.
 
@@ -34,6 +35,7 @@ def score_forecasts(
         quantiles: (N, H, Q).
         mean: (N, H), which RMSSE is of; without it that is left out.
         seasonality: Steps in a season, for the scales.
+        names: What errors call the series; by default their positions.
 
     Returns:
         A number for each metric; NaN where it is undefined.
@@ -49,7 +51,11 @@ def score_forecasts(
     for forecasts in (quantiles, *points.values()):
         if not np.isfinite(forecasts).all():
             item = np.argwhere(~np.isfinite(forecasts))[0, 0]
-            raise ValueError(f"Predictions contain NaN or Inf values. First invalid value at item {item}.")
+            largest = np.nanmax(np.abs(contexts[item]), initial=0.0)
+            raise ValueError(
+                f"the forecast of series {str(item if names is None else names[item])!r} is not finite: the model cannot bear its values, "
+                f"which are up to {largest:.3g}."
+            )
     arrays = {  # in fev's axes: series, steps, target dimensions (one), levels
         "y_true": targets[:, :, None],
         "y_past": np.concatenate(contexts)[:, None],
@@ -82,8 +88,8 @@ def relative_score(
     """exp(mean(log(score / baseline's score))) over tasks, with its 95 % bootstrap interval over the tasks.
 
     Returns:
-        `{"geometric_mean", "low", "high", "num_tasks"}`: tasks on which either score is zero or undefined do not count, and where
-        none is left all three numbers are NaN.
+        `{"geometric_mean", "low", "high", "num_tasks"}`: tasks on which either score is zero or undefined do not count. Where one is
+        left it has no interval, and `low` and `high` are NaN; where none is left all three numbers are.
     """
     # The resampling is fev's. Its `leaderboard` is not used for the rest: it clips ratios to [0.01, 100], so that a baseline's score
     # of zero counts as a ratio of 100, and drops a task for all models where one has no score, or takes it for a ratio of 1.
@@ -93,6 +99,8 @@ def relative_score(
     logs = log_ratios(scores, baseline_scores)
     if len(logs) == 0:
         return {"geometric_mean": math.nan, "low": math.nan, "high": math.nan, "num_tasks": 0}
+    if len(logs) == 1:
+        return {"geometric_mean": math.exp(logs[0]), "low": math.nan, "high": math.nan, "num_tasks": 1}
     estimate = bootstrap(
         logs[:, None], statistic=lambda resampled: resampled.mean(axis=0), n_resamples=num_bootstrap, seed=seed
     )

@@ -7,8 +7,6 @@ for its data: only its files are read.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +14,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.series import SeriesByName, check_finite_in_float32, in_order, read_frame, regular, series_of_frame
+from ..data.series import SeriesByName, in_order, series_of_frame
+from ..data.tables import read_table
+from ..data.times import Spacing, known_frequency, regular
+from ..files import new_file
 
 __all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
 
 MAX_SERIES = 36  # of a packaged task, so that a small model goes through all tasks in minutes
 
-# The steps of one season by pandas offset: GluonTS's convention, which the Chronos benchmarks follow.
-SEASONALITY = {"s": 3600, "min": 1440, "h": 24, "D": 1, "B": 5, "W": 1, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
+# The steps of one season by pandas offset: GluonTS's convention, but for days, whose season is a week in fev-bench and one step there.
+SEASONALITY = {"s": 3600, "min": 1440, "h": 24, "D": 7, "B": 5, "W": 1}
+SEASONALITY |= dict.fromkeys(("MS", "ME", "BMS", "BME", "WOM", "LWOM"), 12) | dict.fromkeys(
+    ("QS", "QE", "BQS", "BQE"), 4
+)
 
 
 def seasonality_of(freq: str) -> int:
-    """Steps in a season of a pandas frequency: 48 of "30min", 24 of "h", 12 of "MS", 1 of "D", "W-MON" and "YS"."""
-    offset = pd.tseries.frequencies.to_offset(freq)
+    """Steps in a season of a pandas frequency: 48 of "30min", 24 of "h", 7 of "D", 5 of "B", 12 of "MS", 1 of "W-MON" and "YS"."""
+    offset = known_frequency(freq)
     season, rest = divmod(SEASONALITY.get(offset.rule_code.split("-")[0], 1), offset.n)
     return season if rest == 0 and season > 0 else 1
 
@@ -120,9 +124,11 @@ class SeriesFile:
             FileNotFoundError, ValueError: There is no such file; a column is missing; time stamps are duplicate or irregular.
         """
         what = f"file {self.path.name!r}"
-        series = series_of_frame(read_frame(self.path), what)
-        for item, values in series.items():
-            check_finite_in_float32(values, f"item_id {item!r} of {what}")
+        series = series_of_frame(read_table(self.path, "file"), what)
+        if self.freq is not None:
+            spacing = Spacing(self.freq)
+            spacing.add(series)
+            spacing.check(what, "item_id")
         return {item: regular(values, self.freq, f"item_id {item!r} of {what}") for item, values in series.items()}
 
 
@@ -180,8 +186,6 @@ def store_parquet(name: str, series: SeriesByName) -> Path:
             "timestamp": pa.array(stamps, type=pa.list_(pa.timestamp("ms"))),
             "target": pa.array(targets, type=pa.list_(pa.float64())),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            pq.write_table(pa.table(columns), Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
+        with new_file(path) as part:
+            pq.write_table(pa.table(columns), part)
     return path

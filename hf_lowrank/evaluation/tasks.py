@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS
-from ..data.series import SeriesByName, inferred_frequency
+from ..data.series import SeriesByName
+from ..data.times import inferred_frequency
 from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store_parquet
 
 __all__ = ["EvaluationTask", "file_task", "find_tasks", "import_fev", "list_tasks"]
@@ -56,7 +57,7 @@ class EvaluationTask:
         if isinstance(self.source, HubDataset):
             return self._fev_task(**_dataset_arguments(self.name, self.source))
         min_length = self.held_out + max(2 * self.horizon, self.seasonality + 1)
-        series = _scorable(self.name, self.source.read(min_length), self.held_out)
+        series = _scorable(self, self.source.read(min_length))
         return self._fev_task(dataset_path=str(store_parquet(self.name, series)))
 
     def _fev_task(self, **dataset: Any) -> Any:
@@ -110,12 +111,15 @@ def _dataset_arguments(name: str, source: HubDataset) -> dict[str, Any]:
     return {**arguments, "generate_univariate_targets_from": "__ALL__"} if source.all_columns else arguments
 
 
-def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
+def _scorable(task: EvaluationTask, series: SeriesByName) -> SeriesByName:
     """The series that have a value and a past before the first cutoff; a warning names the others.
 
     Three time stamps are the least that fev infers a frequency from.
+
+    Raises:
+        ValueError: There are none, or all are too short for a score in units of a seasonal forecast's error.
     """
-    min_length = max(held_out + 1, 3)
+    name, min_length = task.name, max(task.held_out + 1, 3)
     empty = [item for item, values in series.items() if values.isna().all()]
     short = [item for item, values in series.items() if len(values) < min_length and item not in empty]
     left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {min_length} steps")}
@@ -123,6 +127,13 @@ def _scorable(name: str, series: SeriesByName, held_out: int) -> SeriesByName:
         raise ValueError(
             f"task {name!r} has no series to score: {len(empty)} of {len(series)} have no value, {len(short)} are shorter than "
             f"the {min_length} steps that the horizon and the number of windows need."
+        )
+    longest = max(len(values) for item, values in series.items() if item not in left_out)
+    if longest <= task.held_out + task.seasonality:
+        raise ValueError(
+            f"task {name!r} has no series to score: the longest has {longest} steps, of which a horizon of {task.horizon} and "
+            f"{task.num_windows} windows leave {longest - task.held_out}; MASE, SQL and RMSSE need more than a season of "
+            f"{task.seasonality}. Take a smaller horizon, fewer windows, or seasonality=1 (--seasonality 1)."
         )
     if left_out:
         shown = ", ".join(f"{item} ({reason})" for item, reason in list(left_out.items())[:5])
@@ -144,7 +155,7 @@ def file_task(
         path: The file; its name without the ending is the task's name.
         horizon: Steps to forecast.
         freq: A pandas frequency to put irregular series on; missing steps become NaN.
-        seasonality: Steps in a season. By default that of the frequency: 24 for hours, 12 for months, ...
+        seasonality: Steps in a season. By default that of the frequency: 24 of hours, 7 of days, 5 of business days, 12 of months, ...
         num_windows: Evaluation windows, the last one at the end of the series.
 
     Raises:
@@ -165,9 +176,14 @@ def file_task(
 
 
 def _packaged(
-    name: str, horizon: int, num_windows: int, source: PackagedSeries, step: int | None = None
+    name: str,
+    horizon: int,
+    num_windows: int,
+    source: PackagedSeries,
+    step: int | None = None,
+    seasonality: int | None = None,
 ) -> EvaluationTask:
-    return EvaluationTask(name, horizon, seasonality_of(source.freq), source, num_windows, step)
+    return EvaluationTask(name, horizon, seasonality or seasonality_of(source.freq), source, num_windows, step)
 
 
 def _pbs(target: str) -> PackagedSeries:
@@ -216,7 +232,7 @@ _PACKAGED = (
     _packaged("nord_pool_price", 24, 5, _single(f"{_FPPPY}/electricity_short.csv", "h", "ds", "y")),
     _packaged("gafa_close", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Close",), ("Symbol",))),
     _packaged("gafa_volume", 30, 2, PackagedSeries(f"{_FPP3}/gafa_stock.csv", "B", "Date", ("Volume",), ("Symbol",))),
-    _packaged("warsaw_air", 30, 2, PackagedSeries(f"{_FPP3}/warsaw_air_quality.csv", "D", "date", _AIR, (), "%m/%d/%y")),
+    _packaged("warsaw_air", 30, 2, PackagedSeries(f"{_FPP3}/warsaw_air_quality.csv", "D", "date", _AIR, (), "%m/%d/%y"), seasonality=1),
     _packaged("ansett", 8, 1, PackagedSeries(f"{_FPP3}/ansett.csv", "W-MON", "Week", ("Passengers",), ("Airports", "Class"), "week")),
     _packaged("us_gasoline", 8, 5, _single(f"{_FPP3}/us_gasoline.csv", "W-MON", "Week", "Barrels", "week")),
     _packaged("mauna_loa_co2", 8, 5, _single(f"{_STATS}/co2/co2.csv", "W-SAT", "date", "co2", "%Y%m%d")),

@@ -23,7 +23,8 @@ from ..checkpoints.summary import summarize
 from ..evaluation.naive import seasonal_naive_quantiles
 from ..evaluation.scores import log_ratios, score_forecasts
 from ..evaluation.tasks import import_fev
-from ..plots import Forecast, Panel, import_pyplot, plot_forecasts
+from ..files import new_file
+from ..plots import Forecast, Panel, check_plot, plot_forecasts
 from ..progress import progress_display
 from .sweep import DEFAULT_METHODS, compressed_models, model_name
 
@@ -45,13 +46,14 @@ class DemoRow:
     """One model: what it takes and what it gives.
 
     `wql` and `mase` are geometric means over the series, relative to Seasonal Naive (below 1 is better); `seconds` are the
-    median, least and most over the rounds for all forecasts; `cache_bytes` those of one token of context and one of
-    forecast together.
+    median, least and most over the rounds for all forecasts; `bytes` those of the weights and `cache_bytes` those of one token of
+    context and one of forecast together, in `dtype`, in which the checkpoint is saved.
     """
 
     name: str
     parameters: int
     bytes: int
+    dtype: str
     attention_ratio: float
     kept_rank_ratio: float | None
     cache_bytes: int
@@ -148,7 +150,7 @@ def demo(
     """
     import_fev()
     if plot is not None:
-        import_pyplot()
+        check_plot("plot", plot)
     dense = load_chronos(source)
     compressed = compressed_models(dense, DEFAULT_METHODS, "ratio", ratios, seed=seed)
     models = {"dense": dense, **{model_name(*key): model for key, model in compressed.items()}}
@@ -164,11 +166,12 @@ def demo(
             metric: math.exp(log_ratios([s[metric] for s in scores], [s[metric] for s in naive_scores]).mean())
             for metric in ("WQL", "MASE")
         }
-        rows.append(_row(name, model, seconds[name], relative))
+        rows.append(_row(name, model, dense.config.dtype or torch.float32, seconds[name], relative))
     if plot is not None:
         chosen = model_name("default", ratios[min(1, len(ratios) - 1)])
         shown = {name: forecasts[name] for name in ("dense", chosen)}
-        plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], plot)
+        with new_file(plot) as part:
+            plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], part)
     return rows
 
 
@@ -189,20 +192,22 @@ def _timed_forecasts(
     return forecasts, seconds
 
 
-def _row(name: str, model: PreTrainedModel, seconds: list[float], relative: dict[str, float]) -> DemoRow:
+def _row(
+    name: str, model: PreTrainedModel, saved: torch.dtype, seconds: list[float], relative: dict[str, float]
+) -> DemoRow:
     config = model.config
     family = family_of(type(model))
     if family is not None and type(model) in family.classes:  # a dense model's sizes are those of a table at full rank
         config = family.lowrank_config(config)
     sizes = summarize(config)
-    width = model.dtype.itemsize
     return DemoRow(
         name=name,
         parameters=model.num_parameters(),
-        bytes=model.num_parameters() * width,
+        bytes=model.num_parameters() * saved.itemsize,
+        dtype=str(saved).removeprefix("torch."),
         attention_ratio=sizes.attention_ratio,
         kept_rank_ratio=(config.compression or {}).get("kept_rank_ratio"),
-        cache_bytes=sizes.total("cached_numbers") * width,
+        cache_bytes=sizes.total("cached_numbers") * saved.itemsize,
         seconds=(float(np.median(seconds)), min(seconds), max(seconds)),
         wql=relative["WQL"],
         mase=relative["MASE"],

@@ -16,8 +16,9 @@ from ..checkpoints.pipelines import as_pipeline
 from ..checkpoints.summary import summarize
 from ..compression.calibration import calibrate
 from ..compression.compress import compress_pretrained
+from ..compression.settings import CompressionSettings
 from ..evaluation.evaluate import evaluate
-from ..evaluation.tasks import EvaluationTask
+from ..evaluation.tasks import EvaluationTask, find_tasks, import_fev
 from ..files import without_nan, write_json
 from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 
@@ -100,7 +101,9 @@ def compressed_models(
     Returns:
         The models by method and value.
     """
-    methods = list(methods)
+    methods, values = list(methods), list(values)
+    for value in values:  # said before the calibration
+        CompressionSettings(**{policy: value})  # type: ignore[arg-type]
     if not set(methods) <= set(LOOKING_AT_NO_DATA):
         calibration = calibrate(dense, seed=seed, show_progress=show_progress)
     models = {}
@@ -141,19 +144,22 @@ def sweep(  # noqa: PLR0913 a public call names all of its options
         tasks, num_samples, seed, cache, show_progress: As in `evaluate`.
 
     Raises:
-        ValueError: Both ratios and epsilons, an unknown method, or `source` is no dense Chronos model.
+        ImportError: fev is not installed.
+        ValueError: Both ratios and epsilons, an unknown method or task, a size that is none, or `source` is no dense Chronos model.
     """
     if ratios is not None and epsilons is not None:
         raise ValueError("Give either ratios or epsilons, not both.")
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"methods must be of {', '.join(METHODS)}; found {', '.join(sorted(unknown))}.")
+    import_fev()
+    definitions = find_tasks(tasks)
     policy, values = ("epsilon", epsilons) if epsilons is not None else ("ratio", ratios or TRUNCATED_RATIOS)
     dense = load_chronos(source)
     models = compressed_models(dense, methods, policy, values, seed=seed, show_progress=show_progress)
     pipelines = {model_name(*key): as_pipeline(model) for key, model in models.items()}
     result = evaluate(
         {"dense": as_pipeline(dense), **pipelines},
-        tasks,
+        definitions,
         against="dense",
         num_samples=num_samples,
         seed=seed,

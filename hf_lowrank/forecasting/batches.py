@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from chronos import BaseChronosPipeline, ForecastType
 from numpy.typing import NDArray
 
 from ..checkpoints.pipelines import in_lean_pipeline, predict_quantiles, stable_seed
-from ..data.series import LongColumns
+from ..data.tables import LongColumns
+from ..data.times import times_after
 
 __all__ = ["Request", "batches_by_length", "forecast_series"]
 
@@ -44,16 +44,14 @@ class Request:
         seed: int,
     ) -> Request:
         """A ValueError where the model cannot do what is asked."""
-        longest_horizon, longest_context = pipeline.model_prediction_length, pipeline.model_context_length
-        horizon = longest_horizon if horizon is None else horizon
+        longest_context = pipeline.model_context_length
+        horizon = pipeline.model_prediction_length if horizon is None else horizon
         context_length = longest_context if context_length is None else context_length
-        for name, value, most in (
-            ("horizon", horizon, longest_horizon),
-            ("context_length", context_length, longest_context),
-        ):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name} must be in [1, {most}] for this model, found {value}.")
-        for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
+        if not 1 <= context_length <= longest_context:
+            raise ValueError(
+                f"context_length must be in [1, {longest_context}] for this model, found {context_length}."
+            )
+        for name, value in (("horizon", horizon), ("batch_size", batch_size), ("num_samples", num_samples)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}.")
         levels = tuple(float(level) for level in quantiles)
@@ -102,13 +100,15 @@ def forecast_series(
         if not finite.all():
             item = batch[int(np.argmin(finite))]
             raise ValueError(
-                f"the forecast of {columns.item} {item!r} is not finite: the model cannot bear values of up to "
+                f"the forecast of {columns.item} {str(item)!r} is not finite: the model cannot bear its values, which are up to "
                 f"{np.nanmax(np.abs(contexts[item])):.3g}."
             )
         advance(len(batch))
+    last = pd.DatetimeIndex([series[item].index[-1] for item in items])
+    times = times_after(last, range(1, request.horizon + 1), freq, lambda row: f"{columns.item} {str(items[row])!r}")
     forecasts = {
         columns.item: pd.Series(items).repeat(request.horizon).to_numpy(),
-        columns.time: _following([series[item].index[-1] for item in items], freq, request.horizon),
+        columns.time: pd.DatetimeIndex(np.stack(times, axis=1).ravel()),
         "target_name": columns.value,
         "predictions": mean.ravel(),
     }
@@ -125,13 +125,3 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[NDArr
         count = fitting.index(False) if False in fitting else len(fitting)
         yield order[first : first + count]
         first += count
-
-
-def _following(last: Sequence[pd.Timestamp], freq: str, horizon: int) -> pd.DatetimeIndex:
-    """The `horizon` times after each, in a row: `last` + step x `freq`."""
-    offset, stamps = pd.tseries.frequencies.to_offset(freq), pd.DatetimeIndex(last)
-    with warnings.catch_warnings():
-        # Some offsets are added one by one, and pandas says so.
-        warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)
-        steps = [stamps + step * offset for step in range(1, horizon + 1)]
-    return pd.DatetimeIndex(np.stack(steps, axis=1).ravel())

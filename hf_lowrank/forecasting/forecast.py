@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,21 @@ import pandas as pd
 from chronos import BaseChronosPipeline
 from rich.progress import Progress, TimeRemainingColumn
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
-from ..data.series import LongColumns
+from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, known_dtype, load_pipeline
+from ..data.series import series_by_item
+from ..data.tables import LongColumns, check_suffix
+from ..data.times import Spacing, known_frequency
 from ..files import tidy
+from ..interrupts import explained
 from ..progress import progress_display
+from ..versions import versions
 from .batches import Request, forecast_series
 from .long_file import (
     Contents,
     LongFile,
     aligned,
-    check_suffix,
     frequency_of,
     import_pyarrow,
-    series_by_item,
 )
 from .parts import Parts, run_beside
 
@@ -99,13 +100,18 @@ def forecast_frame(  # noqa: PLR0913 a public call names all of its options
         ValueError: An argument, a column or a series is not as it should be.
     """
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
-    columns, what = _columns(id_column, timestamp_column, target), "frame"
+    columns, what = _columns(id_column, timestamp_column, target, freq), "frame"
+    _check_names(columns, request)
     series = series_by_item(frame, what, columns)
     if not series:
         return forecast_series(pipeline, {}, "D", request, columns)
     shared = freq or frequency_of(series, what, columns)
     if shared is None:
         raise ValueError("freq must be given: no series of frame has the three values that tell its frequency.")
+    if freq is not None:
+        spacing = Spacing(freq)
+        spacing.add(series)
+        spacing.check(what, id_column)
     series = aligned(series, shared, what, columns, fill=freq is not None)
     forecasts = forecast_series(pipeline, series, shared, request, columns)
     if left_out := len(series) - len(forecasts) // request.horizon:
@@ -149,7 +155,8 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         input: A CSV or parquet file in long format. The rows of a series must follow each other. Time zones are dropped after a shift to
             UTC.
         output: A .csv or .parquet file, with the columns that `forecast_frame` returns.
-        horizon: Steps to forecast; by default, and at most, the model's prediction length.
+        horizon: Steps to forecast; by default the model's prediction length. It was not trained for more, which a warning says: what
+            comes after goes on from its own forecasts.
         quantiles: Quantile levels.
         batch_size: Series in one call of the model.
         context_length: Past steps that the model sees; by default, and at most, the model's.
@@ -161,7 +168,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         chunk_rows: Rows of the input that are in memory, and lost by an interruption, at once: a whole number of series of about that
             many rows.
         device: By default the GPU if there is one. A loaded pipeline stays where it is.
-        dtype: "float32" or "bfloat16", of a model that is loaded here.
+        dtype: "float32", "bfloat16", "float16", or "auto" for that of the file, of a model that is loaded here.
         resume: Go on with an unfinished run, or begin anew.
         overwrite: Replace `output` if it exists.
         show_progress: Whether to show a progress bar.
@@ -172,18 +179,23 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         ValueError: An argument or the input is not as it should be, or `OUTPUT.parts` belongs to a run that differs.
     """
     import_pyarrow()
-    file = LongFile(Path(input), _columns(id_column, timestamp_column, target))
+    file = LongFile(Path(input), _columns(id_column, timestamp_column, target, freq))
     _check_file_arguments(file.path, Path(output), chunk_rows=chunk_rows, dtype=dtype)
     earlier = run_beside(Path(output))
     tidy(earlier.folder)
     check_absent(Path(output), overwrite=overwrite or (resume and earlier.is_ending))
     pipeline = model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=device, dtype=dtype)
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
+    _check_names(file.columns, request)
     parts = Parts(Path(output), _schema(file, request))
     work = _FileForecast(pipeline, file, request, freq, chunk_rows, parts)
     record = work.record()
     start = time.perf_counter()
-    with progress_display(TimeRemainingColumn(), show=show_progress) as display, parts.unfinished_run.alone():
+    with (
+        progress_display(TimeRemainingColumn(), show=show_progress) as display,
+        parts.unfinished_run.alone(),
+        explained(parts.how_to_go_on),
+    ):
         contents, num_forecast_rows, num_resumed = work.run(record, display, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - start
     return ForecastSummary(
@@ -210,7 +222,6 @@ class _FileForecast:
     def record(self) -> dict[str, Any]:
         """All that the forecasts depend on, as the folder of the parts keeps it."""
         inner = self.pipeline.inner_model
-        packages = ("hf-lowrank", "torch", "transformers", "chronos-forecasting")
         return {
             "input": self.file.identity() | dict(zip(("id_column", "timestamp_column", "target"), self.file.columns)),
             "model": {
@@ -219,7 +230,7 @@ class _FileForecast:
                 "dtype": str(inner.dtype),
             },
             "options": asdict(self.request) | {"freq": self.freq, "chunk_rows": self.chunk_rows},
-            "versions": {name: version(name) for name in packages},
+            "versions": versions(),
         }
 
     def run(
@@ -253,6 +264,7 @@ class _FileForecast:
         contents = self.file.look(
             freq=self.freq,
             context_length=self.request.context_length,
+            horizon=self.request.horizon,
             chunk_rows=self.chunk_rows,
             advance=lambda count: display.advance(step, count),
         )
@@ -291,13 +303,25 @@ def _schema(file: LongFile, request: Request) -> Any:
     return pa.schema([*zip(file.columns, file.types()), ("target_name", pa.string()), *numbers])
 
 
-def _columns(id_column: str, timestamp_column: str, target: str) -> LongColumns:
+def _columns(id_column: str, timestamp_column: str, target: str, freq: str | None) -> LongColumns:
     columns = LongColumns(id_column, timestamp_column, target)
+    if freq is not None:
+        known_frequency(freq)
     if len(set(columns)) < 3:
         raise ValueError(
             f"id_column, timestamp_column and target must be three different columns, found {', '.join(columns)}."
         )
     return columns
+
+
+def _check_names(columns: LongColumns, request: Request) -> None:
+    """Raise a ValueError where the table of forecasts would have two columns of one name."""
+    taken = {"target_name", "predictions", *map(str, request.quantiles)}
+    for argument, name in (("id_column", columns.item), ("timestamp_column", columns.time)):
+        if name in taken:
+            raise ValueError(
+                f"{argument} must not be a column that the forecasts have too, found {name!r}: rename it in the input."
+            )
 
 
 def check_absent(output: Path, *, overwrite: bool) -> None:
@@ -314,5 +338,4 @@ def _check_file_arguments(input: Path, output: Path, *, chunk_rows: int, dtype: 
         raise ValueError(f"output must be another file than input, found {output} twice.")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}.")
+    known_dtype(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..data.series import (
+from ..data.series import series_by_item
+from ..data.tables import (
+    BATCH_ROWS,
     LONG_FORMAT,
     LongColumns,
     check_columns,
-    check_finite_in_float32,
-    inferred_frequency,
-    regular,
-    series_of_frame,
+    check_table_file,
+    column_names,
+    csv_tables,
+    unreadable,
 )
+from ..data.times import Spacing, follows, inferred_frequency, regular, times_after
 
-__all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "series_by_item", "whole_series"]
+__all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "whole_series"]
 
-BATCH_ROWS = 65_536  # rows read at once
 NAMED = 10  # of the series that are left out, so many are named
-SUFFIXES = (".csv", ".parquet")
 
 
 def import_pyarrow() -> Any:
@@ -37,35 +38,7 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def check_suffix(path: Path, argument: str) -> None:
-    """Raise a ValueError where a file is neither CSV nor parquet by its name."""
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{argument} must end in .csv or .parquet, found {path.name!r}.")
-
-
 # ---- From tables to series -------------------------------------------------------------------------------------------
-
-
-def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns) -> dict[Any, pd.Series]:
-    """The series of a long table by the item as the table has it, in the order of their first rows, each in the order of time.
-
-    Raises:
-        ValueError: What `series_of_frame` raises, a value that is no number, or an infinite one.
-    """
-    item_id, timestamp, target = columns
-    check_columns(frame.columns, what, columns)
-    is_wrong = pd.to_numeric(frame[target], errors="coerce").isna() & frame[target].notna()
-    if is_wrong.any():
-        row = frame[is_wrong].iloc[0]
-        raise ValueError(
-            f"{what} must have numbers as {target}, found {row[target]!r} at {timestamp} {row[timestamp]} of "
-            f"{item_id} {row[item_id]!r}."
-        )
-    by_name = series_of_frame(frame, what, columns)
-    for name, values in by_name.items():
-        check_finite_in_float32(values, f"{target} of {item_id} {name!r} of {what}")
-    items = frame[item_id].drop_duplicates()
-    return {item: by_name[name] for item, name in zip(items, items.astype(str))}
 
 
 def frequency_of(series: Mapping[Any, pd.Series], what: str, columns: LongColumns) -> str | None:
@@ -88,8 +61,8 @@ def aligned(
     on_grid = {}
     for item, values in series.items():
         name = f"{columns.item} {str(item)!r} of {what}"
-        inferred = inferred_frequency(values.index)
-        if inferred != freq:
+        if len(values) < 3 or not follows(values.index, freq).all():
+            inferred = inferred_frequency(values.index)
             if fill:
                 values = regular(values, freq, name)
             else:
@@ -159,14 +132,10 @@ class LongFile:
     columns: LongColumns = LONG_FORMAT
 
     def __post_init__(self) -> None:
-        check_suffix(self.path, "input")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"input: file {str(self.path)!r} does not exist.")
-        try:
-            names = self._column_names()
-        except ValueError as error:
-            raise ValueError(f"{self.what} cannot be read: {error}") from None
-        check_columns(names, self.what, self.columns)
+        check_table_file(self.path, "input")
+        check_columns(self._column_names(), self.what, self.columns)
+        if self.path.suffix == ".parquet":
+            self._check_types()
 
     @property
     def what(self) -> str:
@@ -187,13 +156,13 @@ class LongFile:
         pa = import_pyarrow()
         if self.path.suffix == ".csv":
             return pa.string(), pa.timestamp("us")
-        schema = pa.parquet.read_schema(self.path)
+        schema = self._schema()
         item, time = (schema.field(name).type for name in (self.columns.item, self.columns.time))
         item = item.value_type if pa.types.is_dictionary(item) else item
         return item, pa.timestamp(time.unit if pa.types.is_timestamp(time) else "us")
 
     def look(
-        self, *, freq: str | None, context_length: int, chunk_rows: int, advance: Callable[[int], None]
+        self, *, freq: str | None, context_length: int, horizon: int, chunk_rows: int, advance: Callable[[int], None]
     ) -> Contents:
         """Read everything once and check it: better an error now than after hours of forecasts.
 
@@ -203,7 +172,7 @@ class LongFile:
             ValueError: A value, a time or the order of the rows is not as it should be.
         """
         shared = freq or self._frequency(chunk_rows)
-        seen = Seen()
+        seen, spacing = Seen(), Spacing(shared)
         num_series = num_rows = num_left_out = 0
         left_out: list[str] = []
         for frame in self.tables(chunk_rows):
@@ -215,8 +184,13 @@ class LongFile:
                     f"{self.what} must have all rows of a series together, found {self.columns.item} {str(items[starts[again]])!r} again "
                     f"in row {num_rows + starts[again] + 1} after other series: sort it by {self.columns.item}."
                 )
-            series = self.series(frame, shared, fill=freq is not None)
-            empty = [str(item) for item, values in series.items() if values.iloc[-context_length:].isna().all()]
+            series = self.series(frame, shared, fill=freq is not None, spacing=spacing)
+            last, name = max((values.index[-1], str(item)) for item, values in series.items())
+            latest = f"{self.columns.item} {name!r}"
+            times_after(pd.DatetimeIndex([last]), [horizon], shared, lambda _, latest=latest: latest)  # type: ignore[misc]
+            empty = [
+                str(item) for item, values in series.items() if np.isnan(values.to_numpy()[-context_length:]).all()
+            ]
             left_out += empty[: NAMED - len(left_out)]
             num_left_out += len(empty)
             num_series += len(series)
@@ -224,15 +198,21 @@ class LongFile:
             advance(len(series))
         if num_series == 0:
             raise ValueError(f"{self.what} must hold at least one series, found no rows.")
+        if freq is not None:
+            spacing.check(self.what, self.columns.item)
         if num_left_out == num_series:
             raise ValueError(
                 f"{self.what} must hold values, found {num_series} series without any in their last {context_length} steps."
             )
         return Contents(num_series, num_rows, shared, num_left_out, left_out)
 
-    def series(self, frame: pd.DataFrame, freq: str, *, fill: bool) -> dict[Any, pd.Series]:
-        """The series of one of the `tables`, on the grid of `freq`."""
+    def series(
+        self, frame: pd.DataFrame, freq: str, *, fill: bool, spacing: Spacing | None = None
+    ) -> dict[Any, pd.Series]:
+        """The series of one of the `tables`, on the grid of `freq`; `spacing` is shown them as they are."""
         by_item = series_by_item(frame, self.what, self.columns)
+        if spacing is not None:
+            spacing.add(by_item)
         return aligned(by_item, freq, self.what, self.columns, fill=fill)
 
     def _frequency(self, chunk_rows: int) -> str:
@@ -248,33 +228,50 @@ class LongFile:
 
     def _column_names(self) -> list[str]:
         if self.path.suffix == ".csv":
-            return list(pd.read_csv(self.path, nrows=0).columns)
-        return import_pyarrow().parquet.read_schema(self.path).names
+            return column_names(self.path, self.what)
+        return self._schema().names
+
+    def _schema(self) -> Any:
+        try:
+            return import_pyarrow().parquet.read_schema(self.path)
+        except (ValueError, OSError) as error:
+            raise unreadable(self.what, error) from error
+
+    def _check_types(self) -> None:
+        """Raise a ValueError where an item is a list, a structure or a map."""
+        pa, kind = import_pyarrow(), self._schema().field(self.columns.item).type
+        if pa.types.is_nested(kind):
+            raise ValueError(
+                f"{self.what} must have text, numbers or dates as {self.columns.item}, found {kind}: make one text or number of it."
+            )
 
     def _batches(self, rows: int) -> Iterator[pd.DataFrame]:
-        try:
-            for frame in self._read_csv(rows) if self.path.suffix == ".csv" else self._read_parquet(rows):
-                if frame[self.columns.item].isna().any():
-                    raise ValueError(f"there are rows without {self.columns.item}")
-                if len(frame):
-                    yield frame
-        except ValueError as error:  # pandas' and arrow's own among them
-            raise ValueError(f"{self.what} cannot be read: {error}") from None
+        first = 1
+        for frame in self._read_csv(rows) if self.path.suffix == ".csv" else self._read_parquet(rows):
+            is_missing = frame[self.columns.item].isna().to_numpy()
+            if is_missing.any():
+                raise ValueError(
+                    f"{self.what} cannot be read: there are rows without {self.columns.item}, the first is row {first + int(is_missing.argmax())}."
+                )
+            first += len(frame)
+            if len(frame):
+                yield frame
 
     def _read_csv(self, rows: int) -> Iterator[pd.DataFrame]:
-        dtype: dict[Hashable, Any] = {self.columns.item: str}
-        with pd.read_csv(self.path, usecols=list(self.columns), dtype=dtype, chunksize=rows) as frames:
-            yield from frames
+        return csv_tables(self.path, self.what, self.columns, rows)
 
     def _read_parquet(self, rows: int) -> Iterator[pd.DataFrame]:
         parquet = import_pyarrow().parquet
-        # With a buffer, a row group, which may be the whole file, comes in by pages.
-        with parquet.ParquetFile(self.path, buffer_size=2**18) as file:
-            for batch in file.iter_batches(rows, columns=list(self.columns)):
-                frame = batch.to_pandas(ignore_metadata=True)  # where a column is the index of a saved frame
-                if isinstance(frame[self.columns.item].dtype, pd.CategoricalDtype):
-                    frame[self.columns.item] = frame[self.columns.item].astype(object)
-                yield frame
+        try:
+            # With a buffer, a row group, which may be the whole file, comes in by pages.
+            with parquet.ParquetFile(self.path, buffer_size=2**18) as file:
+                for batch in file.iter_batches(rows, columns=list(self.columns)):
+                    frame = batch.to_pandas(ignore_metadata=True)  # where a column is the index of a saved frame
+                    if isinstance(frame[self.columns.item].dtype, pd.CategoricalDtype):
+                        frame[self.columns.item] = frame[self.columns.item].astype(object)
+                    yield frame
+        except (ValueError, OSError) as error:  # arrow's own among them
+            raise unreadable(self.what, error) from error
 
 
 @dataclass

@@ -81,6 +81,11 @@ class Parts:
         pa.parquet.write_table(table, growing)
         os.replace(growing, self.path(number))
 
+    def how_to_go_on(self) -> str | None:
+        """What an interrupted run is told; None where nothing is finished."""
+        finished = len(list(self.folder.glob("part-*.parquet")))
+        return f"run the same command again to go on from part {finished + 1}." if finished else None
+
     def join(self, count: int) -> None:
         """Move the parts as one file to the output, and remove the folder."""
         joined = self.folder / "joined"

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import copy
+import html
 import inspect
 import json
 import os
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from ..checkpoints.families import LOWRANK_CLASSES, Family, family_of
-from ..checkpoints.loading import REFERENCES
+from ..checkpoints.loading import HUB_ID, REFERENCES
 from ..checkpoints.summary import summarize
 from ..compression.settings import CompressionSettings
-from ..evaluation.naive import SEASONAL_NAIVE
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
-from ..timing import Case
+from .measured import read_scores, read_speed
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
     from ..evaluation.evaluate import EvaluationResult
 
-__all__ = ["LOWRANK_NAMES", "check_model", "render_card"]
+__all__ = ["LOWRANK_NAMES", "check_model", "check_repo_id", "render_card"]
 
 LOWRANK_NAMES = ", ".join(cls.__name__ for cls in LOWRANK_CLASSES)
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-SHOWN_METRICS = ("WQL", "MASE")
 # The publishers whose checkpoints of these families are all under one licence.
 APACHE = re.compile(r"(amazon|autogluon)/chronos-|google-t5/")
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # In `config.compression`, but long and of no use to a reader.
 LEFT_OUT = {"predicted_loss", "kept_ranks"}
 DEFAULTS = {name: field.default for name, field in inspect.signature(CompressionSettings).parameters.items()}
@@ -60,23 +61,33 @@ def render_card(
             Chronos checkpoints and those in this package; of others the card names none.
 
     Raises:
-        ValueError: The model is no low-rank one, or a file is of something else.
+        ValueError: The model is no low-rank one, its record is damaged, an argument is none, or a file is of something else.
         OSError: A file cannot be read.
     """
     family = check_model(model)
-    record = getattr(model.config, "compression", None) or {}
-    source = _source(record)
+    check_repo_id(repo_id)
+    if license is not None and not LICENCE.fullmatch(license):
+        raise ValueError(
+            f"license must be an identifier of the Hub, such as apache-2.0 or mit, found {license[:60]!r}."
+        )
+    try:
+        made = _made(getattr(model.config, "compression", None) or {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model: `compression` in its config.json is no record of how it was made ({type(error).__name__}: {error})."
+        ) from error
+    source = made.source
     if license is None and source is not None and (APACHE.match(source) or source in REFERENCES):
         license = "apache-2.0"
     name = repo_id.split("/")[-1]
     is_chronos = hasattr(model.config, "chronos_config")
-    scores = None if evaluation is None else _scores(_content(evaluation, "evaluation"))
+    scores = None if evaluation is None else read_scores(evaluation)
     data = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag="time-series-forecasting" if is_chronos else None,
         tags=["hf_lowrank", "low-rank", "compression", *(["chronos", "time-series"] if is_chronos else ["t5"])],
-        base_model=source if source is not None and source.count("/") == 1 else None,
+        base_model=source if made.is_of_hub else None,
         model_name=name if scores else None,
         eval_results=scores.results() if scores else None,
     )
@@ -87,17 +98,15 @@ def render_card(
         repo_id=repo_id,
         family=family.name if is_chronos else "text",
         auto_class=_auto_class(model),
-        source=source,
+        made=made,
         is_reference=source in REFERENCES,
-        call=_call(record),
-        record=_record(record),
         sizes=_sizes(model),
         rows=summarize(model.config).rows,
-        kept_rank_ratio=record.get("kept_rank_ratio"),
-        recovery=record.get("recovery"),
         evaluation=scores,
-        benchmark=None if benchmark is None else _speed(_content(benchmark, "benchmark")),
+        benchmark=None if benchmark is None else read_speed(benchmark),
         license_name=license,
+        plain=plain,
+        code=code,
     )
 
 
@@ -111,11 +120,23 @@ def check_model(model: PreTrainedModel) -> Family:
     return family
 
 
-def _source(record: Mapping[str, Any]) -> str | None:
-    """What the model was made from, by the name that loads it."""
-    shipped = {folder.name: name for name, folder in REFERENCES.items()}
-    source = record.get("source")
-    return None if source is None else shipped.get(source, source)
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError where the Hub can have no repository of this name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id must be 'owner/name' or 'name', found {repo_id!r}: {error}") from error
+
+
+def plain(text: Any) -> str:
+    """Text of others, on one line and as it is written: nothing in it is HTML, a link, code or the end of a table's cell."""
+    words = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"[\\`|\[\]]", lambda found: f"&#{ord(found[0])};", words)
+
+
+def code(text: Any) -> str:
+    """Text of others between two backticks, where nothing but a backtick means anything."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def _auto_class(model: PreTrainedModel) -> str:
@@ -128,8 +149,60 @@ def _auto_class(model: PreTrainedModel) -> str:
 # ---- How it was made -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Made:
+    """What `config.compression` says of how a model was made; its names and numbers are whatever a file says.
+
+    Attributes:
+        source: What it was made from, by the name that loads it; None of what was trained at these ranks.
+        call: The call of `compress_pretrained`.
+        record: All of it as JSON, but for the longest entries.
+        kept_rank_ratio: Of the paper's method.
+        recovery: The steps, the teacher and the series of a distillation.
+    """
+
+    source: str | None
+    call: str | None
+    record: str | None
+    kept_rank_ratio: float | None
+    recovery: dict[str, Any] | None
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether the source is a Hub id, the only name with a slash."""
+        return self.source is not None and HUB_ID.fullmatch(self.source) is not None
+
+
+def _made(record: Mapping[str, Any]) -> Made:
+    """Raises AttributeError, KeyError, TypeError or ValueError where the record is none."""
+    share, recovery = record.get("kept_rank_ratio"), record.get("recovery")
+    return Made(
+        source=_source(record),
+        call=_call(record),
+        record=_record(record),
+        kept_rank_ratio=None if share is None else float(share),
+        recovery=None if recovery is None else _recovery(recovery),
+    )
+
+
+def _source(record: Mapping[str, Any]) -> str | None:
+    source = record.get("source")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise TypeError(f"source is {source!r}")
+    shipped = {folder.name: name for name, folder in REFERENCES.items()}
+    return shipped.get(source, source) if HUB_ID.fullmatch(source) else shipped.get(source, Path(source).name)
+
+
+def _recovery(recovery: Mapping[str, Any]) -> dict[str, Any]:
+    series = recovery["series"]
+    number = series["series"] if isinstance(series, dict) else series
+    return {"steps": int(recovery["steps"]), "teacher": recovery["teacher"], "series": number}
+
+
 def _call(record: Mapping[str, Any]) -> str | None:
-    """The call of `compress_pretrained` that made it, without what is at its default."""
+    """The call of `compress_pretrained` that made it, without what is at its default: names and literals alone."""
     if "method" not in record:  # it was not compressed but pretrained at these ranks
         return None
     forms = record.get("form", {})
@@ -140,6 +213,8 @@ def _call(record: Mapping[str, Any]) -> str | None:
     if record["method"] != "paper":
         arguments |= {"calibration": None} if calibration is None else {"refit": calibration["refit"]}
     arguments["seed"] = record.get("seed") or 0
+    if odd := [name for name in arguments if not name.isidentifier()]:
+        raise ValueError(f"{odd[0]!r} is no name of an argument")
     shown = [
         f"{name}={value!r}" for name, value in arguments.items() if name not in DEFAULTS or value != DEFAULTS[name]
     ]
@@ -156,6 +231,8 @@ def _record(record: Mapping[str, Any]) -> str | None:
         return None
     shown = copy.deepcopy({name: value for name, value in record.items() if name not in LEFT_OUT})
     shown.get("arguments", {}).pop("ranks", None)
+    if "source" in shown:  # earlier versions wrote the path of a folder that was gone
+        shown["source"] = _source(record)
     return json.dumps(shown, indent=2)
 
 
@@ -188,105 +265,3 @@ def _sizes(model: PreTrainedModel) -> Sizes:
         dense_cache=summary.total("dense_cached_numbers") * width,
         dtype=str(model.dtype).removeprefix("torch."),
     )
-
-
-# ---- What was measured -----------------------------------------------------------------------------------------------
-
-
-def _content(given: Any, argument: str) -> dict[str, Any]:
-    """What a result or its file holds."""
-    if hasattr(given, "to_dict"):
-        return json.loads(json.dumps(given.to_dict()))
-    keys = {"evaluation": {"results", "aggregate", "settings"}, "benchmark": {"results", "machine"}}[argument]
-    if not isinstance(given, (str, os.PathLike)):
-        raise ValueError(f"{argument} must be a result or its .json file, found a {type(given).__name__}.")
-    try:
-        content = json.loads(Path(given).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{argument}: {given} is no JSON file ({error}).") from error
-    if not isinstance(content, dict) or not keys <= set(content):
-        command = {"evaluation": "evaluate", "benchmark": "bench"}[argument]
-        raise ValueError(
-            f"{argument}: {given} must be a file of `hf-lowrank {command} --json`; it lacks {sorted(keys)}."
-        )
-    return content
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of one model: a row a task, and the means relative to the baselines."""
-
-    # task, num_series, horizon; WQL and MASE of "ours", "naive" and, where it is known, "dense"
-    rows: tuple[dict[str, Any], ...]
-    means: tuple[dict[str, Any], ...]
-    settings: dict[str, Any]
-    has_dense: bool
-
-    def results(self) -> list[EvalResult]:
-        """For `model-index`; an undefined score (a constant series has no MASE) is left out."""
-        return [
-            EvalResult(
-                task_type="time-series-forecasting",
-                task_name="Time series forecasting",
-                dataset_type=row["task"],
-                dataset_name=row["task"],
-                metric_type=metric.lower(),
-                metric_name=metric,
-                metric_value=row["ours"][metric],
-            )
-            for row in self.rows
-            for metric in SHOWN_METRICS
-            if row["ours"][metric] is not None
-        ]
-
-
-def _scores(content: Mapping[str, Any]) -> Scores:
-    """Those of the one model that is neither Seasonal Naive nor the dense one."""
-    by_cell = {(row["model"], row["task"]): row for row in content["results"]}
-    against = content["settings"].get("against")
-    ours = sorted({model for model, _ in by_cell} - {SEASONAL_NAIVE, against})
-    if len(ours) != 1:
-        raise ValueError(
-            "evaluation must be of this model alone beside Seasonal Naive and the `against` model; found "
-            f"{', '.join(ours) or 'none'}."
-        )
-    names = {"ours": ours[0], "naive": SEASONAL_NAIVE, "dense": against}
-    rows = []
-    for (model, task), row in by_cell.items():
-        if model == ours[0]:
-            cells = {side: by_cell.get((name, task), {}) for side, name in names.items()}
-            scores = {side: {metric: cell.get(metric) for metric in SHOWN_METRICS} for side, cell in cells.items()}
-            rows.append({"task": task, "num_series": row["num_series"], "horizon": row["horizon"]} | scores)
-    titles = {"relative_to_dense": "the dense model", "relative_to_seasonal_naive": "Seasonal Naive"}
-    means = [
-        {"baseline": title} | {metric: content["aggregate"][ours[0]][key][metric] for metric in SHOWN_METRICS}
-        for key, title in titles.items()
-        if key in content["aggregate"].get(ours[0], {})
-    ]
-    settings = {name: value for name, value in content["settings"].items() if name != "against"}
-    return Scores(tuple(rows), tuple(means), settings, against is not None)
-
-
-def _speed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A row a case, and the machine."""
-    rows = []
-    for result in content["results"]:
-        sides = {"ours": result["model"], "dense": result["against"], "lean": result.get("against_lean")}
-        measured = {name: side for name, side in sides.items() if side}
-        rows.append(
-            {
-                "case": str(Case(**result["case"])),
-                "seconds": {name: statistics.median(side["seconds"]) for name, side in measured.items()},
-                "mebibytes": {name: _peak(side["memory"]) for name, side in measured.items()},
-                "time_ratio": result["time_ratio"],
-                "memory_ratio": result.get("memory_ratio"),
-                "lean_time_ratio": result.get("lean_time_ratio"),
-            }
-        )
-    return {"rows": rows, "machine": content["machine"], "has_lean": any(row["lean_time_ratio"] for row in rows)}
-
-
-def _peak(memory: Sequence[Mapping[str, Any]]) -> float | None:
-    """The median peak of the repeats in MiB; None where none was measured."""
-    peaks = [repeat["peak"] for repeat in memory if repeat["peak"] is not None]
-    return statistics.median(peaks) / 2**20 if peaks else None

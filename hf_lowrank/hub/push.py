@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
 from ..checkpoints.families import LOWRANK_CLASSES
-from ..checkpoints.loading import load_model
-from .model_card import LOWRANK_NAMES, check_model, render_card
+from ..checkpoints.loading import check_finite, load_model, public_name
+from ..files import temporary_folder
+from .model_card import LOWRANK_NAMES, check_model, check_repo_id, render_card
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
@@ -102,14 +102,11 @@ def push_to_hub(  # noqa: PLR0913 a public call names all of its options
     Warns:
         UserWarning: The card on the Hub was kept.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id must be 'owner/name' or 'name', found {repo_id!r}: {error}") from error
+    check_repo_id(repo_id)
+    _check_token(token)
     model = _loaded(model)
     api = HfApi(token=token, library_name="hf_lowrank")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         model.save_pretrained(folder)
         render = partial(render_card, model, evaluation=evaluation, benchmark=benchmark, license=license)
         render(repo_id)  # a bad file is an error before anything is on the Hub
@@ -173,7 +170,7 @@ def _has_no_card_of_a_person(api: HfApi, repository: ModelInfo) -> bool:
     """Whether the repository has no card, an empty one, or just what `signed` made."""
     if README not in _files(repository):
         return True
-    with _explained(repository.id), tempfile.TemporaryDirectory() as folder:
+    with _explained(repository.id), temporary_folder() as folder:
         path = Path(api.hf_hub_download(repository.id, README, revision=repository.sha, local_dir=folder))
         card = path.read_text(encoding="utf-8", errors="replace")
     return not card.strip() or is_generated(card)
@@ -190,7 +187,26 @@ def _loaded(model: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
         raise ValueError(
             "model has an adapter, of which a save writes nothing else; merge it first (merge_and_unload)."
         )
+    with torch.device("meta"):
+        known = {name: tensor.shape for name, tensor in type(model)(model.config).state_dict().items()}
+    weights = model.state_dict()
+    if odd := sorted(known.items() ^ {name: tensor.shape for name, tensor in weights.items()}.items()):
+        raise ValueError(
+            f"model must have the weights that its configuration says, and no others; {odd[0][0]} is missing, too many or of another "
+            "shape."
+        )
+    check_finite(weights, public_name(model))
     return model
+
+
+def _check_token(token: str | bool | None) -> None:
+    """Raise ValueError where a token is none, without a word of it: what cannot be sent would be in the message of an error."""
+    secret = token if isinstance(token, str) else get_token()
+    if token is not False and secret is not None and not re.fullmatch(r"[!-~]+", secret):
+        raise ValueError(
+            "token must be one word of printable characters, such as hf_...; that of the argument, of HF_TOKEN or of `hf auth login` "
+            "is empty, or has spaces, line breaks or other characters."
+        )
 
 
 @contextmanager

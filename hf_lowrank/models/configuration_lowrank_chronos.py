@@ -16,7 +16,6 @@ from .configuration_lowrank_t5 import (
     CarriesItsCode,
     LowRankT5Config,
     completed_table,
-    validate_depths,
     validate_entry,
     validate_table,
 )
@@ -43,6 +42,8 @@ class LowRankChronosBoltConfig(LowRankT5Config):
     """
 
     model_type = "lowrank_chronos_bolt"
+    chronos_family = "bolt"
+    is_always_chronos = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**of_this_family(kwargs, LowRankChronosBoltPipeline))
@@ -79,6 +80,8 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
     """
 
     model_type = "lowrank_chronos2"
+    chronos_family = "chronos2"
+    is_always_chronos = True
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**of_this_family(kwargs, LowRankChronos2Pipeline))
+        self.validate_settings()
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
@@ -102,7 +106,6 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
         """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
-        validate_depths(self)
         layers = range(self.num_layers)
         return {
             "attention_ranks": {

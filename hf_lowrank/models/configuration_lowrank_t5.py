@@ -8,7 +8,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import T5Config
+
+from .checked_settings import check_settings
 
 if find_spec("chronos"):  # a T5 on text does without
     # It joins chronos' registry of pipelines, where `BaseChronosPipeline.from_pretrained` looks after it has the configuration.
@@ -19,7 +22,8 @@ PER_HEAD_KEYS = {"qk", "vo"}
 LATENT_KEYS = {"latent", "query", "output"}
 FULL_RANK: dict = {}  # the table that leaves out every kind of layer
 FEED_FORWARD_KEYS = {"width", "wi", "wo"}
-MOST_LAYERS = 10_000
+# The pipelines of a low-rank Chronos-T5: the first is the default.
+T5_PIPELINES = ("LowRankChronosPipeline", "ChronosPipeline")
 
 
 def attention_form(ranks: dict[str, Any]) -> str:
@@ -149,16 +153,33 @@ def validate_entry(entry: Any, where: str, *, d_model: int, d_kv: int, d_ff: int
             raise ValueError(f"{where}[{key!r}] must be {wanted}, {limits[key]}], found {value!r}.")
 
 
-def validate_depths(config: Any) -> None:
-    """Raise ValueError where a stack has more layers than any model: a damaged file would fill the memory with tables."""
-    for name in ("num_layers", "num_decoder_layers"):
-        depth = getattr(config, name, 0)
-        if not isinstance(depth, int) or not 0 <= depth <= MOST_LAYERS:
-            raise ValueError(f"{name} must be an integer in [0, {MOST_LAYERS}], found {depth!r}.")
-
-
 class CarriesItsCode:
     """A configuration that is saved with the code of its models, so that `trust_remote_code=True` loads it without hf_lowrank."""
+
+    chronos_family = "t5"
+    is_always_chronos = False  # a T5 may be one on text
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
+        """As transformers', and whatever is wrong in the dictionary of a config.json is a ValueError that says so.
+
+        Raises:
+            ValueError: A setting is missing, or of another type or range than it must be.
+        """
+        try:
+            if cls.is_always_chronos and config_dict.get("chronos_config") is None:
+                raise ValueError("chronos_config is missing.")
+            if not isinstance(record := config_dict.get("compression"), (dict, type(None))):
+                raise ValueError(f"compression must be a table or null, found {record!r:.80}.")
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        # What transformers and chronos raise where a value is of a wrong type.
+        except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+            kind = "" if isinstance(error, (StrictDataclassError, ValueError)) else f"{type(error).__name__}: "
+            raise ValueError(f"config.json: {kind}{' '.join(str(error).split())}") from error
+
+    def validate_settings(self) -> None:
+        """Raise ValueError where a setting other than the tables is out of range, or a token or an activation is not there."""
+        check_settings(self, self.chronos_family)
 
     def auto_classes(self) -> dict[str, type]:
         """The class that each of transformers' Auto classes makes of this configuration."""
@@ -224,8 +245,9 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("chronos_config"):
-            kwargs.setdefault("chronos_pipeline_class", "LowRankChronosPipeline")
+            kwargs.setdefault("chronos_pipeline_class", T5_PIPELINES[0])
         super().__init__(**kwargs)
+        self.validate_settings()
         if base_rank is not None:
             if attention_ranks:
                 raise ValueError("Give either attention_ranks or base_rank, not both.")
@@ -248,12 +270,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         self.validate_ranks()
 
     def full_ranks(self) -> dict[str, dict[str, list[dict]]]:
-        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`.
-
-        Raises:
-            ValueError: A stack has no sensible number of layers.
-        """
-        validate_depths(self)
+        """The two tables of the dense model of this shape: `attention_ranks` and `feed_forward_ranks`."""
         encoder, decoder = self.num_layers, self.num_decoder_layers
         depths = {"encoder_self": encoder, "decoder_self": decoder, "cross": decoder}
         return {
@@ -265,6 +282,12 @@ class LowRankT5Config(CarriesItsCode, T5Config):
                 for stack, depth in (("encoder", encoder), ("decoder", decoder))
             },
         }
+
+    def validate_settings(self) -> None:
+        super().validate_settings()
+        pipeline = getattr(self, "chronos_pipeline_class", None)
+        if self.chronos_family == "t5" and pipeline is not None and pipeline not in T5_PIPELINES:
+            raise ValueError(f"chronos_pipeline_class must be {' or '.join(T5_PIPELINES)}, found {pipeline!r:.80}.")
 
     def auto_classes(self) -> dict[str, type]:
         from .modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, LowRankT5Model

@@ -31,6 +31,7 @@ ONEDNN_WEIGHTS = 2**18
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # PyTorch's fused attention needs equal heads for queries and values, and is at its best at multiples of this size.
 HEAD_MULTIPLE = 16
+NOT_FINITE = "the {} of the model are not finite: its weights or the values are too large for its numbers, or damaged."
 
 
 def apply_linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
@@ -350,7 +351,9 @@ class Sampling:
         last = total[:, -1:]
         uniform = torch.rand_like(last) if uniform is None else uniform
         level = torch.minimum(uniform * last, last.nextafter(torch.zeros_like(last)))
-        return tokens.gather(1, torch.searchsorted(total, level, right=True)).squeeze(1)
+        drawn = torch.searchsorted(total, level, right=True)
+        # Past the end where the scores are NaN, which `sample_paths` says at the end.
+        return tokens.gather(1, drawn.clamp_max_(total.shape[1] - 1)).squeeze(1)
 
 
 @torch.inference_mode()
@@ -372,6 +375,9 @@ def sample_paths(
         start: The token that every path starts from; it is not among those returned.
         generators: The random state of each series, on the CPU: its paths do not depend on the other series then. By default
             PyTorch's own draws for all.
+
+    Raises:
+        ValueError: The logits are NaN or infinite.
     """
     mask = mask.bool()
     decoder = Decoder(model, encode(model.encoder, tokens, mask), mask, steps=steps)
@@ -381,8 +387,12 @@ def sample_paths(
     if generators is not None:
         drawn = [torch.rand(steps, num_samples, 1, generator=generator) for generator in generators]
         uniform = torch.cat(drawn, dim=1).to(tokens.device).unbind()  # of each step, (N, 1)
+    is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
     for step in range(steps):
         logits = decoder.step(last, step)
+        is_finite &= logits.amax().isfinite()
         last = sampling.draw(logits) if uniform is None else sampling.draw(logits, uniform[step])
         paths[:, step] = last
+    if not is_finite:
+        raise ValueError(NOT_FINITE.format("logits"))
     return paths.unflatten(0, (len(tokens), num_samples))

@@ -27,6 +27,7 @@ try:
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
+from .checked_loading import ChecksItsWeights
 from .configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
 from .modeling_lowrank_layers import (
     LatentAttention,
@@ -48,6 +49,7 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
     config: LowRankChronosBoltConfig
     main_input_name = "context"  # stock says `input_ids`, which it does not have
     _input_embed_layer = "shared"  # stock does not say, and peft asks
+    _keys_to_ignore_on_load_missing = None  # stock hides its patch embeddings here
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -124,6 +126,13 @@ class TimeAttention(PerHeadAttention):
         """(n, count): `count` of the frequencies, evenly spread from the fastest; at full rank all, in order."""
         frequencies = torch.arange(count, device=device) * (self.config.d_kv // 2) // count
         return frequencies.repeat(self.n_heads, 1)
+
+    def validate_pairs(self, name: str) -> None:
+        """Raise ValueError where the frequencies of a head are not different integers in [0, d_kv / 2)."""
+        count = self.config.d_kv // 2
+        for head, kept in enumerate(self.pairs.tolist()):
+            if len(set(kept)) < len(kept) or not all(0 <= pair < count for pair in kept):
+                raise ValueError(f"{name}[{head}] must hold different integers in [0, {count}), found {kept!r:.80}.")
 
     def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Queries or keys (B, n, S, qk) turned by the angles of their positions, (1 or B, S, d_kv / 2)."""
@@ -287,7 +296,7 @@ class LowRankChronos2Encoder(nn.Module):
         )
 
 
-class LowRankChronos2Model(Placed, Chronos2Model):
+class LowRankChronos2Model(ChecksItsWeights, Placed, Chronos2Model):
     """Chronos-2 on a low-rank encoder; see `chronos.Chronos2Model`."""
 
     config_class = LowRankChronos2Config
@@ -311,6 +320,12 @@ class LowRankChronos2Model(Placed, Chronos2Model):
             if ranks["qk"] == self.config.d_kv
         ]
         super().post_init()
+
+    def validate_weights(self) -> None:
+        """Raise ValueError where a head is to keep a frequency that there is not, or one twice."""
+        for name, module in self.named_modules():
+            if isinstance(module, TimeAttention) and not module.pairs.is_meta:
+                module.validate_pairs(f"{name}.pairs")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

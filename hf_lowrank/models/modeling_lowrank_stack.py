@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import logging
 
+from .checked_loading import ChecksItsWeights
 from .configuration_lowrank_t5 import LowRankT5Config
 from .modeling_lowrank_blocks import LowRankT5Block
 from .modeling_lowrank_layers import (
@@ -82,7 +83,7 @@ def initialize(model: PreTrainedModel, module: nn.Module) -> bool:
     return True
 
 
-class LowRankT5PreTrainedModel(Placed, PreTrainedModel):
+class LowRankT5PreTrainedModel(ChecksItsWeights, Placed, PreTrainedModel):
     """Initialisation and loading, shared by the stacks and the models."""
 
     config_class = LowRankT5Config

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 try:
@@ -17,6 +18,8 @@ try:
     from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
+
+from .decoding import NOT_FINITE
 
 
 def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrainedModel:
@@ -33,10 +36,15 @@ def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrai
 
 
 def is_adapter(name: Any) -> bool:
-    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not."""
+    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not.
+
+    A repository is asked once: the cache keeps the answer, also no, for the commit that was looked at last.
+    """
     if os.path.isdir(name):
         return os.path.isfile(os.path.join(name, "adapter_config.json"))
     try:
+        if (known := try_to_load_from_cache(str(name), "adapter_config.json")) is not None:
+            return isinstance(known, str)
         hf_hub_download(str(name), "adapter_config.json")
     except (OSError, ValueError):
         return False  # if something is wrong with the name or the connection, the look for a model says what
@@ -86,6 +94,14 @@ def unknown_fit(model_class: type[PreTrainedModel]) -> RuntimeError:
     )
 
 
+def finite(forecasts: Any) -> Any:
+    """The forecasts, a tensor or a list of them; a ValueError where one is NaN or infinite, which chronos hands on."""
+    for forecast in forecasts if isinstance(forecasts, list) else [forecasts]:
+        if not torch.isfinite(forecast).all():
+            raise ValueError(NOT_FINITE.format("forecasts"))
+    return forecasts
+
+
 class LowRankChronosBoltPipeline(ChronosBoltPipeline):
     """[`chronos.ChronosBoltPipeline`] of a low-rank Chronos-Bolt."""
 
@@ -97,8 +113,14 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
             ValueError: The model is not a low-rank Chronos-Bolt.
         """
         if str(pretrained_model_name_or_path).startswith("s3://"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{"trust_remote_code": False} | kwargs
+            )
         return cls(load_model(pretrained_model_name_or_path, *args, model_type="lowrank_chronos_bolt", **kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As [`chronos.ChronosBoltPipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
+        return finite(super().predict(*args, **kwargs))
 
 
 class LowRankChronos2Pipeline(Chronos2Pipeline):
@@ -114,7 +136,7 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         """
         name = pretrained_model_name_or_path
         if str(name).startswith("s3://"):
-            return super().from_pretrained(name, *args, **kwargs)
+            return super().from_pretrained(name, *args, **{"trust_remote_code": False} | kwargs)
         if not is_adapter(name):
             return cls(load_model(name, *args, model_type="lowrank_chronos2", **kwargs))
         try:
@@ -124,6 +146,10 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
         below = PeftConfig.from_pretrained(name).base_model_name_or_path
         model = load_model(below, *args, model_type="lowrank_chronos2", **kwargs)
         return cls(PeftModel.from_pretrained(model, name).merge_and_unload())
+
+    def predict(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """As [`chronos.Chronos2Pipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
+        return finite(super().predict(*args, **kwargs))
 
     def fit(self, *args: Any, **kwargs: Any) -> LowRankChronos2Pipeline:
         """Fine-tune a copy of the model; see [`chronos.Chronos2Pipeline.fit`] for the arguments.

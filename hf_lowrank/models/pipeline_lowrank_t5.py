@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 try:
-    from chronos import ChronosPipeline
+    from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline
     from chronos.chronos import ChronosModel
 except ImportError as error:
     raise ImportError("Chronos models need the package chronos: pip install chronos-forecasting") from error
 
+from .checked_loading import load_checked
+from .checked_settings import check_chronos_settings, check_settings
 from .decoding import Sampling, check_names, sample_paths
 
 # What a generation config may hold and the loop still do the same as `generate`.
@@ -105,8 +114,8 @@ def start_token(model: PreTrainedModel) -> int:
             "leave it out, or forecast with chronos.ChronosPipeline."
         )
     for config in (generation, model.config):
-        for token in (config.decoder_start_token_id, config.bos_token_id):
-            if token is not None:
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if (token := getattr(config, name, None)) is not None:
                 return token
     raise ValueError("generation_config: decoder_start_token_id must be an integer, found None.")
 
@@ -120,6 +129,34 @@ class LowRankChronosPipeline(ChronosPipeline):
 
     def __init__(self, tokenizer: Any, model: ChronosModel) -> None:
         super().__init__(tokenizer, LowRankChronosModel(model.config, model.model))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> BaseChronosPipeline:
+        """Load from a folder, the Hub or S3, with the arguments of `AutoModelForSeq2SeqLM.from_pretrained`.
+
+        Raises:
+            ValueError: The model is no Chronos-T5, dense or low-rank, or an incomplete or damaged one.
+            OSError: There is no such checkpoint, or its files cannot be read.
+        """
+        name = pretrained_model_name_or_path
+        if str(name).startswith("s3://"):
+            return super().from_pretrained(name, *args, **kwargs)
+        # Whether the checkpoint's own code may run is for the caller to say, and not asked.
+        kwargs.setdefault("trust_remote_code", False)
+        config = AutoConfig.from_pretrained(name, **kwargs)
+        try:
+            if config.model_type not in ("t5", "lowrank_t5"):
+                raise ValueError(f"it must hold a Chronos-T5, found a model of type {config.model_type!r}.")
+            settings: Any = getattr(config, "chronos_config", None)
+            check_chronos_settings(settings, "t5")
+            check_settings(config, "t5")
+        except ValueError as error:
+            raise ValueError(f"{name}: config.json: {error}") from error
+        load = AutoModelForSeq2SeqLM.from_pretrained
+        # A dense model does not look at its weights by itself.
+        model = load_checked(load, name, *args, **kwargs) if type(config) is T5Config else load(name, *args, **kwargs)
+        chronos_config = ChronosConfig(**settings)
+        return cls(chronos_config.create_tokenizer(), ChronosModel(chronos_config, model))
 
     def predict(self, inputs: Any, *args: Any, seeds: Sequence[int] | None = None, **kwargs: Any) -> torch.Tensor:
         """[`chronos.ChronosPipeline.predict`], with `seeds`, one integer in [0, 2**64) a series.

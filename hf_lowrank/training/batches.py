@@ -94,9 +94,15 @@ def run_data(
         )
     arrays = read_series(series)
     collator = WindowCollator(config)
-    pasts, contexts, targets = held_out_ends(arrays, *limits.lengths)
+    pasts, contexts, targets = held_out_ends(arrays, *limits.lengths, min_observed=collator.min_observed)
     windows = SeriesWindows(
-        *limits.lengths, pasts, num_batches, seed=seed, max_values=limits.max_values, max_windows=limits.max_windows
+        *limits.lengths,
+        pasts,
+        num_batches,
+        seed=seed,
+        max_values=limits.max_values,
+        max_windows=limits.max_windows,
+        min_observed=collator.min_observed,
     )
     each = max(1, limits.max_values // (max(map(len, contexts)) + max(map(len, targets))))
     count = min(len(targets), each * evaluation_batches)

@@ -177,7 +177,7 @@ def _warn_if_worse(name: str, before: RecoveryScore, after: RecoveryScore, weigh
 def _check_same_tokens(student: PreTrainedModel, teacher: PreTrainedModel, names: dict[str, str]) -> None:
     ours, theirs = (
         {name: value for name, value in model.config.chronos_config.items() if name not in NOT_OF_THE_TOKENIZER}
-        | {name: getattr(model.config, name) for name in ("vocab_size", "decoder_start_token_id")}
+        | {name: getattr(model.config, name, None) for name in ("vocab_size", "decoder_start_token_id")}
         for model in (student, teacher)
     )
     for name in sorted(ours.keys() | theirs.keys()):

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.families import FAMILIES, T5, family_of
-from ..checkpoints.loading import check_sizes, load_config, load_model, named_class, public_name
+from ..checkpoints.loading import check_config, load_config, load_model, named_class, public_name
 
 __all__ = ["class_and_config", "load_chronos_t5", "load_start"]
 
@@ -31,7 +31,15 @@ def class_and_config(start: str) -> tuple[type[PreTrainedModel], PreTrainedConfi
     if model_class not in START_CLASSES or not getattr(config, "chronos_config", None):
         name = type(config).__name__ if model_class is None else model_class.__name__
         raise ValueError(f"start: {start} is a {name}; it must be {START_WANTED}.")
-    check_sizes(config, f"start: {start}")
+    check_config(config, model_class, f"start: {start}")
+    if getattr(config, "decoder_start_token_id", None) is None:
+        raise ValueError(
+            f"start: {start} must have a decoder_start_token_id in its config.json to be trained, found none."
+        )
+    if config.output_attentions:
+        raise ValueError(
+            f"start: {start} must not have output_attentions in its config.json, with which it cannot be saved."
+        )
     return model_class, config
 
 

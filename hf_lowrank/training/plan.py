@@ -138,8 +138,11 @@ def _rank_text(entry: Mapping[str, Any]) -> str:
 def plan_of(settings: PretrainingSettings) -> Plan:
     """What these settings will train; see `model_of` for the errors."""
     model_class, config = model_of(settings)
-    with torch.device("meta"):
-        model = model_class(config)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except (TypeError, AttributeError, KeyError) as error:  # settings that are checked nowhere
+        raise ValueError(f"no {model_class.__name__} can be made of these settings ({error}).") from error
     if not hasattr(config, "attention_ranks"):
         return Plan(model_class.__name__, model.num_parameters())
     schedule = (config.compression or {}).get("arguments") or {}

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCall
 from ..checkpoints.loading import public_name
 from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
-from ..files import check_output, new_folder, write_json
+from ..files import check_output, new_folder, without_folders, write_json
 from .batches import RunData, run_data
 from .plan import initial_model
 from .runs import earlier_run, end, working_folder
@@ -71,6 +71,7 @@ def pretrain(
     _arguments(settings, Path(output), model.config)  # before the folder is made
     processes = PartialState().num_processes
     described = asdict(settings) | {"data": str(settings.data) if _is_named(settings) else "the caller's series"}
+    record = _public(settings, described) | {"processes": processes}
     with working_folder(output, "pretraining", described | {"processes": processes}, resume=resume) as folder:
         arguments = _arguments(settings, folder, model.config)
         data = _data(settings, model.config, settings.steps * processes * arguments.gradient_accumulation_steps)
@@ -85,7 +86,6 @@ def pretrain(
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
         run_trainer(trainer, "Pretraining", show_progress=show_progress)
         history = _history(trainer, settings)
-        record = _public(settings, described) | {"processes": processes}
         if settings.evaluation_batches:
             record["held_out_loss"] = history[-1]["eval_loss"]
         model = _finished(trainer, settings, record)
@@ -165,8 +165,10 @@ def _history(trainer: Trainer, settings: PretrainingSettings) -> list[dict[str, 
 
 
 def _public(settings: PretrainingSettings, described: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given, without the folders of this machine."""
+    """The settings that were given, without the folders of this machine; said before the training, when all of them are there."""
     public = {name: value for name, value in described.items() if value not in (None, {})}
+    if settings.trainer:
+        public["trainer"] = without_folders(dict(settings.trainer))
     if settings.start is not None:
         public["start"] = public_name(settings.start)
     if _is_named(settings):

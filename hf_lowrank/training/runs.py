@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..files import check_output, tidy
+from ..interrupts import explained
 from ..unfinished import UnfinishedRun
 
 __all__ = [
@@ -61,7 +63,8 @@ def _opened(run: UnfinishedRun, settings: dict[str, Any], state: PartialState, *
             run.begin(settings)
     is_over = False
     try:
-        yield run.folder
+        with explained(lambda: _how_to_go_on(run.folder)):
+            yield run.folder
         is_over = True
         state.wait_for_everyone()
     except Hopeless:
@@ -70,6 +73,11 @@ def _opened(run: UnfinishedRun, settings: dict[str, Any], state: PartialState, *
     finally:
         if state.is_main_process and (is_over or last_checkpoint(run.folder) is None):
             run.remove()
+
+
+def _how_to_go_on(folder: Path) -> str | None:
+    checkpoint = last_checkpoint(folder)
+    return checkpoint and f"run the same command again to go on from step {_step(checkpoint)}."
 
 
 def _run(output: str | os.PathLike, kind: str) -> UnfinishedRun:
@@ -97,6 +105,18 @@ def end(output: str | os.PathLike, kind: str, *, overwrite: bool) -> None:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The path of the last whole checkpoint of a Trainer in its folder; None where there is none."""
-    # Trainer writes this file last: a checkpoint that has it is whole.
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[-1]))) if whole else None
+    whole = [str(file.parent) for file in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(file)]
+    return max(whole, key=_step) if whole else None
+
+
+def _is_whole(last_file: Path) -> bool:
+    """Whether a checkpoint is: Trainer writes this file last, and all at once but for a run that is killed just then."""
+    try:
+        json.loads(last_file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _step(checkpoint: str) -> int:
+    return int(checkpoint.split("-")[-1])

@@ -155,6 +155,10 @@ class PretrainingSettings:
             raise ValueError(f"shape={self.shape!r} brings its own sizes: leave out {', '.join(double)}.")
         if taken := sorted(set(self.trainer) & set(self.trainer_arguments)):
             raise ValueError(f"trainer: {', '.join(taken)} cannot be given here; they follow from the other settings.")
+        if secret := [name for name in self.trainer if name.endswith("token")]:
+            raise ValueError(
+                f"trainer: {secret[0]} cannot be given here, for settings are recorded; set HF_TOKEN instead."
+            )
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

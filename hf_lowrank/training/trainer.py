@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from ..interrupts import Interrupted, Postpone, postponed
 from ..progress import progress_display
 from .runs import Hopeless, last_checkpoint
 
@@ -52,10 +54,35 @@ def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
     return complete
 
 
+class _StopOnSignal(TrainerCallback):
+    """Ends the training after the step in which a signal came to one of the processes, with a checkpoint."""
+
+    has_stopped = False
+
+    def __init__(self, signals: Postpone, accelerator: Accelerator) -> None:
+        self.signals = signals
+        self.accelerator = accelerator
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._has_come():
+            self.has_stopped = control.should_save = control.should_training_stop = True
+
+    def _has_come(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.signals.received is not None
+        if self.signals.received is not None:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()  # all must stop at one step
+
+
 class _ProgressCallback(TrainerCallback):
     def __init__(self, progress: Progress, title: str, steps: int) -> None:
         self.progress = progress
+        self.title = title
         self.task = progress.add_task(title, total=steps, loss="")
+
+    def tell_of_signal(self) -> None:
+        self.progress.update(self.task, description=f"{self.title}, and stopping after this step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
@@ -66,7 +93,7 @@ class _ProgressCallback(TrainerCallback):
 
 
 @contextmanager
-def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[TrainerCallback]:
+def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[_ProgressCallback]:
     """A callback for a Trainer that draws a progress bar on the standard error stream."""
     with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
         yield _ProgressCallback(progress, title, steps)
@@ -76,9 +103,19 @@ def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
     """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
 
     The progress bar, of the main process, is on the standard error stream; nothing goes to the standard output.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the step was finished and saved. A second signal raises it at once.
     """
     trainer.remove_callback(PrinterCallback)
     show = show_progress and PartialState().is_main_process
-    with _progress_bar(title, trainer.args.max_steps, show=show) as bar:
+    with (
+        _progress_bar(title, trainer.args.max_steps, show=show) as bar,
+        postponed(bar.tell_of_signal) as signals,
+    ):
+        stop = _StopOnSignal(signals, trainer.accelerator)
+        trainer.add_callback(stop)
         trainer.add_callback(bar)
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+    if stop.has_stopped or signals.received is not None:
+        raise Interrupted(signals.received or signal.SIGINT)

@@ -389,8 +389,10 @@ def test_threads_are_put_back(small_shapes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float64"}, r"dtype must be one of float32, bfloat16; found 'float64'"),
-        ({"device": "abacus"}, r"device must be one of cpu.*; found 'abacus'"),
+        ({"dtype": "float64"}, r"dtype must be one of float32, bfloat16, float16, found 'float64'"),
+        ({"dtype": "auto"}, r"dtype must be one of float32, bfloat16, float16, found 'auto'"),
+        ({"device": "cpu:0"}, r"device must be one of cpu, cuda to be measured, found 'cpu:0'"),
+        ({"device": "abacus"}, r"device must be such as 'cpu' or 'cuda', found 'abacus'"),
         ({"repeats": 0}, "repeats must be a positive integer, found 0"),
         ({"threads": 0}, "threads must be a positive integer, found 0"),
         ({"batch_size": [8, 0]}, r"batch_size must be positive integers, found \[8, 0\]"),
@@ -462,3 +464,25 @@ def test_memory_that_the_system_does_not_tell_is_left_out():
     result = Benchmark(machine, (Comparison(Case(1, 2, 3, None), unknown, known),))
     assert result.to_dict()["memory_ratio"] is None
     assert len(result.tables()) == 2
+
+
+def test_what_disturbed_a_run_is_said() -> None:
+    quiet, beaten = side((4.0, 8.0), (400,)), side((0.4, 0.6), (400,))
+    case = Case(1, 2, 3, None)
+    machine = {"processor": "x", "threads": 1, "device": "CPU", "dtype": "float32"}
+    assert Benchmark(machine, (Comparison(case, quiet, quiet),)).to_dict()["remarks"] == []
+    result = Benchmark(machine, (Comparison(case, quiet, beaten, None, 3, 1),)).to_dict()
+    assert (result["results"][0]["repeated_rounds"], result["results"][0]["disturbed_rounds"]) == (3, 1)
+    disturbed, floor = result["remarks"]
+    assert "disturbed 3 rounds, which were repeated; 1 of those that count were disturbed too" in disturbed
+    assert "beats its floor (time / floor 0.80)" in floor
+
+
+def test_a_floor_is_timed_again_where_it_was_beaten(monkeypatch) -> None:
+    machine, product = Machine(CPU, torch.float32, 1.0, 1.0), Product(1, 4, 4, 4)
+    seconds = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("hf_lowrank.benchmarking.matmul_floor.product_seconds", lambda *_, **__: next(seconds))
+    assert machine.seconds(product) == 3
+    for _ in range(2):
+        machine.time_again([product])
+        assert machine.seconds(product) == 1

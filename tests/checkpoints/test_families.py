@@ -276,6 +276,14 @@ def _of_another(calibration: Calibration) -> Calibration:
 
 @families
 @pytest.mark.parametrize("values", [[1.0] * 40, [3.0, 4.0]], ids=["constant", "short"])
+def test_series_that_say_nothing_are_refused(model, values):
+    with pytest.raises(ValueError, match=r"has one value throughout|none of 1 has .* observed values"):
+        compress_pretrained(model, total_ratio=0.5, calibration=[np.array(values)])
+
+
+@families
+@pytest.mark.filterwarnings("ignore:calibration:UserWarning")
+@pytest.mark.parametrize("values", [[1.0] * 39 + [2.0] * 20, [3.0, 4.0] * 4], ids=["nearly constant", "short"])
 def test_degenerate_series_leave_finite_weights(model, values):
     found = compress_pretrained(model, total_ratio=0.5, calibration=[np.array(values)])
     assert all(torch.isfinite(weight).all() for weight in found.state_dict().values() if weight.is_floating_point())

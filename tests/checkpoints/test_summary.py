@@ -86,7 +86,18 @@ def test_the_dictionary_is_json_and_in_bytes(tiny_config, mixed_ranks):
     assert len(found["layers"]) == len(summary.rows)
 
 
-def test_a_summary_is_shown_in_one_line(tiny_config, mixed_ranks):
+def test_a_summary_is_printed_as_a_line_a_layer(tiny_config, mixed_ranks):
+    summary = summarize(tiny_config(**mixed_ranks))
+    *lines, total = str(summary).splitlines()
+    assert len(lines) == len(summary.rows)
+    for line, row in zip(lines, summary.rows):
+        assert line.startswith(f"{row.kind} {row.layer} ")
+        assert f"{row.parameters:,} of " in line
+        assert line.endswith(row.ranks_text)
+    assert f"{summary.total('parameters'):,} of " in total
+
+
+def test_the_representation_of_a_summary_is_one_line(tiny_config, mixed_ranks):
     text = repr(summarize(tiny_config(**mixed_ranks)))
     assert text.startswith("CompressionSummary(13 layers: ")
     assert "attention " in text

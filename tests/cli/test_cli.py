@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
@@ -84,7 +85,14 @@ def test_the_papers_method_says_that_it_saves_nothing(dense_folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "exactly one of"),
+        ((), "say how much to keep, as in --total-ratio 0.5"),
+        (("--ratio", "0.5", "--dtype", "int8"), "dtype must be one of auto, float32, bfloat16, float16, found 'int8'"),
+        (("--ratio", "0.5", "--device", "abacus"), "device must be"),
+        (("--ratio", "0.5", "--form", "cross=latent,time"), "--form must be a form or KIND=FORM,..."),
+        (("--ratio", "0.5", "--id-column", "shop"), "are of a file of series; --calibration is 'synthetic'"),
+        (("--ratio", "0.5", "--save-calibration", "no/such.safetensors"), "--save-calibration must be a .safetensors"),
+        (("--ratio", "0.001"), "ratio=0.001 is too small"),
+        (("--ranks", __file__), "--ranks must be a JSON file of ranks, such as {"),
         (("--ratio", "0.5", "--uniform", "2"), "ratio and uniform"),
         (("--ratio", "1.5"), "ratio must be in (0, 1], found 1.5"),
         (("--uniform", "99"), "uniform must be an integer in [1, 8]"),
@@ -100,7 +108,7 @@ def test_a_bad_argument_is_one_line_and_writes_nothing(
     code, out, err = run("compress", dense_folder, tmp_path / "small", *options)
     assert code == 1
     assert out == ""
-    line = err.splitlines()[-1]  # below a progress bar, where the model had to be seen first
+    (line,) = err.splitlines()  # before any progress
     assert line.startswith("error: ")
     assert message in line
     assert {path.name for path in tmp_path.iterdir()} == {"dense"}
@@ -129,3 +137,50 @@ def test_a_loss_worth_a_warning_reaches_the_user(dense_folder: Path, tmp_path: P
     assert code == 0
     assert "warning: " in err
     assert "expected to drop" in err
+
+
+def test_a_plan_says_the_sizes_and_writes_nothing(dense_folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("compress", dense_folder, "--plan", "--ratio", "0.4")
+    assert code == 0
+    assert "at most" in out
+    assert err == ""
+    for rule in (("--uniform", "3", "--form", "cross=latent"), ("--base-rank", "2", "--rank-growth", "0.5")):
+        _, out, _ = run("compress", dense_folder, "--plan", *rule, "--json", "-")
+        planned = {size["name"]: size for size in json.loads(out)["sizes"]}
+        assert {path.name for path in tmp_path.iterdir()} == {"dense"}
+        _, out, _ = run("compress", dense_folder, tmp_path / "small", *rule, "--calibration", "none", "--json", "-")
+        assert planned["all parameters"]["at_most"] == json.loads(out)["parameters"]
+        assert planned["all parameters"]["dense"] == json.loads(out)["dense_parameters"]
+        assert all(size["is_exact"] for size in planned.values())
+        shutil.rmtree(tmp_path / "small")
+    code, _, err = run("compress", dense_folder, "--ratio", "0.4")
+    assert code == 1
+    assert "OUTPUT is missing" in err
+
+
+def test_dtype_and_columns_are_options(dense_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "sales.csv"
+    days = [f"2024-01-{day:02d},{shop},{day}.5" for shop in ("a", "b") for day in range(1, 30)]
+    data.write_text("day,shop,sold\n" + "\n".join(days))
+    columns = ("--id-column", "shop", "--timestamp-column", "day", "--target", "sold")
+    command = (
+        "compress",
+        dense_folder,
+        tmp_path / "small",
+        "--uniform",
+        "3",
+        "--calibration",
+        data,
+        "--dtype",
+        "bfloat16",
+    )
+    code, _, err = run(*command)
+    assert code == 1
+    assert "has no column item_id" in err
+    code, out, err = run(*command, *columns, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["compression"]["calibration"]["data"] == "2 series"
+    assert {tensor.dtype for tensor in load_file(tmp_path / "small" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+    assert json.loads(out)["bytes"] == 2 * stored_parameters(tmp_path / "small")

@@ -94,6 +94,7 @@ WAYS_IN = {
     "pretrain": ["pretrain", "{out}", "--start", "{model}", "--steps", "1"],
     "forecast": ["forecast", "{model}", "{data}", "{out}.csv"],
     "analyze": ["analyze", "{model}", "--data", "none"],
+    "bench": ["bench", "{model}", "--against", "{model}"],
     "push": ["push", "{model}", "me/model"],
 }
 DAMAGE = {
@@ -139,3 +140,14 @@ def test_damaged_checkpoints_are_one_line_in_every_command(chronos_t5, tmp_path,
     assert "Traceback" not in result.output
     assert len(lines) <= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_shell_completes_commands_and_options():
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout
+    for words, wanted in (("hf-lowrank comp", "compress"), ("hf-lowrank compress --total", "--total-ratio")):
+        environment = {
+            "_HF_LOWRANK_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        assert wanted in CliRunner().invoke(app, [], env=environment, prog_name="hf-lowrank").stdout.split()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chronos_models import dense_bolt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -23,6 +24,7 @@ from hf_lowrank.compression.layers import attention_layer, feed_forward_layer
 
 CLASSES = (T5ForConditionalGeneration, T5Model, T5EncoderModel)
 Batch = dict[str, torch.Tensor]
+NAN = float("nan")
 
 
 @pytest.fixture
@@ -376,6 +378,19 @@ def test_the_record_says_what_the_data_was(chronos_t5, dense_t5):
     assert calibrate(dense_t5(), token_batches(T5ForConditionalGeneration)).record["data"] == "batches of the user's"
 
 
+@pytest.mark.parametrize("family", ["chronos_t5", "bolt"])
+def test_series_that_say_little_of_a_model_are_said(family: str, request: pytest.FixtureRequest):
+    model = request.getfixturevalue("chronos_t5") if family == "chronos_t5" else dense_bolt()
+    with pytest.raises(
+        ValueError, match="calibration: each of 2 series has one value throughout, such as 3; give series that vary"
+    ):
+        calibrate(model, [np.full(50, 3.0), np.array([NAN, 0.0, 0.0])], num_batches=1)
+    unit = "3 values" if family == "chronos_t5" else "5 patches of 5 values"
+    series = np.arange(3.0 if family == "chronos_t5" else 28.0)
+    with pytest.warns(UserWarning, match=f"calibration: {unit} in 1 series are less than the model's width, 16"):
+        calibrate(model, [series], num_batches=1)
+
+
 def test_series_come_as_arrays_frames_and_files(tmp_path, chronos_t5):
     generator = np.random.default_rng(0)
     series = [generator.normal(size=length).cumsum() for length in (30, 70, 45)]
@@ -432,7 +447,9 @@ def test_a_decoder_needs_labels(dense_t5):
 def test_predictions_must_be_finite(dense_t5):
     model = dense_t5()
     with torch.no_grad():
-        model.encoder.block[0].layer[1].DenseReluDense.wi.weight.fill_(1e38)
+        layer = model.encoder.block[0].layer[1].DenseReluDense
+        for weight in (layer.wi.weight, layer.wo.weight):
+            weight.fill_(1.8e19)  # its square is still a number
     with pytest.raises(ValueError, match="the dense model's predictions are not finite on this data"):
         calibrate(model, token_batches(T5ForConditionalGeneration))
 

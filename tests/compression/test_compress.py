@@ -33,6 +33,7 @@ from hf_lowrank import (
     LowRankT5ForConditionalGeneration,
     LowRankT5Model,
     compress_pretrained,
+    plan_compression,
     summarize,
 )
 from hf_lowrank.checkpoints.pipelines import as_pipeline
@@ -675,16 +676,15 @@ def test_a_calibration_of_another_model_is_an_error(chronos_t5, chronos_calibrat
 @pytest.mark.parametrize(
     "data",
     [
-        [np.full(60, 3.0)],
-        [np.zeros(60)],
+        [np.full(60, 3.0), np.arange(9.0)],
         [np.arange(4.0)],
         [np.where(np.arange(80) % 3 == 0, np.nan, np.sin(np.arange(80.0)))],
         [np.full(20, np.nan), np.append(np.full(30, np.nan), [1.0, 5.0, 2.0])],
         torch.tensor([[1e30, -1e30, 1e-30, 4.0] * 10]),
     ],
-    ids=["constant", "zero", "short", "every third missing", "one series missing", "huge and tiny"],
+    ids=["one constant", "short", "every third missing", "one series missing", "huge and tiny"],
 )
-@pytest.mark.filterwarnings("ignore:series:UserWarning")
+@pytest.mark.filterwarnings("ignore:series:UserWarning", "ignore:calibration:UserWarning")
 def test_degenerate_series_give_finite_forecasts(chronos_t5, data):
     calibration = calibrate(chronos_t5, data, num_batches=1)
     for arguments in (
@@ -698,7 +698,9 @@ def test_degenerate_series_give_finite_forecasts(chronos_t5, data):
         assert torch.isfinite(forecast).all()
 
 
-def test_series_without_a_value_are_an_error(chronos_t5):
+def test_series_without_a_value_or_a_change_are_an_error(chronos_t5):
+    with pytest.raises(ValueError, match="calibration: each of 2 series has one value throughout, such as 3"):
+        compress_pretrained(chronos_t5, uniform=4, calibration=[np.full(60, 3.0), np.zeros(60)])
     with pytest.raises(ValueError, match="series holds no observed value: all values of all 2 series are missing"):
         compress_pretrained(chronos_t5, uniform=4, calibration=[np.full(40, np.nan), np.full(9, np.nan)])
 
@@ -915,8 +917,8 @@ def test_full_rank_is_silent(dense_t5):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"Give exactly one of ratio, .* ranks \(or several of ratio, .*\); found none"),
-        ({"max_cache_ratio": 0.5, "uniform": 4}, "Give exactly one of .*; found max_cache_ratio and uniform"),
+        ({}, r"Say how much to keep, as in total_ratio=0\.5"),
+        ({"max_cache_ratio": 0.5, "uniform": 4}, "Give one rule for the ranks, found max_cache_ratio and uniform"),
         ({"ratio": 0.5, "total_ratio": 0.5}, "Give either ratio .* or total_ratio .*, not both"),
         (
             {"total_ratio": 0.5, "feed_forward_ratio": 0.5},
@@ -925,8 +927,8 @@ def test_full_rank_is_silent(dense_t5):
         ({"total_ratio": 0}, r"total_ratio must be in \(0, 1\], found 0"),
         ({"max_cache_ratio": 1.2}, r"max_cache_ratio must be in \(0, 1\], found 1.2"),
         ({"uniform": 4, "feed_forward_ratio": True}, r"feed_forward_ratio must be in \(0, 1\], found True"),
-        ({"feed_forward_ratio": 0.5}, "Give exactly one of .*; found none"),
-        ({"epsilon": 0.1, "ratio": 0.5}, "Give exactly one of .*; found epsilon and ratio"),
+        ({"feed_forward_ratio": 0.5}, "Say how much to keep"),
+        ({"epsilon": 0.1, "ratio": 0.5}, "Give one rule for the ranks, found epsilon and ratio"),
         ({"ratio": 0.0}, r"ratio must be in \(0, 1\], found 0.0"),
         ({"ratio": -0.1}, r"ratio must be in \(0, 1\], found -0.1"),
         ({"ratio": 1.5}, r"ratio must be in \(0, 1\], found 1.5"),
@@ -982,3 +984,39 @@ def test_bad_arguments_are_named(dense_t5, arguments, message):
     with pytest.raises(ValueError, match=message):
         by_weights(dense, **arguments)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+
+
+def test_a_pipeline_is_its_model(chronos_t5, bolt, chronos2):
+    for model in (chronos_t5, bolt, chronos2):
+        by_model = compress_pretrained(model, uniform=4, calibration=None)
+        by_pipeline = compress_pretrained(as_pipeline(model), uniform=4, calibration=None)
+        torch.testing.assert_close(by_pipeline.state_dict(), by_model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"dtype and device are for a checkpoint that is loaded here"):
+        compress_pretrained(model, uniform=4, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"ratio": 0.3},
+        {"total_ratio": 0.3},
+        {"ratio": 0.5, "max_cache_ratio": 0.2},
+        {"uniform": 3, "feed_forward_ratio": 0.5},
+    ],
+)
+def test_a_compression_stays_within_its_plan(chronos_t5, budget):
+    plan, model = plan_compression(chronos_t5, **budget), compress_pretrained(chronos_t5, **budget, calibration=None)
+    summary, sizes = summarize(model.config), {size.name: size for size in plan.sizes}
+    assert sizes["all parameters"].at_most >= model.num_parameters()
+    assert sizes["cached numbers a token"].at_most >= summary.total("cached_numbers")
+    assert sizes["parameters of both"].at_most >= summary.total("parameters")
+    assert sizes["all parameters"].dense == chronos_t5.num_parameters()
+
+
+def test_progress_is_shown_where_somebody_watches(chronos_t5, capsys, monkeypatch):
+    for watched, show in ((False, None), (True, None), (False, True), (True, False)):
+        monkeypatch.setenv("FORCE_COLOR", "1") if watched else monkeypatch.delenv("FORCE_COLOR", raising=False)
+        compress_pretrained(chronos_t5, uniform=4, calibration=None, show_progress=show)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("Factorizing" in err) == (watched if show is None else show)

@@ -310,7 +310,7 @@ def test_errors(dense_t5, by_invented_speed):
         by_invented_speed(dense, target_speedup=1000)
     with pytest.raises(ValueError, match="target_speedup chooses the feed-forward ranks"):
         by_invented_speed(dense, target_speedup=2, feed_forward_ratio=0.5)
-    with pytest.raises(ValueError, match=r"Give exactly one of .* found epsilon and target_speedup"):
+    with pytest.raises(ValueError, match="Give one rule for the ranks, found epsilon and target_speedup"):
         by_invented_speed(dense, target_speedup=2, epsilon=0.1)
     with pytest.raises(ValueError, match="method='paper' takes"):
         by_invented_speed(dense, target_speedup=2, method="paper")

@@ -73,7 +73,7 @@ def test_series_that_are_all_missing_are_left_out_aloud():
         ([], "series is empty"),
         (torch.zeros(0, 5), "series is empty"),
         (torch.zeros(2, 3, 4), r"\(time,\) or \(batch, time\), found \(2, 3, 4\)"),
-        ([1.0, 2.0], r"item 0 must have one dimension, time; found shape \(\)"),
+        ([1.0, [2.0]], r"item 0 must have one dimension, time; found shape \(\)"),
         ([[1.0], np.zeros((2, 2))], r"item 1 must have one dimension, time; found shape \(2, 2\)"),
         ([[1.0, float("inf")]], "item 0 holds the value inf at step 1"),
         ([np.array([1.0, -1e39])], "item 0 holds the value -1e.39 at step 1, infinite in float32"),
@@ -83,9 +83,12 @@ def test_series_that_are_all_missing_are_left_out_aloud():
         ({"a": [1.0]}, "found a dict"),
         (7, "found a int"),
         (pd.DataFrame({"item_id": [1], "target": [1.0]}), "series: the DataFrame has no column timestamp"),
-        (long_frame({"a": [1.0, float("inf")]}), "item 0 holds the value inf at step 1"),
+        (
+            long_frame({"a": [1.0, float("inf")]}),
+            "target of item_id 'a' of series: the DataFrame must be finite .* found inf at timestamp 2020-01-02",
+        ),
         (pd.concat([long_frame({"a": [1.0]})] * 2), "series: the DataFrame has duplicate timestamps"),
-        ("series.txt", "file must end in .csv or .parquet, found 'series.txt'"),
+        ("series.txt", "series must end in .csv or .parquet, found 'series.txt'"),
     ],
 )
 def test_what_is_no_series_is_an_error_that_says_so(data, message):
@@ -106,3 +109,27 @@ def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path):
 def test_reading_series_imports_no_optional_package():
     code = "import sys, hf_lowrank.data.windows; assert not {'fev', 'datasets', 'gluonts'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_series_may_be_a_list_of_numbers() -> None:
+    (values,) = read_series([1, None, 2.5, float("nan")])
+    np.testing.assert_array_equal(values, [1, np.nan, 2.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    "index", [pd.date_range("2024", periods=3)[::-1], pd.period_range("2024", periods=3, freq="M")[::-1]]
+)
+def test_a_wide_frame_is_a_series_a_column_in_the_order_of_time(index) -> None:
+    series = read_series(pd.DataFrame({"a": [3, 2, 1], 7: [np.nan, 0.5, 4.0]}, index=index))
+    np.testing.assert_array_equal(series, [[1, 2, 3], [4, 0.5, np.nan]])
+
+
+def test_what_may_be_a_long_frame_is_no_wide_one() -> None:
+    times = pd.date_range("2024", periods=2)
+    for frame in (
+        pd.DataFrame({"a": [1, 2]}),
+        pd.DataFrame({"a": ["x", "y"]}, index=times),
+        pd.DataFrame({"item_id": [1, 1], "b": [1, 2]}, index=times),
+    ):
+        with pytest.raises(ValueError, match=r"has no column .*; a wide DataFrame has times as its index and numbers"):
+            read_series(frame)

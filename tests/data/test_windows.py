@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from chronos_models import bolt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
-from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, tokenize_windows
-from hf_lowrank.data.windows import single_batch
+from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, WindowCollator, tokenize_windows
+from hf_lowrank.data.windows import SeriesWindows, _Counts, held_out_ends, single_batch
 
 NAN = float("nan")
 
@@ -269,12 +270,59 @@ def test_series_are_drawn_alike_however_long(tiny_chronos_config):
 
 def test_series_without_a_context_and_a_target_are_refused(tiny_chronos_config):
     alone, apart = np.array([1.0, NAN, NAN]), np.array([1.0, *[NAN] * 60, 2.0])
-    with pytest.raises(ValueError, match="series: none of 2 has two observed values within 48 steps"):
+    with pytest.raises(ValueError, match="series: none of 2 has 2 observed values within 48 steps"):
         SeriesBatches(tiny_chronos_config, [alone, apart], 3, seed=0)
     (item,) = SeriesBatches(tiny_chronos_config, [alone, np.array([5.0, 5.0]), apart], 1, seed=0)
     assert (item["attention_mask"].sum(dim=1) == 2).all()  # only the second series, one value and EOS
     with pytest.raises(IndexError, match=r"index must be in \[0, 3\), found 3"):
         SeriesBatches(tiny_chronos_config, [np.ones(9)], 3, seed=0)[3]
+
+
+@settings(max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 10_000), least=st.integers(2, 8))
+def test_a_context_has_values_enough_to_be_scaled_by(data, seed, least):
+    """Drawn as by hand: a context with so many observed values, which vary where the target changes; else nothing is drawn."""
+    rng = np.random.default_rng(seed)
+    share, levels = data.draw(st.sampled_from([0.1, 0.5, 1.0])), data.draw(st.sampled_from([1, 2, 50]))
+    length = data.draw(st.integers(2, 40))
+    values = np.where(rng.random(length) < share, rng.integers(levels, size=length), NAN)
+    if data.draw(st.booleans()):
+        values[length // 2 :] = 7.0  # a level that changes once
+    wanted = {
+        origin
+        for origin in range(length)
+        if _can_be_scaled(values[max(origin - 12, 0) : origin], values[origin : origin + 3], least)
+    }
+    assert set(_Counts.of(values).origins(12, 3, least)) == wanted
+    if not wanted:
+        with pytest.raises(ValueError, match=f"series: none of 1 has {least + 1} observed values within 15 steps"):
+            SeriesWindows(12, 3, [values], 1, seed=0, min_observed=least)
+        return
+    item = SeriesWindows(12, 3, [values], 1, seed=seed, min_observed=least, max_windows=9)[0]
+    assert all(_can_be_scaled(*window, least) for window in zip(item["contexts"], item["targets"]))
+
+
+def _can_be_scaled(context: np.ndarray, target: np.ndarray, least: int) -> bool:
+    context, target = context[~np.isnan(context)], target[~np.isnan(target)]
+    if len(context) < least or not len(target):
+        return False
+    return len(set(context)) > 1 or set(target) == set(context)
+
+
+def test_no_window_of_a_bolt_outweighs_all_others():
+    """A series with one value long before the others had a loss of millions; so has one that was always the same."""
+    model = bolt()
+    series = [np.append([1000.0, *[NAN] * 30], 5 + np.sin(np.arange(40.0))), np.append(np.zeros(30), np.arange(30.0))]
+    collator = WindowCollator(model.config)
+    assert collator.min_observed == 3  # of patches of 5
+    losses = {}
+    for least in (1, collator.min_observed):
+        windows = SeriesWindows(40, 6, series, 40, seed=0, max_windows=1, min_length=4, min_observed=least)
+        losses[least] = max(model(**collator([windows[i]])).loss.item() for i in range(40))
+    assert losses[1] > 1e4
+    assert losses[collator.min_observed] < 100
+    _, contexts, _ = held_out_ends([np.append([NAN] * 30, np.arange(9.0)), np.arange(20.0)], 4, 6, min_observed=4)
+    assert [len(context) for context in contexts] == [4]  # the first has three values before its end
 
 
 # Trainer

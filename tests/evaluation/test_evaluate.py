@@ -245,10 +245,25 @@ def test_packaged_series_are_named_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("freq", "steps"), [("5min", 288), ("30min", 48), ("h", 24), ("D", 1), ("W-MON", 1), ("QS", 4)]
+    ("freq", "steps"),
+    [("5min", 288), ("30min", 48), ("h", 24), ("D", 7), ("2D", 1), ("B", 5), ("W-MON", 1), ("BMS", 12), ("QS", 4)],
 )
 def test_seasonality_follows_the_frequency(freq: str, steps: int) -> None:
     assert seasonality_of(freq) == steps
+
+
+def test_the_seasons_of_the_benchmarks_stay_what_they_are() -> None:
+    """Whatever is made of the user's own days."""
+    tasks = [task for group in ("m1_yearly", "packaged") for task in list_tasks()[group]]
+    assert len(tasks) == 42
+    seasons = {task.name: task.seasonality for task in tasks}
+    known = {"bank_calls": 288, "vic_electricity_demand": 48, "vic_temperature": 48}
+    known |= dict.fromkeys(("pedestrian", "epf_price", "nord_pool_price"), 24) | dict.fromkeys(
+        ("gafa_close", "gafa_volume"), 5
+    )
+    frequency = {task.name: getattr(task.source, "freq", "YS") for task in tasks}
+    by_frequency = {"D": 1, "W-MON": 1, "W-SAT": 1, "MS": 12, "QS": 4, "YS": 1}
+    assert seasons == {name: known.get(name) or by_frequency[frequency[name]] for name in seasons}
 
 
 def test_official_tasks_are_read_from_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +319,8 @@ def test_irregular_series_are_put_on_a_grid_with_freq(tmp_path: Path) -> None:
     assert np.isfinite(evaluate([], task).results[0].MASE)
     with pytest.raises(ValueError, match=r"timestamps off the grid of freq='2D'"):
         file_task(path, horizon=4, freq="2D")
+    with pytest.raises(ValueError, match="freq must be the spacing of the values, found 'h': no two values of file"):
+        file_task(path, horizon=4, freq="h")
 
 
 @pytest.mark.parametrize(
@@ -311,11 +328,17 @@ def test_irregular_series_are_put_on_a_grid_with_freq(tmp_path: Path) -> None:
     [
         (lambda f: f.drop(columns="target"), "has no column target; found item_id, timestamp"),
         (lambda f: pd.concat([f, f.tail(1)]), "has duplicate timestamps"),
-        (lambda f: f.assign(target="many"), "numbers as target"),
-        (lambda f: f.assign(timestamp="some day"), "dates as timestamp"),
-        (lambda f: f.assign(timestamp=2000 + f.index), "dates as timestamp"),
+        (
+            lambda f: f.assign(target="many"),
+            "target of item_id 'a' of .* must be a number, found 'many' at timestamp 2024-01-01",
+        ),
+        (lambda f: f.assign(timestamp="some day"), "found 'some day' at item_id 'a'"),
+        (
+            lambda f: f.assign(timestamp=2000 + f.index),
+            "must have dates such as .* as timestamp, found the number 2000",
+        ),
         (lambda f: f.assign(timestamp=f["timestamp"].where(f.index != 3)), "a row without a timestamp"),
-        (lambda f: f.assign(item_id=np.nan), "rows without an item_id"),
+        (lambda f: f.assign(item_id=np.nan), "rows without item_id: row 1"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, change, message: str) -> None:
@@ -343,9 +366,38 @@ def test_empty_and_short_series_are_left_out_with_a_warning(tmp_path: Path) -> N
         evaluate([], file_task(path, horizon=40))
 
 
+def test_a_horizon_that_leaves_no_season_is_refused(tmp_path: Path) -> None:
+    path = long_file(tmp_path / "long.csv", {"a": wave(200)})
+    with pytest.raises(
+        ValueError, match=r"200 steps, of which a horizon of 199 and 1 windows leave 1; .* a season of 7"
+    ):
+        evaluate([], file_task(path, horizon=199))
+    assert np.isfinite(evaluate([], file_task(path, horizon=192)).results[0].MASE)
+    arguments = ["evaluate", "reference-bolt", "--file", str(path), "--horizon", "199"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "a horizon of 199" in result.stderr
+
+
+def test_one_task_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    path = long_file(tmp_path / "days.csv", {"a": wave(60)})
+    report = tmp_path / "result.json"
+    arguments = ["evaluate", "reference-bolt", "--file", str(path), "--horizon", "7", "--json", str(report)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "a season has 7 steps" in result.stderr
+    assert "Of a single task there is no interval" in " ".join(result.stdout.split())
+    assert not re.search(r"\d to \d", result.stdout)
+    content = json.loads(report.read_text())
+    assert {row["seasonality"] for row in content["results"]} == {7}
+    relative = content["aggregate"]["reference-bolt"]["relative_to_seasonal_naive"]["WQL"]
+    assert (relative["low"], relative["high"], relative["num_tasks"]) == (None, None, 1)
+
+
 def test_a_constant_series_counts_for_wql_alone(tmp_path: Path, checkpoints: dict[str, str]) -> None:
     flat = long_file(tmp_path / "flat.csv", {"a": [5.0] * 40})
-    result = evaluate(checkpoints["bolt"], file_task(flat, horizon=4))
+    with pytest.warns(UserWarning, match="task 'flat': MASE, SQL, RMSSE undefined"):
+        result = evaluate(checkpoints["bolt"], file_task(flat, horizon=4))
     naive, model = result.results
     assert naive.WQL == 0
     assert np.isfinite(model.WQL)
@@ -374,7 +426,8 @@ def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
 
 def test_names_of_models_must_differ(checkpoints: dict[str, str]) -> None:
     pipelines = [BaseChronosPipeline.from_pretrained(checkpoints["t5"]) for _ in range(2)]
-    with pytest.raises(ValueError, match="two pipelines have the name"):
+    last = re.escape(Path(checkpoints["t5"]).name)  # of a folder that only this machine has
+    with pytest.raises(ValueError, match=f"two pipelines have the name '{last}'"):
         evaluate(pipelines, "nile")
     with pytest.raises(ValueError, match="'seasonal_naive' is the baseline's"):
         evaluate({"seasonal_naive": pipelines[0]}, "nile")
@@ -385,6 +438,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, package: str)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=re.escape("hf_lowrank[eval]")):
         evaluate([], "m1_yearly")
+
+
+def test_a_dtype_or_device_that_is_none_is_refused_before_anything_is_loaded() -> None:
+    for argument, message in (
+        ({"dtype": "int3"}, "dtype must be one of"),
+        ({"device": "toaster"}, "device must be such"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate("nowhere", "nile", **argument)
 
 
 @pytest.mark.parametrize("argument", [{"batch_size": 0}, {"num_samples": 0}, {"num_bootstrap": 0}])

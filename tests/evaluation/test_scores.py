@@ -39,7 +39,7 @@ def test_the_median_and_the_mean_have_scores_of_their_own() -> None:
 def test_a_forecast_that_is_no_number_is_refused(argument: str) -> None:
     broken = forecasts()[argument].copy()
     broken[1, 0] = np.nan
-    with pytest.raises(ValueError, match=r"Predictions contain NaN or Inf values.*item 1"):
+    with pytest.raises(ValueError, match="the forecast of series '1' is not finite"):
         score_forecasts(**forecasts(**{argument: broken}))
 
 
@@ -56,7 +56,9 @@ def test_the_interval_is_that_of_resampled_means() -> None:
 def test_tasks_on_which_a_score_is_zero_or_undefined_do_not_count() -> None:
     scores, baseline_scores = [1.0, 0.0, 3.0, math.nan, 5.0], [2.0, 1.0, 0.0, 1.0, math.inf]
     relative = relative_score(scores, baseline_scores, num_bootstrap=10, seed=0)
-    assert relative == {"geometric_mean": 0.5, "low": 0.5, "high": 0.5, "num_tasks": 1}
+    assert (relative["geometric_mean"], relative["num_tasks"]) == (0.5, 1)
+    assert math.isnan(relative["low"])  # one task has no interval
+    assert math.isnan(relative["high"])
     nothing = relative_score([0.0], [0.0], num_bootstrap=10, seed=0)
     assert nothing["num_tasks"] == 0
     assert math.isnan(nothing["geometric_mean"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hf_lowrank.cli.app import app
@@ -63,7 +64,7 @@ def test_scores_agree_with_their_definitions() -> None:
 
 @pytest.fixture
 def dense_folder(chronos_t5, tmp_path: Path) -> Path:
-    chronos_t5.save_pretrained(tmp_path / "dense")
+    chronos_t5.to(torch.bfloat16).save_pretrained(tmp_path / "dense")
     return tmp_path / "dense"
 
 
@@ -74,6 +75,9 @@ def test_demo_compares_all_methods_and_draws(dense_folder: Path, tmp_path: Path)
     rows = {row["name"]: row for row in json.loads(result.stdout)["results"]}
     assert list(rows) == ["dense"] + [f"{name} {ratio}" for ratio in ("0.5", "0.3") for name in DEFAULT_METHODS]
     dense = rows["dense"]
+    weights = (dense_folder / "model.safetensors").stat().st_size
+    assert 0 <= weights - dense["bytes"] < 20_000  # what is on the disk, but for the header
+    assert dense["dtype"] == "bfloat16"
     for name, row in rows.items():
         if name.startswith(("default", "weights")):
             assert row["attention_ratio"] <= float(name.split()[-1])

@@ -27,7 +27,7 @@ from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
 from hf_lowrank.checkpoints.loading import checkpoint_path
 from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.cli.app import app
-from hf_lowrank.data.series import inferred_frequency
+from hf_lowrank.data.times import inferred_frequency
 from hf_lowrank.evaluation.sources import seasonality_of
 from hf_lowrank.forecasting.batches import SHORT, batches_by_length
 from hf_lowrank.forecasting.long_file import LongFile, Seen, whole_series
@@ -239,6 +239,65 @@ def test_the_context_is_what_was_asked_for(tiny) -> None:
     pd.testing.assert_frame_equal(
         forecast_frame(tiny, frame, context_length=10), forecast_frame(tiny, last, context_length=10)
     )
+
+
+@pytest.mark.parametrize("family", ["chronos_t5", "bolt", "chronos2"])
+def test_no_series_is_spoiled_by_one_beside_it(family: str, request: pytest.FixtureRequest) -> None:
+    """In Chronos-2 a series whose squares overflow made its whole batch NaN."""
+    pipeline = as_pipeline(request.getfixturevalue(family))
+    options = {"horizon": 4, "quantiles": [0.2, 0.5]} | ({"num_samples": 3} if family == "chronos_t5" else {})
+    frame = long_frame([40, 40, 40])
+    names = list(frame["item_id"].unique())
+    is_big = frame["item_id"] == names[1]
+    alone = forecast_frame(pipeline, frame, batch_size=1, **options).set_index("item_id")
+    for unit in (2.0**120, 2.0**-120):
+        sized = frame.assign(target=frame["target"].where(~is_big, frame["target"] * unit))
+        found = forecast_frame(pipeline, sized, **options).set_index("item_id")
+        pd.testing.assert_frame_equal(found.loc[names[::2]], alone.loc[names[::2]], **CLOSE)
+        numbers = ["predictions", "0.2", "0.5"]
+        np.testing.assert_allclose(found.loc[names[1], numbers] / unit, alone.loc[names[1], numbers], **CLOSE)
+
+
+def test_a_forecast_that_is_not_finite_is_an_error_that_names_its_series(tmp_path: Path, chronos2) -> None:
+    pipeline = as_pipeline(chronos2)
+    frame = long_frame([40, 40, 40])
+    with torch.no_grad():
+        chronos2.output_patch_embedding.output_layer.bias.add_(10)  # sinh makes ten thousand spreads of it
+    names = frame["item_id"].unique()
+    frame.loc[frame["item_id"] == names[1], "target"] *= 1e36
+    path = write(frame, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=f"the forecast of item_id '{names[1]}' is not finite: the model cannot bear"):
+        forecast_file(pipeline, path, tmp_path / "out.csv", horizon=2)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_horizon_beyond_the_models_is_forecast_with_a_word(tmp_path: Path, tiny) -> None:
+    """As `evaluate` does."""
+    frame = long_frame([48, 30])
+    with pytest.warns(UserWarning, match="prediction length"):
+        found = forecast_frame(tiny, frame, horizon=20)
+    with pytest.warns(UserWarning, match="prediction length"):
+        pd.testing.assert_frame_equal(found, tiny.predict_df(frame, prediction_length=20), **CLOSE)
+    pd.testing.assert_frame_equal(
+        found.groupby("item_id", sort=False).head(16).reset_index(drop=True), forecast_frame(tiny, frame), **CLOSE
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"), [("id_column", "predictions"), ("id_column", "0.5"), ("timestamp_column", "target_name")]
+)
+def test_a_column_of_the_forecasts_is_no_name_for_one_of_the_input(
+    tmp_path: Path, tiny, argument: str, name: str
+) -> None:
+    column = {"id_column": "item_id", "timestamp_column": "timestamp"}[argument]
+    frame = long_frame([20]).rename(columns={column: name})
+    path = write(frame, tmp_path / "in.csv")
+    message = f"{argument} must not be a column that the forecasts have too, found '{name}'"
+    with pytest.raises(ValueError, match=message):
+        forecast_file(tiny, path, tmp_path / "out.csv", **{argument: name})
+    with pytest.raises(ValueError, match=message):
+        forecast_frame(tiny, frame, **{argument: name})
+    assert os.listdir(tmp_path) == ["in.csv"]
 
 
 # ---- Cut anywhere ----------------------------------------------------------------------------------------------------
@@ -513,14 +572,23 @@ GOOD = long_frame([20, 20])
     [
         (lambda f: f.drop(columns="target"), "has no column target; found item_id, timestamp"),
         (lambda f: f[:0], "must hold at least one series, found no rows"),
-        (lambda f: f.assign(target="many"), "must have numbers as target, found 'many' at timestamp 2024"),
-        (lambda f: f.assign(target=np.inf), "target of item_id 's00' of .* has the value inf at 2024"),
+        (
+            lambda f: f.assign(target="many"),
+            "target of item_id 's00' of .* must be a number, found 'many' at timestamp 2024",
+        ),
+        (
+            lambda f: f.assign(target=np.inf),
+            "target of item_id 's00' of .* must be finite in float32, .* found inf at timestamp 2024",
+        ),
         (
             lambda f: f.assign(target=1e39),
-            "target of item_id 's00' of .* has the value 1e.39 at 2024.* infinite in float32",
+            "target of item_id 's00' of .* must be finite in float32, .* found 1e.39 at timestamp 2024",
         ),
         (lambda f: f.assign(target=np.nan), "must hold values, found 2 series without any in their last 48 steps"),
-        (lambda f: f.assign(timestamp=1.5), "needs dates as timestamp .* found the number 1.5"),
+        (
+            lambda f: f.assign(timestamp=1.5),
+            "must have dates such as .* as timestamp, found the number 1.5 at item_id 's00'",
+        ),
         (lambda f: pd.concat([f, f[-1:]]), "item_id 's07' of .* has duplicate timestamps"),
         (lambda f: f.drop(index=25), "item_id 's07' of .* has irregular timestamps, such as 2024"),
         (lambda f: pd.concat([f, f[:3]]), "all rows of a series together, found item_id 's00' again in row 41"),
@@ -545,8 +613,14 @@ def test_a_bad_file_is_an_error_that_names_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": 17}, r"horizon must be in \[1, 16\] for this model, found 17"),
-        ({"horizon": 0}, r"horizon must be in \[1, 16\]"),
+        ({"horizon": 0}, "horizon must be at least 1, found 0"),
+        ({"freq": "H1"}, "freq must be a pandas frequency such as .*, found 'H1'"),
+        ({"freq": "-1h"}, "freq must be a pandas frequency such as .*, found '-1h'"),
+        (
+            {"freq": "min"},
+            "freq must be the spacing of the values, found 'min': no two .* item_id 's00' come every 'h'",
+        ),
+        ({"input": "folder.csv"}, "input must be a .csv or .parquet file, found the folder"),
         ({"context_length": 49}, r"context_length must be in \[1, 48\] for this model, found 49"),
         ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
         ({"chunk_rows": 0}, "chunk_rows must be at least 1, found 0"),
@@ -557,14 +631,14 @@ def test_a_bad_file_is_an_error_that_names_it(
         ({"quantiles": [0.05, 0.5]}, r"quantiles must be in \[0.1, 0.9\].*found 0.05, 0.5"),
         ({"id_column": "target"}, "must be three different columns"),
         ({"device": "toaster"}, "device must be such as 'cpu' or 'cuda', found 'toaster'"),
-        ({"dtype": "int3"}, "dtype must be 'float32' or 'bfloat16', found 'int3'"),
+        ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, float16, found 'int3'"),
         ({"output": "out.xlsx"}, "output must end in .csv or .parquet, found 'out.xlsx'"),
         ({"output": "in.csv"}, "output must be another file than input"),
         ({"output": "there.csv"}, r"output: .*there.csv exists; .*--overwrite"),
         ({"output": "folder.csv"}, "is a folder; give a file"),
         ({"input": "in.txt"}, "input must end in .csv or .parquet, found 'in.txt'"),
         ({"input": "none.csv"}, "input: file .*none.csv' does not exist"),
-        ({"input": "empty.csv"}, "input: file 'empty.csv' cannot be read"),
+        ({"input": "empty.csv"}, "input: file 'empty.csv' cannot be read: it is empty"),
         ({"input": "broken.parquet"}, "input: file 'broken.parquet' cannot be read"),
         ({"model": "no-such-folder"}, "model: no-such-folder is no folder and no Hub id that can be read"),
     ],

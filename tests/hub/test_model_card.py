@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from hf_lowrank import (
 )
 from hf_lowrank.benchmarking.benchmark import Benchmark, Comparison, Side
 from hf_lowrank.benchmarking.measurement import Memory
+from hf_lowrank.checkpoints.loading import REFERENCES
 from hf_lowrank.timing import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -31,9 +33,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 def compressed(dense_t5, tiny_chronos_config) -> PreTrainedModel:
     dense = dense_t5(num_layers=2, num_decoder_layers=2)
     dense.config.chronos_config = vars(tiny_chronos_config).copy()
-    dense.config.name_or_path = "amazon/chronos-t5-tiny"
     dense.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    return compress_pretrained(dense, ratio=0.5, form={"cross": "latent"}, multiple_of=2, calibration=None)
+    model = compress_pretrained(dense, ratio=0.5, form={"cross": "latent"}, multiple_of=2, calibration=None)
+    model.config.compression["source"] = "amazon/chronos-t5-tiny"  # as if it had come from the Hub
+    return model
 
 
 def metadata(card: ModelCard) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def test_the_licence_is_the_users_word(compressed: PreTrainedModel) -> None:
 
 
 def test_a_model_that_ships_here_is_no_model_of_the_hub(chronos_t5) -> None:
-    chronos_t5.config.name_or_path = "reference"
+    chronos_t5.config.name_or_path = str(REFERENCES["reference"])
     card = render_card(compress_pretrained(chronos_t5, uniform=3, method="paper"), "ann/small")
     assert "base_model" not in metadata(card)
     assert metadata(card)["license"] == "apache-2.0"
@@ -216,3 +219,158 @@ def test_speed_is_in_the_card(
     assert tables(card)[1][1] == wanted
     assert "A 1 GHz, 3 threads,\nCPU float32." in card.text
     assert "secret" not in str(card)
+
+
+# ---- Text of others --------------------------------------------------------------------------------------------------
+
+HOSTILE = "a|b`c`<script>alert(1)</script>\n---\n# [x](https://evil.example)\n<!-- &lt; \\"
+
+
+def test_nothing_of_others_is_more_than_text(compressed: PreTrainedModel, tmp_path: Path) -> None:
+    """Names of tasks, settings, versions, machines and checkpoints can be anything that a file holds."""
+    path = evaluation_file(tmp_path / "evaluation.json")
+    content = json.loads(path.read_text().replace("m1_yearly", "THE_TASK"))
+    for row in content["results"]:
+        row["task"] = row["task"].replace("THE_TASK", HOSTILE)
+    content["settings"] |= {HOSTILE: HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    path.write_text(json.dumps(content))
+    sides = side("a", 1.0, 2**20), side("b", 4.0, 2**20)
+    case = Case(batch_size=2, context_length=20, prediction_length=6, num_samples=4)
+    machine = {"processor": HOSTILE, "threads": 3, "device": HOSTILE, "dtype": HOSTILE}
+    benchmark = Benchmark(machine, (Comparison(case, *sides),))
+    model = copy.deepcopy(compressed)
+    for source in (HOSTILE, f"../{HOSTILE}", f"/home/{HOSTILE}"):
+        model.config.compression["source"] = source
+        model.config.compression["recovery"] = {"steps": 3, "teacher": HOSTILE, "series": HOSTILE}
+        card = render_card(model, "ann/small", evaluation=path, benchmark=benchmark)
+        assert metadata(card).get("base_model") is None
+        assert {result["dataset"]["name"] for result in metadata(card)["model-index"][0]["results"]} == {
+            HOSTILE,
+            "flat",
+        }
+        tables(card)  # none is ragged
+        # What is left outside of code has no tag, no entity of theirs, no link, no heading and no rule that is not the template's.
+        prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", card.text, flags=re.DOTALL | re.MULTILINE)
+        assert "<" not in prose
+        assert "[x" not in prose
+        assert "&#91;x&#93;(https" in prose
+        assert "&lt;script&gt;" in prose
+        assert set(re.findall(r"^#.*$", prose, re.MULTILINE)) == {
+            "# small", "## How to load it", "## How it was made", "## Accuracy", "## Speed and memory",
+            "## The rank of every layer", "## Licence and citation",
+        }  # fmt: skip
+        assert not re.search(r"^\s*---\s*$", prose, re.MULTILINE)
+        for block in re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE):
+            compile(block, "card", "exec")
+        assert len(ModelCard(str(card)).data.eval_results) == 3
+
+
+@pytest.mark.parametrize("license", ["MIT License\n---\nCopyright", "---", "<b>", "", "a b", "MIT"])
+def test_a_licence_is_an_identifier(compressed: PreTrainedModel, license: str) -> None:
+    with pytest.raises(ValueError, match="license must be an identifier of the Hub, such as"):
+        render_card(compressed, "ann/small", license=license)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"source": 3},
+        {"source": "a", "arguments": []},
+        {"method": "ours"},
+        {"recovery": {"steps": "many"}},
+        {"recovery": []},
+        {"kept_rank_ratio": "half"},
+        {"method": "ours", "source": "a", "arguments": {"x); import os; (y": 1}},
+    ],
+)
+def test_a_damaged_record_is_one_error(compressed: PreTrainedModel, damage: dict[str, Any]) -> None:
+    model = copy.deepcopy(compressed)
+    model.config.compression = damage
+    with pytest.raises(ValueError, match=r"model: `compression` in its config.json is no record of how it was made"):
+        render_card(model, "ann/small")
+
+
+def damaged(content: Any, place: str, value: Any) -> Any:
+    """The content with another value at a place such as "results.2.WQL"; without it where the value is `...`."""
+    *path, last = (int(part) if part.isdigit() else part for part in place.split("."))
+    content = copy.deepcopy(content)
+    inner = content
+    for part in path:
+        inner = inner[part]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("results", ..., "it lacks results"),
+        ("results", {}, "results must be a list that is not empty, found {}"),
+        ("results", [], "results must be a list that is not empty"),
+        ("results.1", "x", "results[1] must be a table, found 'x'"),
+        ("results.2.WQL", ..., "it lacks results[2].WQL"),
+        ("results.2.WQL", "0.1", "results[2].WQL must be a finite number of at least 0, or null, found '0.1'"),
+        ("results.2.WQL", float("nan"), "results[2].WQL must be a finite number of at least 0, or null, found nan"),
+        ("results.2.MASE", float("inf"), "results[2].MASE must be a finite number of at least 0, or null, found inf"),
+        ("results.2.MASE", True, "results[2].MASE must be"),
+        ("results.2.task", None, "results[2].task must be text, found None"),
+        ("results.2.horizon", 1.5, "results[2].horizon must be an integer of at least 0, found 1.5"),
+        ("results.1", {"task": "m1_yearly", "model": "dense", "WQL": 1, "MASE": 1, "num_series": 1, "horizon": 1}, "one row for"),
+        ("aggregate", [], "aggregate must be a table"),
+        ("aggregate", {}, "aggregate of the model must be a table, found None"),
+        ("aggregate./home/ann/secret/small.relative_to_dense", 1, "aggregate of the model.relative_to_dense must be a table"),
+        ("aggregate./home/ann/secret/small.relative_to_dense.WQL.low", "x", "relative_to_dense.WQL.low must be a finite"),
+        ("settings", ..., "it lacks settings"),
+        ("settings.versions", ..., "it lacks settings.versions"),
+        ("settings.against", 3, "settings.against must be text, found 3"),
+    ],
+)  # fmt: skip
+def test_a_malformed_evaluation_says_where_it_is_wrong(
+    compressed: PreTrainedModel, tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    path = evaluation_file(tmp_path / "evaluation.json")
+    path.write_text(json.dumps(damaged(json.loads(path.read_text()), place, value)))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        render_card(compressed, "ann/small", evaluation=path)
+    assert str(caught.value).startswith(f"evaluation: {path} must be a file of `hf-lowrank evaluate --json`: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff", "[]", "null", "3", '"x"'])
+@pytest.mark.parametrize(("argument", "command"), [("evaluation", "evaluate"), ("benchmark", "bench")])
+def test_what_is_no_result_is_said_with_its_file(
+    compressed: PreTrainedModel, tmp_path: Path, text: str, argument: str, command: str
+) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=rf"^{argument}: .*broken.json must be a file of `hf-lowrank {command} --json`"
+    ):
+        render_card(compressed, "ann/small", **{argument: path})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("machine.processor", ..., "it lacks machine.processor"),
+        ("machine.threads", "three", "machine.threads must be an integer"),
+        ("results.0.case.num_samples", "4", "results[0].case.num_samples must be"),
+        ("results.0.model.seconds", [], "results[0].model.seconds must be a list that is not empty"),
+        ("results.0.against.seconds.0", -1.0, "results[0].against.seconds[0] must be a finite number"),
+        ("results.0.model.memory.0.peak", ..., "it lacks results[0].model.memory[0].peak"),
+        ("results.0.time_ratio", None, "results[0].time_ratio must be a table"),
+        ("results.0.memory_ratio.max", "x", "results[0].memory_ratio.max must be a finite number"),
+    ],
+)
+def test_a_malformed_benchmark_says_where_it_is_wrong(
+    compressed: PreTrainedModel, tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    case = Case(batch_size=2, context_length=20, prediction_length=6, num_samples=4)
+    machine = {"processor": "A", "threads": 3, "device": "CPU", "dtype": "float32"}
+    result = Benchmark(machine, (Comparison(case, side("a", 1.0, 2**20), side("b", 4.0, 2**20)),)).to_dict()
+    (tmp_path / "b.json").write_text(json.dumps(damaged(json.loads(json.dumps(result)), place, value)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render_card(compressed, "ann/small", benchmark=tmp_path / "b.json")

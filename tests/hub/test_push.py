@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import T5_CODE
-from hub_server import Hub, serve
+from hub_server import Hub, serve, serve_this_process
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
@@ -30,15 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A server with two users, and this process's settings as `HF_ENDPOINT` and `HF_HUB_DISABLE_XET` make them."""
-    with serve({"hf_ann": "ann", "hf_bob": "bob"}) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    """A server with two users."""
+    with serve_this_process({"hf_ann": "ann", "hf_bob": "bob"}, tmp_path, monkeypatch) as server:
         yield server
 
 
@@ -46,9 +39,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def model(dense_t5, tiny_chronos_config) -> PreTrainedModel:
     dense = dense_t5(num_layers=2, num_decoder_layers=2)
     dense.config.chronos_config = vars(tiny_chronos_config).copy()
-    dense.config.name_or_path = "amazon/chronos-t5-tiny"
     dense.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    return compress_pretrained(dense, uniform=4, calibration=None)
+    model = compress_pretrained(dense, uniform=4, calibration=None)
+    model.config.compression["source"] = "amazon/chronos-t5-tiny"  # as if it had come from the Hub
+    return model
 
 
 def push(model: Any, repo_id: str = REPO, **arguments: Any) -> Any:
@@ -124,7 +118,10 @@ def test_a_folder_is_pushed_as_the_model_in_it(hub: Hub, model: PreTrainedModel,
     model.float()
     for name in T5_CODE:
         (tmp_path / "small" / name).unlink()  # as one that was saved before models carried their code
-    result = CliRunner().invoke(app, ["push", str(tmp_path / "small"), "small", "--token", "hf_ann"])
+    (tmp_path / "token").write_text("hf_ann\n")
+    result = CliRunner().invoke(
+        app, ["push", str(tmp_path / "small"), "small", "--token-file", str(tmp_path / "token")]
+    )
     assert result.exit_code == 0, result.stderr
     files = hub.repositories[REPO].files
     assert f"{hub.url}/{REPO}/commit/{hub.repositories[REPO].branches['main']}" in result.stdout
@@ -289,12 +286,6 @@ def test_what_cannot_be_pushed_is_said_before_anything_is(
     dense_t5().save_pretrained(tmp_path / "dense")
     with pytest.raises(ValueError, match="is a T5ForConditionalGeneration; it must be a low-rank model"):
         push(tmp_path / "dense")
-    model.save_pretrained(tmp_path / "torn")
-    weights = load_file(tmp_path / "torn" / WEIGHTS)
-    del weights["encoder.final_layer_norm.weight"]
-    save_file(weights, tmp_path / "torn" / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"torn lacks the weights encoder.final_layer_norm.weight \(1 in all\)"):
-        push(tmp_path / "torn")
     with pytest.raises(ValueError, match="repo_id must be 'owner/name'"):
         push(model, "a/b/c")
     (tmp_path / "notes.json").write_text("[]")
@@ -306,3 +297,84 @@ def test_what_cannot_be_pushed_is_said_before_anything_is(
     code = CliRunner().invoke(app, ["push", str(tmp_path / "nowhere"), REPO])
     assert code.exit_code == 1
     assert code.stderr.startswith("error: model: ")
+
+
+NAME = "encoder.final_layer_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "in_folder", "loaded"),
+    [
+        (lambda weights: weights.pop(NAME), f"lacks the weights {NAME}", f"{NAME} is missing, too many"),
+        (lambda weights: weights.update(more=torch.ones(2)), "knows nothing of: more", "more is missing, too many"),
+        (lambda weights: weights[NAME][:1].fill_(torch.nan), f"{NAME} of .* holds NaN", f"{NAME} of .* holds NaN"),
+        (
+            lambda weights: weights[NAME][:1].fill_(torch.inf),
+            f"{NAME} of .* holds NaN or inf",
+            f"{NAME} of .* holds NaN or inf",
+        ),
+    ],
+)
+def test_a_model_that_is_not_whole_is_not_pushed(
+    hub: Hub, model: PreTrainedModel, tmp_path: Path, change: Any, in_folder: str, loaded: str
+) -> None:
+    model.save_pretrained(tmp_path / "torn")
+    weights = load_file(tmp_path / "torn" / WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / "torn" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=in_folder):
+        push(tmp_path / "torn")
+    # The same in memory, as a person's surgery may leave it.
+    broken = changed(model)
+    parameters = {"final_layer_norm": broken.encoder.final_layer_norm}
+    if NAME not in weights:
+        parameters["final_layer_norm"].weight = None
+    elif "more" in weights:
+        broken.register_parameter("more", torch.nn.Parameter(torch.ones(2)))
+    else:
+        change({NAME: parameters["final_layer_norm"].weight.data})
+    with pytest.raises(ValueError, match=loaded):
+        push(broken)
+    assert not hub.requests
+
+
+def test_a_token_is_never_said(
+    hub: Hub, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither typed where the shell keeps it, nor in a message or a traceback."""
+    model.save_pretrained(tmp_path / "small")
+    secret, file = "hf_very_secret", tmp_path / "token"
+
+    def said(*options: str, environment: str | None = None) -> str:
+        monkeypatch.setenv("HF_TOKEN", environment) if environment else monkeypatch.delenv("HF_TOKEN", raising=False)
+        result = CliRunner().invoke(app, ["push", str(tmp_path / "small"), REPO, *options])
+        assert result.exit_code == 1
+        assert secret not in result.output
+        error: BaseException | None = result.exception
+        while error is not None:
+            assert secret not in repr(error)
+            error = error.__cause__ or error.__context__
+        return result.stderr
+
+    assert "--token is not taken: what is typed stays in the shell's history. Set HF_TOKEN" in said("--token", secret)
+    assert "HF_TOKEN" in said(f"--token={secret}")
+    for content, found in (("", 0), (f"{secret} {secret}", 2)):
+        file.write_text(content)
+        assert f"--token-file must hold one token and nothing else, found {found} words" in said(
+            "--token-file", str(file)
+        )
+    file.write_bytes(b"\xff" + secret.encode())
+    assert "found 0 words" in said("--token-file", str(file))
+    assert "No such file" in said("--token-file", str(tmp_path / "nowhere"))
+    for odd in (f"{secret}\u20ac", f"{secret}\x01"):
+        file.write_text(odd)
+        assert "token must be one word of printable characters" in said("--token-file", str(file))
+        with pytest.raises(ValueError, match="token must be one word of printable characters"):
+            push(model, token=odd)
+    assert "printable" in said(environment=f"{secret}\u20ac")
+    assert not hub.requests
+    file.write_text(secret)
+    assert "the Hub does not accept it" in said("--token-file", str(file))
+    assert "the Hub does not accept it" in said(environment=secret)
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    assert CliRunner().invoke(app, ["push", str(tmp_path / "small"), REPO]).exit_code == 0

@@ -6,13 +6,16 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from hf_lowrank.checkpoints.loading import checkpoint_path
+from hf_lowrank.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,32 @@ def test_the_readmes_example_runs(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(code + "print(tuple(quantiles.shape), tuple(mean.shape))\n")
     assert run_script(script, folder=tmp_path).strip() == "(1, 24, 9) (1, 24)"
+
+
+def shell_blocks() -> list[str]:
+    """The lines of the README and of examples/README.md that a shell runs."""
+    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "examples/README.md"))
+    return [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+
+
+def test_the_readmes_commands_are_ones() -> None:
+    group, parsed = typer.main.get_command(app), set()
+    for line in shell_blocks():
+        for part in line.split(" && "):
+            program, *arguments = shlex.split(part, comments=True) or [""]
+            if Path(program).name == "hf-lowrank" and not arguments[0].startswith("-"):
+                command = group.commands[arguments[0]]
+                command.make_context(arguments[0], arguments[1:])  # raises a usage error
+                parsed.add(command.name)
+    assert parsed == {command.__name__ for command in COMMANDS}
+
+
+def test_both_builds_of_torch_are_whole_commands() -> None:
+    installs = [line for line in shell_blocks() if line.startswith("python3 -m venv")]
+    cpu = ".venv/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu && "
+    assert len(installs) == 4
+    for with_cpu_build, with_default in zip(installs[::2], installs[1::2]):
+        assert with_cpu_build.replace(cpu, "") == with_default != with_cpu_build
 
 
 def imported(tree: ast.Module) -> set[str]:

@@ -33,7 +33,7 @@ from chronos_models import (
     full_rank,
     series,
 )
-from hub_server import Commit, Repository, serve
+from hub_server import serve_this_process
 from torch.testing import assert_close
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.dynamic_module_utils import custom_object_save
@@ -467,22 +467,16 @@ def test_adapters_are_told_from_models(tmp_path, monkeypatch):
     assert not is_adapter(str(tmp_path / "base"))
     assert not is_adapter(tmp_path / "nothing")
 
-    constants = huggingface_hub.constants
-    with serve({"hf_ann": "ann"}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve_this_process({}, tmp_path, monkeypatch) as hub:
         for name in ("base", "adapter"):
-            files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-            hub.repositories[f"ann/{name}"] = Repository(private=False)
-            hub.repositories[f"ann/{name}"].add("main", Commit(None, "all", files))
+            hub.publish(f"ann/{name}", tmp_path / name)
         for name, wanted in (("ann/adapter", True), ("ann/base", False), ("ann/nothing", False), ("no name", False)):
             assert is_adapter(name) is wanted
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        asked = len(hub.requests)
+        assert is_adapter("ann/adapter")
+        assert not is_adapter("ann/base")
+        assert len(hub.requests) == asked  # the cache knows, also of what is not there
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name, wanted in (("ann/adapter", True), ("ann/base", False), ("ann/nothing", False)):
         assert is_adapter(name) is wanted
 
