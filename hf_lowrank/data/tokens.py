@@ -155,7 +155,7 @@ class WindowCollator:
     @property
     def has_groups(self) -> bool:
         """Whether the model is a Chronos-2, which forecasts groups of series."""
-        return "max_output_patches" in self.config.chronos_config
+        return "output_patch_size" in self.config.chronos_config
 
     @property
     def min_observed(self) -> int:
@@ -167,7 +167,7 @@ class WindowCollator:
         """The longest context, and the horizon of one pass, in values."""
         settings = self.config.chronos_config
         if self.has_groups:
-            return settings["context_length"], settings["max_output_patches"] * settings["output_patch_size"]
+            return settings["context_length"], settings.get("max_output_patches", 1) * settings["output_patch_size"]
         return settings["context_length"], settings["prediction_length"]
 
     @property

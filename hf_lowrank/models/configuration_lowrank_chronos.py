@@ -16,6 +16,8 @@ from .configuration_lowrank_t5 import (
     CarriesItsCode,
     LowRankT5Config,
     completed_table,
+    from_schedule,
+    scheduled_attention_ranks,
     validate_entry,
     validate_table,
 )
@@ -72,11 +74,13 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
             A kind left out keeps its full rank.
         feed_forward_ranks: For `"encoder"` a list with one entry a layer,
             `{"width": int, "wi": int | None, "wo": int | None}`; see [`LowRankT5Config`].
+        base_rank, rank_growth, rank_rounding: In place of `attention_ranks`, for both kinds: see [`LowRankT5Config`]. The head dimension
+            of a rotary layer's queries and keys is the next even number.
         compression: How the weights were made: method, policy, arguments, source, versions. A record; the model
             does not read it.
 
     Raises:
-        ValueError: A table that does not fit the model.
+        ValueError: A table that does not fit the model, or both a table and `base_rank`.
     """
 
     model_type = "lowrank_chronos2"
@@ -87,11 +91,20 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
         self,
         attention_ranks: dict = FULL_RANK,
         feed_forward_ranks: dict = FULL_RANK,
+        base_rank: float | None = None,
+        rank_growth: float | None = None,
+        rank_rounding: str | None = None,
         compression: dict | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**of_this_family(kwargs, LowRankChronos2Pipeline))
         self.validate_settings()
+        attention_ranks, compression = from_schedule(
+            {"base_rank": base_rank, "rank_growth": rank_growth, "rank_rounding": rank_rounding},
+            attention_ranks,
+            compression,
+            self._scheduled,
+        )
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
@@ -113,6 +126,12 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
             },
             "feed_forward_ranks": {"encoder": [{"width": self.d_ff, "wi": None, "wo": None} for _ in layers]},
         }
+
+    def _scheduled(self, base_rank: float, rank_growth: float, *, rounding: str) -> dict[str, list[dict[str, int]]]:
+        """The table of a schedule (see `scheduled_attention_ranks`): both kinds of a layer have its rank."""
+        sizes = {"num_layers": self.num_layers, "num_decoder_layers": 0, "d_kv": self.d_kv}
+        ranks = scheduled_attention_ranks(base_rank, rank_growth, rounding=rounding, **sizes)["encoder_self"]
+        return {"time": [entry | {"qk": entry["qk"] + entry["qk"] % 2} for entry in ranks], "group": ranks}
 
     def validate_ranks(self) -> None:
         """Raise ValueError where the tables do not fit the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,6 +105,28 @@ def scheduled_attention_ranks(
         "decoder_self": column(num_decoder_layers),
         "cross": column(num_decoder_layers, first=num_layers if rounding == "pow2" else 0),
     }
+
+
+def from_schedule(
+    arguments: dict[str, Any], attention_ranks: dict, compression: dict | None, table: Callable[..., dict]
+) -> tuple[dict, dict | None]:
+    """The table and the record of a configuration that was given `arguments`: base_rank, rank_growth, rank_rounding; or its own, without.
+
+    `table` makes a table of base_rank, rank_growth and rounding.
+    """
+    base_rank, rank_growth, rounding = (arguments[name] for name in ("base_rank", "rank_growth", "rank_rounding"))
+    if base_rank is None:
+        if rank_growth is not None or rounding is not None:
+            raise ValueError("rank_growth and rank_rounding need base_rank.")
+        return attention_ranks, compression
+    if attention_ranks:
+        raise ValueError("Give either attention_ranks or base_rank, not both.")
+    schedule: dict[str, Any] = {
+        "base_rank": base_rank,
+        "rank_growth": 0.0 if rank_growth is None else rank_growth,
+        "rounding": rounding or "ceil",
+    }
+    return table(**schedule), compression or {"policy": "schedule", "arguments": schedule}
 
 
 def completed_table(table: Any, full: dict[str, list[dict]], name: str) -> dict[str, list[dict]]:
@@ -248,20 +271,17 @@ class LowRankT5Config(CarriesItsCode, T5Config):
             kwargs.setdefault("chronos_pipeline_class", T5_PIPELINES[0])
         super().__init__(**kwargs)
         self.validate_settings()
-        if base_rank is not None:
-            if attention_ranks:
-                raise ValueError("Give either attention_ranks or base_rank, not both.")
-            schedule: dict[str, Any] = {
-                "base_rank": base_rank,
-                "rank_growth": 0.0 if rank_growth is None else rank_growth,
-                "rounding": rank_rounding or "ceil",
-            }
-            attention_ranks = scheduled_attention_ranks(
-                **schedule, num_layers=self.num_layers, num_decoder_layers=self.num_decoder_layers, d_kv=self.d_kv
-            )
-            compression = compression or {"policy": "schedule", "arguments": schedule}
-        elif rank_growth is not None or rank_rounding is not None:
-            raise ValueError("rank_growth and rank_rounding need base_rank.")
+        attention_ranks, compression = from_schedule(
+            {"base_rank": base_rank, "rank_growth": rank_growth, "rank_rounding": rank_rounding},
+            attention_ranks,
+            compression,
+            partial(
+                scheduled_attention_ranks,
+                num_layers=self.num_layers,
+                num_decoder_layers=self.num_decoder_layers,
+                d_kv=self.d_kv,
+            ),
+        )
         given = {"attention_ranks": attention_ranks, "feed_forward_ranks": feed_forward_ranks}
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from chronos import BaseChronosPipeline
-from chronos_models import BOLT_RANKS, CHRONOS2, bolt, chronos2
+from chronos_models import BOLT_RANKS, bolt, chronos2
 from conftest import randomise
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, T5Config, Trainer, TrainerCallback, TrainingArguments
 
 import hf_lowrank
 from hf_lowrank import LowRankT5ForConditionalGeneration, RankCallback
@@ -194,10 +194,15 @@ def test_what_the_trainer_saves_is_a_checkpoint_that_forecasts(model, tmp_path):
     assert torch.isfinite(quantiles).all()
 
 
-def test_the_collator_is_for_two_families():
-    with pytest.raises(ValueError, match="Chronos-T5 or a Chronos-Bolt, found a LowRankChronos2Config"):
-        WindowCollator(chronos2().config)
-    assert "prediction_length" not in CHRONOS2["chronos_config"]
+def test_the_collator_is_for_every_family_and_no_other_model():
+    model = chronos2()
+    collator = WindowCollator(model.config)
+    batch = collator([{"contexts": [np.arange(20.0), np.arange(9.0)], "targets": [np.arange(3.0), np.arange(5.0)]}])
+    assert batch["context"].shape == (2, 20)
+    assert batch[collator.label_names[0]].shape == (2, 5)
+    assert model(**batch).loss.isfinite()
+    with pytest.raises(ValueError, match="config must be that of a Chronos model, found a T5Config"):
+        WindowCollator(T5Config())
 
 
 # LoRA

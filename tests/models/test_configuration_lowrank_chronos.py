@@ -77,6 +77,24 @@ def test_chronos2s_kinds():
     assert config.compression is None
 
 
+@pytest.mark.parametrize("rounding", ["ceil", "pow2"])
+def test_both_kinds_of_chronos2_follow_a_schedule(rounding):
+    """The rank of layer i is d~_0 (1 + i)^alpha, rounded; a head with rotary embeddings has an even one."""
+    schedule = {"base_rank": 1.2, "rank_growth": 1.0, "rounding": rounding}
+    config = LowRankChronos2Config(
+        **CHRONOS2 | {"num_layers": 3}, base_rank=1.2, rank_growth=1.0, rank_rounding=rounding
+    )
+    ranks = [2, 3, 4] if rounding == "ceil" else [1, 2, 4]
+    assert config.attention_ranks["group"] == [{"qk": rank, "vo": rank} for rank in ranks]
+    assert config.attention_ranks["time"] == [{"qk": rank + rank % 2, "vo": rank} for rank in ranks]
+    assert config.compression == {"policy": "schedule", "arguments": schedule}
+    assert not {"base_rank", "rank_growth"} & set(config.to_dict())
+    with pytest.raises(ValueError, match="Give either attention_ranks or base_rank, not both"):
+        LowRankChronos2Config(**CHRONOS2, attention_ranks=config.attention_ranks, base_rank=2)
+    with pytest.raises(ValueError, match="rank_growth and rank_rounding need base_rank"):
+        LowRankChronos2Config(**CHRONOS2, rank_growth=1.0)
+
+
 def test_a_kind_left_out_keeps_full_rank():
     config = LowRankChronos2Config(**shape(CHRONOS2, attention_ranks={"time": [{"qk": 2, "vo": 1}] * 2}))
     assert config.attention_ranks["time"] == [{"qk": 2, "vo": 1}] * 2

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from chronos import BaseChronosPipeline
+from chronos.chronos2 import Chronos2Model
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
 from transformers import T5ForConditionalGeneration, TrainerCallback
 from typer.testing import CliRunner
 
-from hf_lowrank import LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
+from hf_lowrank import LowRankChronos2Model, LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
 from hf_lowrank.files import locked
 from hf_lowrank.training.pretraining import pretrain
@@ -58,6 +59,8 @@ def weights_are_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
         ({}, LowRankT5ForConditionalGeneration),
         ({"base_rank": None, "rank_growth": None, "family": "bolt"}, ChronosBoltModelForForecasting),
         ({"family": "bolt"}, LowRankChronosBoltModelForForecasting),
+        ({"base_rank": None, "rank_growth": None, "family": "chronos2"}, Chronos2Model),
+        ({"family": "chronos2"}, LowRankChronos2Model),
     ],
 )
 def test_a_trained_model_forecasts_and_says_how_it_was_made(
@@ -68,8 +71,8 @@ def test_a_trained_model_forecasts_and_says_how_it_was_made(
     assert type(model) is model_class
     assert os.listdir(tmp_path) == ["new"]  # no checkpoint is left behind
     pipeline = BaseChronosPipeline.from_pretrained(tmp_path / "new")
-    quantiles, _ = pipeline.predict_quantiles(torch.arange(40.0), prediction_length=4)
-    assert quantiles.shape == (1, 4, 9)
+    quantiles, _ = pipeline.predict_quantiles([torch.arange(40.0)], prediction_length=4)
+    quantiles = quantiles[0].reshape(1, 4, 9)  # a Chronos-2 has variates
     assert quantiles.isfinite().all()
     record = json.loads((tmp_path / "new" / "pretraining.json").read_text())
     assert record["steps"] == 4
@@ -105,7 +108,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert "held_out_loss" not in second.config.compression["pretraining"]
 
 
-@pytest.mark.parametrize("family", ["t5", "bolt"])
+@pytest.mark.parametrize("family", ["t5", "bolt", "chronos2"])
 def test_it_trains_on_series_of_ones_own(family: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     series = [10 + rng.standard_normal(length) for length in (30, 80, 200)]
