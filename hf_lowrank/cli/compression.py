@@ -96,7 +96,7 @@ def compress(  # as long as its list of options
         from ..compression.compress import compress_pretrained, plan_compression
         from ..compression.settings import POLICIES, CompressionSettings
         from ..data.tables import LongColumns
-        from ..files import alone, check_output
+        from ..files import alone, check_output, tidy
 
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
@@ -131,6 +131,7 @@ def compress(  # as long as its list of options
         if output is None:
             raise ValueError("OUTPUT is missing: the folder to write, or --plan to write none.")
         with alone(output):
+            tidy(output)  # of a killed run, whose output may be complete
             check_output(output, overwrite=overwrite)
             if save_calibration is not None:
                 check_file("--save-calibration", save_calibration, ".safetensors")
