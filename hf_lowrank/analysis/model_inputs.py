@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..checkpoints.families import BOLT, CHRONOS2, T5, family_of
+from ..data.mixture import synthetic_series
 from ..data.series import read_series
-from ..data.synthesis import synthetic_series
 from ..data.tokens import tokenize_windows
 
 __all__ = ["InputBatch", "draw_windows", "family_title", "input_batches", "mix"]

@@ -2,7 +2,7 @@
 
 Chronos-2 forecasts the series of a group jointly ("Chronos-2: From Univariate to Universal Forecasting", arXiv 2510.15821, section 4.2,
 trains on series that were made multivariate in the same spirit). Here one group in two is a series alone; the series themselves are those of
-`training_series`.
+`synthetic_series`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .mixture import training_series
+from .mixture import synthetic_series
 
 __all__ = ["GroupedSeries", "grouped_series"]
 
@@ -51,7 +51,7 @@ def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> Gr
     *seeds, own = np.random.SeedSequence(seed).generate_state(2).tolist()
     rng = np.random.default_rng(own)
     lead = length // FURTHEST_LAG
-    long = training_series(num_series, length + lead, seed=[*seeds, 1]).astype(np.float64)
+    long = synthetic_series(num_series, length + lead, seed=[*seeds, 1]).astype(np.float64)
     values = long[:, lead:].copy()
     group_ids = np.empty(num_series, np.int64)
     is_known, is_target = np.zeros(num_series, bool), np.ones(num_series, bool)

@@ -1,4 +1,4 @@
-"""The mixture of synthetic series that forecasters are trained on.
+"""The mixture of synthetic series that forecasters are trained and calibrated on.
 
 An equal mix of many generators is about as good as the best single one ("Mix, Don't Pick", arXiv 2606.09912), and nobody knows that one
 before; but calendars are what forecasters are asked about most.
@@ -17,7 +17,7 @@ from .disturbances import disturbed
 from .processes import intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
 from .synthesis import kernel_synth, structural, ts_mixup
 
-__all__ = ["SHARES", "training_series"]
+__all__ = ["SHARES", "synthetic_series"]
 
 SHARES: dict[Callable[..., NDArray[np.float64]], float] = {
     calendar_series: 0.45,
@@ -31,7 +31,7 @@ SHARES: dict[Callable[..., NDArray[np.float64]], float] = {
 MIXED_UP = 0.15  # of all series: TSMixup of the others
 
 
-def training_series(num_series: int, length: int, *, seed: int | list[int]) -> NDArray[np.float32]:
+def synthetic_series(num_series: int, length: int, *, seed: int | list[int]) -> NDArray[np.float32]:
     """Synthetic series of every kind, each kind with its share on average, a seventh of all mixed of others (TSMixup).
 
     Returns:

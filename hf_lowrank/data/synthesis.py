@@ -1,8 +1,7 @@
 """Synthetic time series: KernelSynth, structural (innovations state-space) series, and TSMixup.
 
-They are what the reference checkpoint is trained on and what a Chronos checkpoint is calibrated on
-when the user gives no series. Everything is numpy, seeded, and made at the length that is asked for,
-so that a window of 20 points has as much shape in it as one of 500.
+Everything is numpy, seeded, and made at the length that is asked for, so that a window of 20 points has as much shape in it as
+one of 500. `mixture` mixes them with the series of calendars and of other processes.
 
 KernelSynth and TSMixup follow "Chronos: Learning the Language of Time Series" (arXiv 2403.07815),
 section 4.1 and 4.2 and appendix A; the structural family is the innovations state-space form of exponential
@@ -18,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["kernel_synth", "structural", "synthetic_series", "ts_mixup"]
+__all__ = ["kernel_synth", "structural", "ts_mixup"]
 
 FloatArray = NDArray[np.float64]
 Seed: TypeAlias = "int | list[int] | np.random.SeedSequence"
@@ -187,22 +186,3 @@ def ts_mixup(
         k = rng.integers(1, max_components + 1)
         row[:] = rng.dirichlet(np.full(k, alpha)) @ scaled[rng.integers(len(scaled), size=k)]
     return mixed
-
-
-def synthetic_series(num_series: int, length: int, *, seed: int | list[int]) -> NDArray[np.float32]:
-    """The training and calibration mixture: structural and KernelSynth series, a third of it TSMixup of both.
-
-    Returns a float32 array of shape (num_series, length), mean-scaled and in random order.
-    """
-    if num_series < 1 or length < 2:
-        raise ValueError(f"num_series must be at least 1 and length at least 2, found {num_series} and {length}.")
-    seeds = np.random.SeedSequence(seed).spawn(4)
-    num_gp, num_mixed = num_series // 5, num_series // 3
-    base = np.concatenate(
-        [
-            structural(num_series - num_gp - num_mixed, length, seed=seeds[0]),
-            kernel_synth(num_gp, length, seed=seeds[1]),
-        ]
-    )
-    series = np.concatenate([_mean_scale(base), ts_mixup(base, num_mixed, seed=seeds[2])])
-    return np.random.default_rng(seeds[3]).permutation(series).astype(np.float32)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from .disturbances import with_gaps
 from .grouped_series import grouped_series
-from .synthesis import synthetic_series
+from .mixture import synthetic_series
 
 __all__ = [
     "GroupedWindows",
@@ -27,6 +27,8 @@ __all__ = [
     "single_batch",
     "stack_pieces",
 ]
+
+SHORTEST_CONTEXT, SHORTEST_HORIZON = 10, 6
 
 
 def least_observed(patch_size: int) -> int:
@@ -81,20 +83,38 @@ class _WindowSupply(Dataset):
         return min(self.max_windows, max(1, self.max_values // values_each))
 
 
-class SyntheticWindows(_WindowSupply):
+class _SyntheticSupply(_WindowSupply):
+    """Windows of series that are made for them: all of a batch have the same context length and horizon, so nothing is spent on padding.
+
+    Four in ten contexts are uniformly between half of the longest and all of it, the others log-uniformly from `SHORTEST_CONTEXT` on, as
+    long as series are in practice. Over the first `ramp` batches the longest grows from an eighth of `context_length` to all of it.
+    """
+
+    def __init__(self, context_length: int, num_batches: int, *, ramp: int, **limits: int) -> None:
+        super().__init__(num_batches, **limits)
+        self.context_length = context_length
+        self.ramp = ramp
+
+    def _length(self, rng: np.random.Generator, index: int) -> int:
+        progress = min(1.0, (index + 1) / self.ramp) if self.ramp else 1.0
+        longest = max(2, round(self.context_length * (1 + 7 * progress) / 8))
+        if rng.random() < 0.4:
+            return int(rng.integers(-(-longest // 2), longest + 1))
+        return int(np.exp(rng.uniform(np.log(min(SHORTEST_CONTEXT, longest)), np.log(longest + 1))))
+
+
+class SyntheticWindows(_SyntheticSupply):
     """A long supply of batches of synthetic windows; item i depends on the arguments and i alone.
 
-    An item has a `context` (batch, length) and a `target` (batch, horizon), float32. All windows of a batch have the same context
-    length and horizon, drawn log-uniformly, so nothing is spent on padding. The longest of both grow with i from
-    `first_lengths` to `context_length` and `prediction_length` over the first `ramp` batches: cross-attention in T5 knows no positions,
-    and a model finds out where the end of a context is in short ones first. The batch holds about `max_values` values of
-    context and target, and at most `max_windows` windows. In some batches values of the context are missing (NaN).
+    An item has a `context` (batch, length) and a `target` (batch, horizon), float32; in some contexts values are missing (NaN). Half of
+    the horizons are the whole `prediction_length`, the others log-uniformly below. The batch holds about `max_values` values of
+    context and target, and at most `max_windows` windows.
 
     Use it in order (`train_sampling_strategy="sequential"`), with a batch size of 1 and `data_collator=single_batch`: an item
     is a whole batch already.
     """
 
-    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
+    def __init__(
         self,
         context_length: int,
         prediction_length: int,
@@ -102,44 +122,37 @@ class SyntheticWindows(_WindowSupply):
         *,
         seed: int,
         ramp: int = 0,
-        first_lengths: tuple[int, int] = (24, 12),
-        min_lengths: tuple[int, int] = (10, 6),
         max_values: int = 4096,
         max_windows: int = 64,
     ) -> None:
-        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
-        self.limits = context_length, prediction_length
-        self.ramp = ramp
-        self.first_lengths = first_lengths
-        self.min_lengths = min_lengths
+        super().__init__(
+            context_length, num_batches, ramp=ramp, seed=seed, max_values=max_values, max_windows=max_windows
+        )
+        self.prediction_length = prediction_length
 
     def _batch(self, index: int) -> dict[str, torch.Tensor]:
         # numpy takes [s, 0] for [s]: no list of seeds ends in zero.
         rng = np.random.default_rng([self.seed, 0, index + 1])
-        limits = np.array(self.limits) + 1
-        progress = min(1.0, index / self.ramp) if self.ramp else 1.0
-        longest = progress * np.log(limits) + (1 - progress) * np.log(np.minimum(self.first_lengths, limits))
-        shortest = np.log(np.minimum(self.min_lengths, limits - 1))
-        length, horizon = np.exp(rng.uniform(shortest, longest)).astype(int)
-        count = self._num_windows(int(length + horizon))
-        series = synthetic_series(count, int(length + horizon), seed=[self.seed, 1, index + 1])
-        context, target = torch.from_numpy(series).split([int(length), int(horizon)], dim=1)
-        if rng.random() < 0.1:
-            missing = torch.from_numpy(rng.random(context.shape) < rng.uniform(0, 0.3))
-            missing[:, -1] = False
-            context = context.masked_fill(missing, float("nan"))
-        return {"context": context.contiguous(), "target": target.contiguous()}
+        length, horizon = self._length(rng, index), self.prediction_length
+        if rng.random() < 0.5:
+            horizon = int(np.exp(rng.uniform(np.log(min(SHORTEST_HORIZON, horizon)), np.log(horizon + 1))))
+        series = synthetic_series(
+            self._num_windows(length + horizon), length + horizon, seed=[self.seed, 1, index + 1]
+        )
+        context, target = np.split(series, [length], axis=1)
+        return {"context": _with_gaps(context, rng), "target": torch.from_numpy(target).contiguous()}
 
 
-class GroupedWindows(_WindowSupply):
+def _with_gaps(context: NDArray[np.float32], rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(with_gaps(context.astype(np.float64), rng)).float()
+
+
+class GroupedWindows(_SyntheticSupply):
     """A long supply of batches of synthetic windows in groups, as a Chronos-2 reads them; item i depends on the arguments and i alone.
 
     An item has a `context` (batch, length), a `future_target` and `future_covariates` (batch, horizon), float32, NaN where a value is
-    missing or not known; the `group_ids` (batch,) of `grouped_series`; and `num_output_patches`, an integer. All windows of a batch have
-    the same length and horizon: six in ten contexts are uniformly between half of `context_length` and all of it, the others log-uniformly
-    below; half of the horizons are the whole `prediction_length`, the others some patches of it.
-
-    Over the first `ramp` batches the longest context grows from an eighth of `context_length` to its full length.
+    missing or not known; the `group_ids` (batch,) of `grouped_series`; and `num_output_patches`, an integer. Half of the horizons are
+    the whole `prediction_length`, the others some patches of it.
 
     Raises:
         ValueError: `prediction_length` is no multiple of `patch_size`.
@@ -157,29 +170,23 @@ class GroupedWindows(_WindowSupply):
         max_values: int = 16_384,
         max_windows: int = 128,
     ) -> None:
-        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
+        super().__init__(
+            context_length, num_batches, ramp=ramp, seed=seed, max_values=max_values, max_windows=max_windows
+        )
         if prediction_length < patch_size or prediction_length % patch_size:
             raise ValueError(f"prediction_length must be a multiple of {patch_size}, found {prediction_length}.")
-        self.context_length = context_length
         self.num_patches = prediction_length // patch_size
         self.patch_size = patch_size
-        self.ramp = ramp
 
     def _batch(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 3, index + 1])  # the other supplies have 0 to 2
-        progress = min(1.0, (index + 1) / self.ramp) if self.ramp else 1.0
-        longest = max(2, round(self.context_length * (1 + 7 * progress) / 8))
-        if rng.random() < 0.6:
-            length = int(rng.integers(longest // 2, longest + 1))
-        else:
-            length = int(np.exp(rng.uniform(np.log(min(16, longest)), np.log(longest + 1))))
-        length = max(length, 2)
+        length = self._length(rng, index)
         patches = self.num_patches if rng.random() < 0.5 else int(rng.integers(1, self.num_patches + 1))
         horizon = patches * self.patch_size
         groups = grouped_series(self._num_windows(length + horizon), length + horizon, seed=[self.seed, 4, index + 1])
         context, future = np.split(groups.values, [length], axis=1)
         return {
-            "context": torch.from_numpy(with_gaps(context.astype(np.float64), rng)).float(),
+            "context": _with_gaps(context, rng),
             "future_target": torch.from_numpy(np.where(groups.is_target[:, None], future, np.float32("nan"))),
             "future_covariates": torch.from_numpy(np.where(groups.is_known[:, None], future, np.float32("nan"))),
             "group_ids": torch.from_numpy(groups.group_ids),

@@ -84,7 +84,8 @@ def pretrain(
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
-        run_trainer(trainer, "Pretraining", show_progress=show_progress)
+        averaged_steps = round(settings.averaged * settings.steps)
+        run_trainer(trainer, "Pretraining", show_progress=show_progress, averaged_steps=averaged_steps)
         history = _history(trainer, settings)
         if settings.evaluation_batches:
             record["held_out_loss"] = history[-1]["eval_loss"]
@@ -106,7 +107,7 @@ def _is_named(settings: PretrainingSettings) -> bool:
 
 
 def _data(settings: PretrainingSettings, config: PreTrainedConfig, num_batches: int) -> RunData:
-    usual_ramp = 0.6 if settings.start is None else 0.0
+    usual_ramp = 0.15 if settings.start is None else 0.0
     return run_data(
         config,
         settings.data,
@@ -153,13 +154,14 @@ class _Finite(TrainerCallback):
 
 
 def _history(trainer: Trainer, settings: PretrainingSettings) -> list[dict[str, Any]]:
-    """The losses by step; the last one on held-out batches is that of the last step."""
+    """The losses by step; the last one on held-out batches is that of the model as it is saved."""
     history = [
         {name: entry[name] for name in ("step", "loss", "eval_loss") if name in entry}
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
-    if settings.evaluation_batches and not ("eval_loss" in history[-1] and history[-1]["step"] == settings.steps):
+    if settings.evaluation_batches:
+        history = [entry for entry in history if "loss" in entry or entry["step"] < settings.steps]
         history.append({"step": settings.steps, "eval_loss": trainer.evaluate()["eval_loss"]})
     return history
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ..checkpoints.published import SHAPES
@@ -84,17 +85,18 @@ class PretrainingSettings:
         context_length, prediction_length: In values.
         base_rank, rank_growth, rank_rounding, attention_ranks, feed_forward_ranks: As in [`LowRankT5Config`]. Without any of them the
             model is dense.
-        data: `"synthetic"` (for a Chronos-2 `grouped_series`, for the others `synthetic_series`), or whatever `read_series` takes; in a configuration file the path of a CSV or parquet file. The last
-            horizon of every series is held out.
+        data: `"synthetic"` (`synthetic_series`, for a Chronos-2 in groups), or whatever `read_series` takes; in a configuration file the
+            path of a CSV or parquet file. The last horizon of every series is held out.
         steps: Optimizer steps.
         learning_rate: The highest: 300 steps (at most a tenth) lead up to it, the last quarter down from it.
         batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
-        ramp: The share of the steps in which the longest context grows from 24 to its full length, of synthetic series. By default
-            0.6, and 0 of a model that has learned already.
+        ramp: The share of the steps in which the longest context grows from an eighth to its full length, of synthetic series. By
+            default 0.15, and 0 of a model that has learned already.
+        averaged: The share of the steps, the last ones, whose weights are averaged; 0 for the weights of the last step.
         save_steps: Steps between checkpoints and evaluations.
         evaluation_batches: Batches in the held-out set, at most; 0 for none.
         workers: Processes that make batches, 0 for none.
-        bf16: Whether products are computed in bfloat16.
+        bf16: Whether products are computed in bfloat16; by default where the GPU can, or the CPU has matrix units for it (AMX).
         dtype: Of the saved weights, `"float32"` or `"bfloat16"`.
         seed: Of the initial weights and of the data.
         trainer: Further arguments of transformers' `TrainingArguments`.
@@ -124,10 +126,11 @@ class PretrainingSettings:
     learning_rate: float = 2e-3
     batch_tokens: int = 4096
     ramp: float | None = None
+    averaged: float = 0.05
     save_steps: int = 500
     evaluation_batches: int = 32
     workers: int = 1
-    bf16: bool = True
+    bf16: bool | None = None
     dtype: str = "float32"
     seed: int = 0
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -142,6 +145,7 @@ class PretrainingSettings:
             [
                 *_learning_rate_and_seed(self),
                 ("ramp", "in [0, 1]", self.ramp is None or 0 <= self.ramp <= 1),
+                ("averaged", "in [0, 1]", 0 <= self.averaged <= 1),
                 ("dtype", "'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
                 ("family", "'t5', 'bolt' or 'chronos2'", self.family in (None, "t5", "bolt", "chronos2")),
                 ("shape", f"one of {', '.join(SHAPES)}", self.shape is None or self.shape in SHAPES),
@@ -167,7 +171,7 @@ class PretrainingSettings:
         return WHOLE_BATCHES | {
             "max_steps": self.steps,
             "learning_rate": self.learning_rate,
-            "bf16": self.bf16,
+            "bf16": _has_bfloat16() if self.bf16 is None else self.bf16,
             "dataloader_num_workers": self.workers,
             "eval_strategy": "steps" if has_evaluation else "no",
             "eval_steps": self.save_steps if has_evaluation else None,
@@ -196,6 +200,14 @@ class PretrainingSettings:
                 f"config: {path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}."
             )
         return cls(**(values | changes))
+
+
+def _has_bfloat16() -> bool:
+    """Whether products are faster in bfloat16 here; a CPU that emulates them is several times slower than in float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16", False))
 
 
 class _SettingsLoader(yaml.SafeLoader):

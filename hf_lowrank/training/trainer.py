@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..interrupts import Interrupted, Postpone, postponed
 from ..progress import progress_display
+from .averaging import WeightAverage
 from .runs import Hopeless, last_checkpoint
 
 __all__ = ["WHOLE_BATCHES", "Diverged", "run_trainer", "training_arguments"]
@@ -99,10 +100,10 @@ def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[_ProgressCa
         yield _ProgressCallback(progress, title, steps)
 
 
-def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
+def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, averaged_steps: int = 0) -> None:
     """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
 
-    The progress bar, of the main process, is on the standard error stream; nothing goes to the standard output.
+    The model ends with the mean of its weights after each of the last `averaged_steps` steps. The progress bar, of the main process, is on the standard error stream; nothing goes to the standard output.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and saved. A second signal raises it at once.
@@ -116,6 +117,7 @@ def run_trainer(trainer: Trainer, title: str, *, show_progress: bool) -> None:
         stop = _StopOnSignal(signals, trainer.accelerator)
         trainer.add_callback(stop)
         trainer.add_callback(bar)
+        trainer.add_callback(WeightAverage(trainer.model, averaged_steps))
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
     if stop.has_stopped or signals.received is not None:
         raise Interrupted(signals.received or signal.SIGINT)

@@ -13,13 +13,13 @@ from hf_lowrank.data import calendar_series as calendar
 from hf_lowrank.data.calendar_series import FREQUENCIES, calendar_series
 from hf_lowrank.data.disturbances import disturbed, with_gaps
 from hf_lowrank.data.grouped_series import grouped_series
-from hf_lowrank.data.mixture import SHARES, training_series
+from hf_lowrank.data.mixture import SHARES, synthetic_series
 from hf_lowrank.data.processes import intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
 from hf_lowrank.data.windows import GroupedWindows
 
 GENERATORS = {
     one.__name__: one
-    for one in (calendar_series, trend_times_season, ornstein_uhlenbeck, pulses, intermittent_counts, training_series)
+    for one in (calendar_series, trend_times_season, ornstein_uhlenbeck, pulses, intermittent_counts, synthetic_series)
 }
 PERIODS = sorted({period for one in FREQUENCIES for period in one.periods})
 
@@ -40,6 +40,7 @@ def seasonal_strength(values: np.ndarray, period: int) -> float:
 def test_shape_finite_and_seeded(generate, seed, count, length):
     series = generate(count, length, seed=seed)
     assert series.shape == (count, length)
+    assert series.dtype == (np.float32 if generate is synthetic_series else np.float64)
     assert np.isfinite(series).all()
     np.testing.assert_array_equal(series, generate(count, length, seed=seed))
     if count * length > 50:
@@ -52,7 +53,7 @@ def test_the_shares_are_of_a_whole():
 
 def test_the_mixture_has_seasons_of_every_length_and_trends():
     """The shares that the card of a reference promises; at 2,048 steps, of 150 series."""
-    series = training_series(150, 2048, seed=5).astype(float)
+    series = synthetic_series(150, 2048, seed=5).astype(float)
     strongest = [max((seasonal_strength(values, p), -p) for p in PERIODS) for values in series]
     assert np.mean([strength > 0.6 for strength, _ in strongest]) > 0.35
     assert np.mean([strength < 0.3 for strength, _ in strongest]) > 0.2
@@ -122,6 +123,24 @@ def test_disturbances_touch_some_and_gaps_leave_the_last_value():
     assert gaps.mean(axis=1).max() < 0.75
 
 
+def test_the_mixture_is_mean_scaled_and_in_random_order():
+    """Mixed series, those smaller than 1, are at most a fifth and spread over the whole array."""
+    sizes = np.abs(synthetic_series(600, 30, seed=0)).mean(axis=1)
+    assert (sizes <= 1 + 1e-5).all()
+    mixed = (sizes < 1 - 1e-4) & (sizes > 0)
+    assert all(0.03 < third.mean() < 0.25 for third in np.split(mixed, 3))
+
+
+def test_different_seeds_give_different_series_and_leave_the_global_random_state_alone():
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    seeds = [0, 1, [0, 1], [1, 2], [2, 1], [0, 1, 3]]  # numpy takes [1, 0] for [1]
+    drawn = [synthetic_series(9, 40, seed=seed) for seed in seeds]
+    for i, series in enumerate(drawn):
+        assert not any(np.allclose(series, other) for other in drawn[i + 1 :])
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
 # Groups
 
 
@@ -174,7 +193,10 @@ def test_windows_in_groups_are_what_chronos_2_reads():
 
 
 def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ValueError, match="num_series must be at least 1 and length at least 2, found 0 and 5"):
-        training_series(0, 5, seed=0)
+    for count, length in ((0, 10), (-1, 10), (3, 1), (3, 0)):
+        with pytest.raises(
+            ValueError, match=f"num_series must be at least 1 and length at least 2, found {count} and {length}"
+        ):
+            synthetic_series(count, length, seed=0)
     with pytest.raises(ValueError, match="prediction_length must be a multiple of 16, found 24"):
         GroupedWindows(64, 24, 1, seed=0)

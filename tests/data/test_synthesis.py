@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hf_lowrank.data import synthesis
-from hf_lowrank.data.synthesis import kernel_synth, structural, synthetic_series, ts_mixup
+from hf_lowrank.data.synthesis import kernel_synth, structural, ts_mixup
 
-GENERATORS = {"kernel_synth": kernel_synth, "structural": structural, "synthetic_series": synthetic_series}
+GENERATORS = {"kernel_synth": kernel_synth, "structural": structural}
 SEEDS = st.integers(0, 2**32) | st.lists(st.integers(0, 2**32), min_size=1, max_size=3)
 
 
@@ -23,7 +21,7 @@ SEEDS = st.integers(0, 2**32) | st.lists(st.integers(0, 2**32), min_size=1, max_
 def test_shape_finite_and_seeded(generate, seed, count, length):
     series = generate(count, length, seed=seed)
     assert series.shape == (count, length)
-    assert series.dtype == (np.float32 if generate is synthetic_series else np.float64)
+    assert series.dtype == np.float64
     assert np.isfinite(series).all()
     np.testing.assert_array_equal(series, generate(count, length, seed=seed))
 
@@ -35,15 +33,6 @@ def test_different_seeds_give_different_series(generate):
     for i, series in enumerate(drawn):
         for other in drawn[i + 1 :]:
             assert not np.allclose(series, other)
-
-
-def test_the_global_random_state_is_neither_used_nor_changed():
-    np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = synthetic_series(6, 30, seed=5)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    np.random.seed(1)  # noqa: NPY002
-    np.testing.assert_array_equal(first, synthetic_series(6, 30, seed=5))
 
 
 # KernelSynth
@@ -191,33 +180,3 @@ def test_a_single_component_is_the_mean_scaled_series():
 
 def test_a_series_of_zeros_stays_one():
     assert not ts_mixup(np.zeros((2, 5)), 3, seed=0).any()
-
-
-@settings(max_examples=20)
-@given(seed=SEEDS, count=st.integers(1, 40), length=st.integers(2, 60))
-def test_the_mixture_is_mean_scaled(seed, count, length):
-    sizes = np.abs(synthetic_series(count, length, seed=seed)).mean(axis=1)
-    assert (sizes <= 1 + 1e-5).all()  # a convex combination of series of size 1 is not larger
-    at_most_mixed = count // 3
-    assert ((sizes < 1 - 1e-5) & (sizes > 0)).sum() <= at_most_mixed
-
-
-def test_the_mixture_is_in_random_order():
-    """Mixed series, those smaller than 1, are spread over the whole array."""
-    sizes = np.abs(synthetic_series(300, 30, seed=0)).mean(axis=1)
-    mixed = (sizes < 1 - 1e-4) & (sizes > 0)
-    shares = [mixed[start:stop].mean() for start, stop in pairwise((0, 100, 200, 300))]
-    assert min(shares) > 0.08
-    assert max(shares) < 0.45
-
-
-def test_only_a_mixture_of_one_component_repeats_a_series():
-    series = synthetic_series(100, 30, seed=0)
-    assert len(np.unique(series.round(5), axis=0)) > 100 - 33
-
-
-@pytest.mark.parametrize(("count", "length"), [(0, 10), (-1, 10), (3, 1), (3, 0)])
-def test_bad_sizes_are_refused(count, length):
-    message = f"num_series must be at least 1 and length at least 2, found {count} and {length}"
-    with pytest.raises(ValueError, match=message):
-        synthetic_series(count, length, seed=0)

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
 from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, WindowCollator, tokenize_windows
-from hf_lowrank.data.windows import SeriesWindows, _Counts, held_out_ends, single_batch
+from hf_lowrank.data.windows import SeriesWindows, SyntheticWindows, _Counts, held_out_ends, single_batch
 
 NAN = float("nan")
 
@@ -102,14 +102,14 @@ def test_an_item_depends_on_seed_and_index_alone(batches, tiny_chronos_config):
 
 
 def test_items_are_whole_batches_within_their_limits(batches):
-    lengths, horizons, missing = [], set(), 0
+    lengths, horizons, missing = [], [], 0
     for item in batches:
         input_ids, labels = item["input_ids"], item["labels"]
         count, length = input_ids.shape[0], input_ids.shape[1] - 1
         complete = bool((labels[:, -1] == 1).all())  # a target shorter than the model's horizon has no EOS
         horizon = labels.shape[1] - complete
         lengths.append(length)
-        horizons.add(horizon)
+        horizons.append(horizon)
         assert 10 <= length <= 40
         assert complete == (horizon == 8)
         assert complete or not (labels == 1).any()
@@ -122,27 +122,33 @@ def test_items_are_whole_batches_within_their_limits(batches):
         assert (item["attention_mask"][:, -2] == 1).all()  # the last value is known
         missing += bool((item["attention_mask"] == 0).any())
     assert len(lengths) == 60  # iteration ends where the index does
-    assert horizons == {6, 7, 8}
+    assert set(horizons) == {6, 7, 8}
+    assert np.mean(np.array(horizons) == 8) > 0.5
     assert min(lengths) < 13
     assert max(lengths) > 35
-    assert 0 < missing < 20
-    # Drawn log-uniformly: as many lengths below the geometric mean of 10 and 40 as above it.
-    assert 0.3 < sum(length < 20 for length in lengths) / 60 < 0.7
+    assert 0 < missing < 55
 
 
-def test_windows_grow_over_the_ramp(tiny_chronos_config):
-    chronos_config = replace(tiny_chronos_config, context_length=200, prediction_length=40)
+def test_four_contexts_in_ten_are_long_and_the_others_of_any_length():
+    lengths = np.array(
+        [SyntheticWindows(512, 64, 1, seed=seed, max_values=1)[0]["context"].shape[1] for seed in range(200)]
+    )
+    assert np.mean(lengths >= 256) == pytest.approx(0.4 + 0.6 * np.log(2) / np.log(51.2), abs=0.1)
+    short = lengths[lengths < 256]  # log-uniformly: as many below the geometric mean of 10 and 256 as above it
+    assert np.mean(short < 51) == pytest.approx(0.5, abs=0.12)
+
+
+def test_contexts_grow_over_the_ramp(tiny_chronos_config):
+    chronos_config = replace(tiny_chronos_config, context_length=400, prediction_length=40)
     batches = SyntheticBatches(chronos_config, 200, seed=0, ramp=100, max_tokens=1)
     sizes = [
         (item["input_ids"].shape[1] - 1, item["labels"].shape[1]) for item in map(batches.__getitem__, range(200))
     ]
     for index, (length, horizon) in enumerate(sizes):
-        progress = min(1, index / 100)  # the limits grow geometrically, from 24 and 12 to the model's own
-        assert 10 <= length <= 24 ** (1 - progress) * 201**progress
-        assert 6 <= horizon <= 12 ** (1 - progress) * 41**progress + (horizon == 41)  # 40 and EOS
-    assert max(sizes[:20])[0] > 18
-    assert max(sizes[100:])[0] > 170
-    assert max(horizon for _, horizon in sizes[100:]) > 35
+        assert 10 <= length <= 50 + 350 * min(1, (index + 1) / 100) + 1
+        assert 6 <= horizon <= 41  # 40 and EOS
+    assert 30 < max(sizes[:20])[0] < 130
+    assert max(sizes[100:])[0] > 370
 
 
 def test_a_batch_is_never_empty(tiny_chronos_config):

@@ -29,7 +29,15 @@ from hf_lowrank.training.settings import PretrainingSettings
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers": 2}
 TINY = PretrainingSettings(
-    **SIZES, base_rank=2, rank_growth=0.5, steps=4, batch_tokens=300, save_steps=2, evaluation_batches=2, workers=0
+    **SIZES,
+    base_rank=2,
+    rank_growth=0.5,
+    steps=4,
+    batch_tokens=300,
+    save_steps=2,
+    averaged=0.75,
+    evaluation_batches=2,
+    workers=0,
 )
 
 
@@ -121,6 +129,26 @@ def test_it_trains_on_series_of_ones_own(family: str, tmp_path: Path) -> None:
     assert not weights_are_equal(model, pretrain(tmp_path / "synthetic", replace(settings, data="synthetic")))
 
 
+class Watched(TrainerCallback):
+    """Keeps the weights after each step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+
+
+@pytest.mark.parametrize(("averaged", "num_steps"), [(0.0, 1), (0.25, 1), (0.75, 3), (1.0, 4)])
+def test_the_weights_are_the_mean_of_those_after_the_last_steps(averaged, num_steps, tmp_path: Path) -> None:
+    watched = Watched()
+    model = pretrain(tmp_path / "new", replace(TINY, averaged=averaged), callbacks=[watched])
+    assert len(watched.weights) == 4
+    for name, weight in model.named_parameters():
+        mean = torch.stack([weights[name] for weights in watched.weights[-num_steps:]]).mean(dim=0)
+        torch.testing.assert_close(weight.detach(), mean, rtol=1e-5, atol=1e-7)
+
+
 # --- runs that are cut off ---------------------------------------------------------------------------------------
 
 
@@ -195,6 +223,7 @@ def settings_file(folder: Path) -> Path:
         "steps",
         "batch_tokens",
         "save_steps",
+        "averaged",
         "evaluation_batches",
         "workers",
     )
