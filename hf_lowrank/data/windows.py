@@ -22,6 +22,7 @@ __all__ = [
     "GroupedWindows",
     "SeriesWindows",
     "SyntheticWindows",
+    "foreseeable",
     "held_out_ends",
     "least_observed",
     "single_batch",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 SHORTEST_CONTEXT, SHORTEST_HORIZON = 10, 6
+FURTHEST = 20.0
 
 
 def least_observed(patch_size: int) -> int:
@@ -38,6 +40,19 @@ def least_observed(patch_size: int) -> int:
     single window of this kind then has a loss of millions, and is all that a step learns from.
     """
     return max(2, -(-patch_size // 2))
+
+
+def foreseeable(context: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Windows without the values of the target that are `FURTHEST` deviations of the context and more away from its mean: NaN there.
+
+    Of a model that divides by that deviation a few such values, behind a context that was nearly constant, would be all of the loss.
+    Both are float32, (batch, length) and (batch, horizon).
+    """
+    values = context.double()
+    mean = values.nanmean(dim=1, keepdim=True)
+    deviation = (values - mean).square().nanmean(dim=1, keepdim=True).sqrt()
+    is_far = (target - mean).abs() > FURTHEST * deviation + 1e-7 * mean.abs()  # what is constant has its rounding
+    return {"context": context, "target": target.masked_fill(is_far, float("nan"))}
 
 
 def stack_pieces(
@@ -86,7 +101,7 @@ class _WindowSupply(Dataset):
 class _SyntheticSupply(_WindowSupply):
     """Windows of series that are made for them: all of a batch have the same context length and horizon, so nothing is spent on padding.
 
-    Four in ten contexts are uniformly between half of the longest and all of it, the others log-uniformly from `SHORTEST_CONTEXT` on, as
+    Three in ten contexts are uniformly between half of the longest and all of it, the others log-uniformly from `SHORTEST_CONTEXT` on, as
     long as series are in practice. Over the first `ramp` batches the longest grows from an eighth of `context_length` to all of it.
     """
 
@@ -98,7 +113,7 @@ class _SyntheticSupply(_WindowSupply):
     def _length(self, rng: np.random.Generator, index: int) -> int:
         progress = min(1.0, (index + 1) / self.ramp) if self.ramp else 1.0
         longest = max(2, round(self.context_length * (1 + 7 * progress) / 8))
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             return int(rng.integers(-(-longest // 2), longest + 1))
         return int(np.exp(rng.uniform(np.log(min(SHORTEST_CONTEXT, longest)), np.log(longest + 1))))
 

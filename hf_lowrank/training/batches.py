@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from ..data.series import read_series
 from ..data.tokens import SyntheticBatches, WindowBatches, WindowCollator
-from ..data.windows import GroupedWindows, SeriesWindows, SyntheticWindows, held_out_ends
+from ..data.windows import GroupedWindows, SeriesWindows, SyntheticWindows, foreseeable, held_out_ends
 from .runs import HELD_OUT_SEED
 
 __all__ = ["RunData", "run_data"]
@@ -123,4 +123,5 @@ def _synthetic(config: PreTrainedConfig, limits: _Limits, num_batches: int, seed
     if collator.has_tokens:
         chronos_config = ChronosConfig(**config.chronos_config)
         return SyntheticBatches(chronos_config, num_batches, max_tokens=limits.max_values, **shared)
-    return SyntheticWindows(*limits.lengths, num_batches, max_values=limits.max_values, **shared)
+    windows = SyntheticWindows(*limits.lengths, num_batches, max_values=limits.max_values, **shared)
+    return WindowBatches(windows, foreseeable)

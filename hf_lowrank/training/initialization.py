@@ -2,6 +2,10 @@
 
 A transformer of this size, trained for minutes rather than days, spends most of its time on what is known beforehand: the order of the
 4,096 bins, and that the last values of a context matter most. Both are put into the initial weights.
+
+Those of the dense Chronos-Bolt and Chronos-2 are not what their authors' rules say: transformers 5 draws the linear layers inside a module
+before the module's own rule is asked, with a deviation of `initializer_factor` whatever their width, and the rule then finds them done. The
+embedding of a Bolt's patches is so eighty times as large as what the layers add to it. Here every layer has the deviation of its rule.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 from chronos import ChronosConfig
 from chronos.chronos_bolt import ChronosBoltModelForForecasting
+from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..checkpoints.families import CHRONOS2, T5, family_of
@@ -19,16 +24,20 @@ from ..models.modeling_lowrank_layers import relative_position_bucket
 
 __all__ = ["fresh_model", "local_position_bias", "smooth_embedding"]
 
+QUANTILE_LAYERS = ("output_patch_embedding.output_layer", "output_patch_embedding.residual_layer")
+
 
 def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     """A Chronos model, dense or low-rank, with the initial weights that `seed` gives, in float32.
 
-    transformers' rules for T5, but for the token embeddings (`smooth_embedding`) and the relative position bias
-    (`local_position_bias`); Chronos-2's own for a Chronos-2.
+    Its family's rules, but for the token embeddings (`smooth_embedding`), the relative position bias (`local_position_bias`), and
+    quantiles that begin near the mean of the context.
     """
     set_seed(seed)
     model = model_class(config)
     family = family_of(model_class)
+    if family is not T5:
+        _scale_by_width(model)
     if family is CHRONOS2:
         return model
     stacks = [model.encoder]
@@ -52,6 +61,23 @@ def fresh_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, *,
             is_decoder = stack is not model.encoder
             bias.weight.copy_(local_position_bias(buckets, heads, furthest, is_decoder=is_decoder))
     return model
+
+
+@torch.no_grad()
+def _scale_by_width(model: PreTrainedModel) -> None:
+    """Give every linear layer of a Chronos-Bolt or Chronos-2 the deviation of its rule, those that make the quantiles a tenth of it.
+
+    For a layer of n inputs that is n^-1/2, for queries also d_kv^-1/2 in place of a scale before the softmax. Low-rank layers have their own.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or hasattr(module, "initial_std"):
+            continue
+        deviation = module.in_features**-0.5
+        if name.endswith(".q"):
+            deviation *= model.config.d_kv**-0.5
+        if name in QUANTILE_LAYERS:
+            deviation *= 0.1
+        module.weight.normal_(0.0, deviation)
 
 
 def smooth_embedding(chronos_config: ChronosConfig, d_model: int, seed: int) -> torch.Tensor:

@@ -29,10 +29,6 @@ FRESH: dict[str, tuple[Family, dict[str, Any], str]] = {
 }
 
 
-# Chronos-2's own 0.05 begins near zero everywhere, and the first hundreds of steps go by with growing.
-CHRONOS2_INITIALIZER = 0.2
-
-
 def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """The class and configuration of the model that these settings describe.
 
@@ -58,7 +54,8 @@ def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreT
     config: PreTrainedConfig
     if family is CHRONOS2:
         chronos_config = published | _patched(lengths, published["output_patch_size"])
-        config = Chronos2CoreConfig(**shared, initializer_factor=CHRONOS2_INITIALIZER, chronos_config=chronos_config)
+        # Upstream's factor of 0.05 begins near zero everywhere, and the first hundreds of steps go by with growing.
+        config = Chronos2CoreConfig(**shared, initializer_factor=1.0, chronos_config=chronos_config)
     else:
         config = T5Config(
             **shared,
