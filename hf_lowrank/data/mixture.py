@@ -7,7 +7,6 @@ before; but calendars are what forecasters are asked about most.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,23 @@ from .synthesis import kernel_synth, structural, ts_mixup
 
 __all__ = ["SHARES", "synthetic_series"]
 
+LONGEST_KERNEL = 512  # steps; the work of KernelSynth grows with their cube
+
+
+def _kernel_synth(num_series: int, length: int, *, seed: np.random.SeedSequence) -> NDArray[np.float64]:
+    """KernelSynth, four series of each kernel; longer ones are stretched, and their periods with them."""
+    short = kernel_synth(num_series, min(length, LONGEST_KERNEL), seed=seed, samples_per_kernel=4)
+    if length <= LONGEST_KERNEL:
+        return short
+    at = np.linspace(0, LONGEST_KERNEL - 1, length)
+    return np.stack([np.interp(at, np.arange(LONGEST_KERNEL), row) for row in short])
+
+
 SHARES: dict[Callable[..., NDArray[np.float64]], float] = {
     calendar_series: 0.45,
     structural: 0.20,
     trend_times_season: 0.10,
-    partial(kernel_synth, samples_per_kernel=4): 0.08,
+    _kernel_synth: 0.08,
     ornstein_uhlenbeck: 0.06,
     pulses: 0.06,
     intermittent_counts: 0.05,
