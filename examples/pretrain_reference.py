@@ -1,8 +1,7 @@
-"""Experiment on internals: train the reference checkpoints: a small Chronos-T5 and a small Chronos-Bolt, on synthetic series alone.
+"""Experiment on internals: train the reference checkpoints, one of each family, on synthetic series alone, and see what they have learned.
 
-    python examples/pretrain_reference.py train runs/reference
     python examples/pretrain_reference.py train runs/bolt --family bolt
-    python examples/pretrain_reference.py measure runs/reference
+    python examples/pretrain_reference.py measure reference-2
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """
@@ -20,40 +19,72 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from chronos import ChronosConfig
+from chronos.chronos2 import Chronos2Model
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from hf_lowrank import PretrainingSettings, pretrain
 from hf_lowrank.checkpoints.dense import load_chronos
 from hf_lowrank.compression.objectives import objective_of
+from hf_lowrank.data.mixture import synthetic_series
 from hf_lowrank.data.tokens import SyntheticBatches
+from hf_lowrank.data.windows import GroupedWindows
 from hf_lowrank.training.runs import HELD_OUT_SEED
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
-# The published settings of both families, but for Bolt's context, which is 2048 there.
-STEPS = {"t5": 8000, "bolt": 10_000}
+# Contexts are the published ones.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "t5": {"steps": 8000},
+    "bolt": {"steps": 15_000, "learning_rate": 8e-4, "context_length": 2048},
+    "chronos2": {"steps": 13_500, "learning_rate": 1.5e-3, "context_length": 2048},
+}
+SHARED: dict[str, Any] = {
+    "averaged": 0.1,
+    "save_steps": 1000,
+    "evaluation_batches": 24,
+    "trainer": {"adam_beta2": 0.98},
+    "dtype": "bfloat16",
+}
 
 
 @app.command()
 def train(
     output: Path,
-    family: Annotated[Literal["t5", "bolt"], typer.Option(help="Chronos-T5 or Chronos-Bolt.")] = "t5",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default 8000, of a Bolt 10000.")] = None,
+    family: Annotated[Literal["t5", "bolt", "chronos2"], typer.Option(help="Which of the three.")] = "t5",
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; by default those of the family's reference.")
+    ] = None,
     seed: int = 0,
 ) -> None:
     """Train from scratch, or go on where a run to OUTPUT was cut off: `hf-lowrank pretrain` without ranks."""
-    settings = PretrainingSettings(family=family, steps=steps or STEPS[family], dtype="bfloat16", seed=seed)
-    pretrain(output, settings, show_progress=True)
+    settings = SHARED | SETTINGS[family] | ({} if steps is None else {"steps": steps})
+    pretrain(output, PretrainingSettings(family=family, seed=seed, **settings), show_progress=True)
+
+
+# --- what each kind of attention is worth ------------------------------------------------------------------------
+
+
+KINDS = {
+    "encoder_self": r"encoder\..*SelfAttention\.o",
+    "decoder_self": r"decoder\..*SelfAttention\.o",
+    "cross": r"decoder\..*EncDecAttention\.o",
+}
+CHRONOS2_KINDS = {
+    "time": r"encoder\.block\.\d+\.layer\.0\.self_attention\.o",
+    "group": r"encoder\.block\.\d+\.layer\.1\.self_attention\.o",
+}
 
 
 @contextmanager
 def silenced(model: PreTrainedModel, pattern: str) -> Iterator[None]:
-    """The model with the output of all attention modules of these names ("encoder.*SelfAttention", ...) set to zero."""
+    """The model with the output of all attention layers whose last projection has such a name set to zero."""
     hooks = [
-        module.register_forward_hook(lambda _, __, output: (torch.zeros_like(output[0]), *output[1:]))
+        module.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
         for name, module in model.named_modules()
         if re.fullmatch(pattern, name)
     ]
+    if not hooks:
+        raise ValueError(f"no layer of this {type(model).__name__} is called {pattern}.")
     try:
         yield
     finally:
@@ -89,30 +120,79 @@ def excess_loss(model: PreTrainedModel, num_batches: int) -> Callable[[], float]
     return measure
 
 
+# --- what a Chronos-2 makes of groups ----------------------------------------------------------------------------
+
+
+def grouped_loss(model: PreTrainedModel, num_batches: int, *, alone: bool = False) -> float:
+    """The model's quantile loss on held-out groups of two series and more; `alone`: each forecast as a group of its own."""
+    windows = GroupedWindows(512, 64, num_batches, seed=HELD_OUT_SEED, max_values=32_768)
+    losses = []
+    for index in range(num_batches):
+        batch = windows[index]
+        ids = batch["group_ids"]
+        together = torch.bincount(ids)[ids] > 1
+        batch = {name: values[together] if torch.is_tensor(values) else values for name, values in batch.items()}
+        if alone:
+            batch["group_ids"] = torch.arange(len(batch["group_ids"]))
+        losses.append(float(model(**batch).loss))
+    return sum(losses) / len(losses)
+
+
+def covariate_wql(model: PreTrainedModel, *, is_known: bool, num_pairs: int = 200, horizon: int = 64) -> float:
+    """The WQL of targets that a covariate determines, its future known or not: y = level + sign x, both standardised."""
+    x = torch.from_numpy(synthetic_series(num_pairs, 512 + horizon, seed=HELD_OUT_SEED))
+    x = (x - x.mean(dim=1, keepdim=True)) / (x.std(dim=1, keepdim=True) + 1e-6)
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.randint(2, (num_pairs, 1), generator=generator) * 2 - 1
+    pairs = torch.stack([3 * torch.rand(num_pairs, 1, generator=generator) + sign * x, x], dim=1).flatten(0, 1)
+    context, future = pairs.split([512, horizon], dim=1)
+    covariates = torch.full_like(future, torch.nan)
+    if is_known:
+        covariates[1::2] = future[1::2]
+    output = model(
+        context=context,
+        group_ids=torch.arange(num_pairs).repeat_interleave(2),
+        future_covariates=covariates,
+        num_output_patches=horizon // model.chronos_config.output_patch_size,
+    )
+    quantiles, target = output.quantile_preds[::2, :, :horizon], future[::2, None]
+    error = target - quantiles
+    levels = model.quantiles[:, None]
+    return float(2 * torch.maximum(levels * error, (levels - 1) * error).mean(dim=1).sum() / target.abs().sum())
+
+
 @app.command()
 @torch.no_grad()
-def measure(checkpoint: Path, batches: int = 64) -> None:
+def measure(checkpoint: str, batches: int = 64) -> None:
     """Print, as JSON, what each kind of attention is worth on held-out synthetic series.
 
-    Of a Chronos-T5 in nats a token, of a Chronos-Bolt in quantile loss on the series' normalised scale.
+    Of a Chronos-T5 in nats a token, of a Chronos-Bolt in quantile loss on the series' normalised scale; of a Chronos-2 relative to
+    its loss on groups, and what its groups and covariates known in the future are worth.
     """
     model = load_chronos(checkpoint)
-    kinds = {
-        "encoder_self": r"encoder\..*SelfAttention",
-        "decoder_self": r"decoder\..*SelfAttention",
-        "cross": r"decoder\..*EncDecAttention",
-    }
-    found: dict[str, Any] = {}
+    kinds, found = KINDS, {}
+    loss: Callable[[], float]
     if isinstance(model, T5ForConditionalGeneration):
-        loss: Callable[[], float] = partial(cross_entropy, model, batches)
+        loss = partial(cross_entropy, model, batches)
         found["cross_entropy"] = dense = loss()
+    elif isinstance(model, Chronos2Model):
+        kinds, loss = CHRONOS2_KINDS, partial(grouped_loss, model, batches)
+        dense = loss()
+        known, unknown = (covariate_wql(model, is_known=is_known) for is_known in (True, False))
+        found |= {
+            "loss_on_groups": dense,
+            "relative_loss_alone": grouped_loss(model, batches, alone=True) / dense,
+            "covariate_wql": {"known": known, "unknown": unknown},
+        }
     else:
         loss, dense = excess_loss(model, batches), 0.0
-    found["added_when_silenced"] = {}
+    added = {}
     for kind, pattern in kinds.items():
         with silenced(model, pattern):
-            found["added_when_silenced"][kind] = loss() - dense
-    print(json.dumps(found, indent=2))
+            added[kind] = loss() - dense
+    if isinstance(model, Chronos2Model):
+        added = {kind: value / dense for kind, value in added.items()}
+    print(json.dumps(found | {"added_when_silenced": added}, indent=2))
 
 
 if __name__ == "__main__":

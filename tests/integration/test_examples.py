@@ -79,10 +79,13 @@ def test_what_is_no_experiment_needs_the_public_names_alone(script: Path) -> Non
 
 def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
-    run_script(script, "train", "bolt", "--family", "bolt", "--steps", 1, folder=tmp_path)
-    added = json.loads(run_script(script, "measure", "bolt", "--batches", 1, folder=tmp_path))
-    assert set(added["added_when_silenced"]) == {"encoder_self", "decoder_self", "cross"}
-    assert all(loss > 0 for loss in added["added_when_silenced"].values())
+    for family, kinds in (("bolt", {"encoder_self", "decoder_self", "cross"}), ("chronos2", {"time", "group"})):
+        run_script(script, "train", family, "--family", family, "--steps", 1, folder=tmp_path)
+        found = json.loads(run_script(script, "measure", family, "--batches", 1, folder=tmp_path))
+        assert set(found["added_when_silenced"]) == kinds
+        assert all(loss != 0 for loss in found["added_when_silenced"].values())
+    assert found["relative_loss_alone"] != 1
+    assert found["covariate_wql"]["known"] != found["covariate_wql"]["unknown"]
 
 
 def test_studies_compare_models_of_equal_size(tmp_path: Path) -> None:
