@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "Raise", "explained", "handled", "interruption_of", "postponed"]
+__all__ = ["Interrupted", "Raise", "explained", "handled", "held_back", "interruption_of", "postponed"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -86,6 +86,27 @@ def postponed(tell: Callable[[], None]) -> Iterator[Postpone]:
     handler = Postpone(tell)
     with handled(handler):
         yield handler
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Signals wait, and never come to processes that are forked off, until what is yielded is called, or the block ends.
+
+    torch gives the workers of a DataLoader a handler of their own, by which a SIGTERM to all processes of a job ends them before the
+    one that waits for their batches.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield lambda: None
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield release
+    finally:
+        release()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
@@ -86,7 +87,7 @@ def test_what_a_library_makes_of_an_interruption_is_one():
 
 
 class _Signal(TrainerCallback):
-    """Sends a signal in the middle of a step, as a user would."""
+    """Sends a signal to all processes in the middle of a step, as a terminal does, or what runs jobs."""
 
     def __init__(self, step: int, number: int) -> None:
         self.step, self.number = step, number
@@ -96,10 +97,11 @@ class _Signal(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
+            processes = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+            subprocess.run(["kill", f"-{int(self.number)}", *map(str, processes)], check=True)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0), (signal.SIGTERM, 1)])
 def test_an_interrupted_pretraining_goes_on_to_the_same_weights(chronos_t5, tmp_path, number, workers):
     chronos_t5.save_pretrained(tmp_path / "start")
     settings = PretrainingSettings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..interrupts import Interrupted, Postpone, postponed
+from ..interrupts import Interrupted, Postpone, held_back, postponed
 from ..progress import progress_display
 from .averaging import WeightAverage
 from .runs import Hopeless, last_checkpoint
@@ -60,9 +60,13 @@ class _StopOnSignal(TrainerCallback):
 
     has_stopped = False
 
-    def __init__(self, signals: Postpone, accelerator: Accelerator) -> None:
+    def __init__(self, signals: Postpone, release: Callable[[], None], accelerator: Accelerator) -> None:
         self.signals = signals
+        self.release = release
         self.accelerator = accelerator
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.release()  # the workers are there
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._has_come():
@@ -113,8 +117,9 @@ def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, averaged_s
     with (
         _progress_bar(title, trainer.args.max_steps, show=show) as bar,
         postponed(bar.tell_of_signal) as signals,
+        held_back() as release,
     ):
-        stop = _StopOnSignal(signals, trainer.accelerator)
+        stop = _StopOnSignal(signals, release, trainer.accelerator)
         trainer.add_callback(stop)
         trainer.add_callback(bar)
         trainer.add_callback(WeightAverage(trainer.model, averaged_steps))
