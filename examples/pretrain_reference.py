@@ -1,7 +1,7 @@
 """Experiment on internals: train the reference checkpoints, one of each family, on synthetic series alone, and see what they have learned.
 
     python examples/pretrain_reference.py train runs/bolt --family bolt
-    python examples/pretrain_reference.py measure reference-2
+    python examples/pretrain_reference.py measure reference-bolt
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def compress(  # as long as its list of options
-    source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'.")],
+    source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'.")],
     output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
     total_ratio: Annotated[

@@ -66,7 +66,7 @@ def evaluate(  # as long as its list of options
         if cache is not None:
             check_place(cache / "scores.json", "--cache")
         if not models and against is None:
-            raise ValueError("MODELS are missing: Hub ids, folders, 'reference', 'reference-bolt' or 'reference-2'.")
+            raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
         for path in file or []:
             task = file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def demo(
     source: Annotated[
-        str, typer.Option(help="A Chronos checkpoint: Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'.")
+        str, typer.Option(help="A Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
     ] = "reference",
     ratios: Annotated[str, typer.Option(help="Shares of the attention to keep.")] = "0.5,0.25,0.15",
     plot: Annotated[Path, typer.Option(help="Where to write the picture of the forecasts.")] = Path("demo.png"),
@@ -68,9 +68,7 @@ def demo_table(rows: Sequence[DemoRow], source: str) -> Table:
 def sweep(
     source: Annotated[
         str,
-        typer.Argument(
-            help="A dense Chronos checkpoint: Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'."
-        ),
+        typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'."),
     ],
     ratios: Annotated[
         str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")

@@ -14,9 +14,7 @@ from .output import plain_messages, warn, write_json
 def forecast(  # as long as its list of options
     model: Annotated[
         str,
-        typer.Argument(
-            help="Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'; any family, dense or compressed."
-        ),
+        typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'; any family, dense or compressed."),
     ],
     input_: Annotated[
         Path,
