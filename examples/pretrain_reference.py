@@ -170,14 +170,14 @@ def measure(checkpoint: str, batches: int = 64) -> None:
     its loss on groups, and what its groups and covariates known in the future are worth.
     """
     model = load_chronos(checkpoint)
-    kinds, found = KINDS, {}
+    kinds, found, unit = KINDS, {}, 1.0
     loss: Callable[[], float]
     if isinstance(model, T5ForConditionalGeneration):
         loss = partial(cross_entropy, model, batches)
         found["cross_entropy"] = dense = loss()
     elif isinstance(model, Chronos2Model):
         kinds, loss = CHRONOS2_KINDS, partial(grouped_loss, model, batches)
-        dense = loss()
+        dense = unit = loss()
         known, unknown = (covariate_wql(model, is_known=is_known) for is_known in (True, False))
         found |= {
             "loss_on_groups": dense,
@@ -189,9 +189,7 @@ def measure(checkpoint: str, batches: int = 64) -> None:
     added = {}
     for kind, pattern in kinds.items():
         with silenced(model, pattern):
-            added[kind] = loss() - dense
-    if isinstance(model, Chronos2Model):
-        added = {kind: value / dense for kind, value in added.items()}
+            added[kind] = (loss() - dense) / unit
     print(json.dumps(found | {"added_when_silenced": added}, indent=2))
 
 

@@ -67,8 +67,7 @@ def demo_table(rows: Sequence[DemoRow], source: str) -> Table:
 
 def sweep(
     source: Annotated[
-        str,
-        typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'."),
+        str, typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
     ],
     ratios: Annotated[
         str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")

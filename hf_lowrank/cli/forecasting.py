@@ -13,8 +13,7 @@ from .output import plain_messages, warn, write_json
 
 def forecast(  # as long as its list of options
     model: Annotated[
-        str,
-        typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'; any family, dense or compressed."),
+        str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'; any family, dense or compressed.")
     ],
     input_: Annotated[
         Path,

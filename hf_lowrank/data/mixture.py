@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .calendar_series import calendar_series
 from .disturbances import disturbed
 from .processes import intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
-from .synthesis import kernel_synth, structural, ts_mixup
+from .synthesis import kernel_synth, mean_scaled, structural, ts_mixup
 
 __all__ = ["SHARES", "synthetic_series"]
 
@@ -62,5 +62,4 @@ def synthetic_series(num_series: int, length: int, *, seed: int | list[int]) -> 
     )
     base = disturbed(base, rng)
     mixed = ts_mixup(base, num_mixed, seed=seeds[-1])
-    scale = np.abs(base).mean(axis=1, keepdims=True) + 1e-9
-    return rng.permutation(np.concatenate([base / scale, mixed])).astype(np.float32)
+    return rng.permutation(np.concatenate([mean_scaled(base), mixed])).astype(np.float32)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["kernel_synth", "structural", "ts_mixup"]
+__all__ = ["kernel_synth", "mean_scaled", "structural", "ts_mixup"]
 
 FloatArray = NDArray[np.float64]
 Seed: TypeAlias = "int | list[int] | np.random.SeedSequence"
@@ -166,7 +166,8 @@ def structural(num_series: int, length: int, *, seed: Seed) -> FloatArray:
     return series * np.where(outlier, rng.uniform(-2, 5, series.shape), 1.0)
 
 
-def _mean_scale(series: FloatArray) -> FloatArray:
+def mean_scaled(series: FloatArray) -> FloatArray:
+    """The series (num_series, length), each divided by its mean absolute value."""
     return series / (np.abs(series).mean(axis=1, keepdims=True) + 1e-9)
 
 
@@ -180,7 +181,7 @@ def ts_mixup(
     `series` has shape (n, length); the result has shape (num_series, length).
     """
     rng = np.random.default_rng(seed)
-    scaled = _mean_scale(series)
+    scaled = mean_scaled(series)
     mixed = np.empty((num_series, series.shape[1]))
     for row in mixed:
         k = rng.integers(1, max_components + 1)

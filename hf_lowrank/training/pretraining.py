@@ -84,8 +84,7 @@ def pretrain(
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
-        averaged_steps = round(settings.averaged * settings.steps)
-        run_trainer(trainer, "Pretraining", show_progress=show_progress, averaged_steps=averaged_steps)
+        run_trainer(trainer, "Pretraining", show_progress=show_progress, averaged_steps=settings.averaged_steps)
         history = _history(trainer, settings)
         if settings.evaluation_batches:
             record["held_out_loss"] = history[-1]["eval_loss"]
@@ -160,8 +159,9 @@ def _history(trainer: Trainer, settings: PretrainingSettings) -> list[dict[str, 
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
-    if settings.evaluation_batches:
+    if settings.averaged_steps:  # the last step's loss is that of its weights alone
         history = [entry for entry in history if "loss" in entry or entry["step"] < settings.steps]
+    if settings.evaluation_batches and not ("eval_loss" in history[-1] and history[-1]["step"] == settings.steps):
         history.append({"step": settings.steps, "eval_loss": trainer.evaluate()["eval_loss"]})
     return history
 

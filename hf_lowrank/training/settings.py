@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ..checkpoints.published import SHAPES
@@ -165,13 +164,18 @@ class PretrainingSettings:
             )
 
     @property
+    def averaged_steps(self) -> int:
+        """The steps, the last ones, whose weights are averaged."""
+        return round(self.averaged * self.steps)
+
+    @property
     def trainer_arguments(self) -> dict[str, Any]:
         """The arguments of Trainer that follow from the other settings, so that `trainer` cannot give them."""
         has_evaluation = self.evaluation_batches > 0
         return WHOLE_BATCHES | {
             "max_steps": self.steps,
             "learning_rate": self.learning_rate,
-            "bf16": _has_bfloat16() if self.bf16 is None else self.bf16,
+            "bf16": self.bf16,
             "dataloader_num_workers": self.workers,
             "eval_strategy": "steps" if has_evaluation else "no",
             "eval_steps": self.save_steps if has_evaluation else None,
@@ -200,14 +204,6 @@ class PretrainingSettings:
                 f"config: {path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}."
             )
         return cls(**(values | changes))
-
-
-def _has_bfloat16() -> bool:
-    """Whether products are faster in bfloat16 here; a CPU that emulates them is several times slower than in float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16", False))
 
 
 class _SettingsLoader(yaml.SafeLoader):

@@ -40,6 +40,8 @@ class Diverged(Hopeless):
 def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
     """The arguments of a Trainer that keeps its checkpoints in `folder`; `arguments` go before the defaults.
 
+    With `bf16=None` products are in bfloat16 where the machine is faster with it.
+
     Raises:
         TypeError: Trainer has no such argument.
     """
@@ -50,9 +52,19 @@ def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
         "report_to": "none",
         "disable_tqdm": True,
     }
+    if arguments.get("bf16", False) is None:
+        arguments["bf16"] = _has_bfloat16()
     complete = TrainingArguments(output_dir=str(folder), **(defaults | arguments))
     complete._n_gpu = min(1, complete.n_gpu)  # one batch cannot be spread over several
     return complete
+
+
+def _has_bfloat16() -> bool:
+    """Whether products are faster in bfloat16 here; a CPU that emulates them is several times slower than in float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16", False))
 
 
 class _StopOnSignal(TrainerCallback):
@@ -107,7 +119,8 @@ def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[_ProgressCa
 def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, averaged_steps: int = 0) -> None:
     """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
 
-    The model ends with the mean of its weights after each of the last `averaged_steps` steps. The progress bar, of the main process, is on the standard error stream; nothing goes to the standard output.
+    The model ends with the mean of its weights after each of the last `averaged_steps` steps. The progress bar, of the main process,
+    is on the standard error stream; nothing goes to the standard output.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and saved. A second signal raises it at once.

@@ -131,6 +131,18 @@ def test_the_mixture_is_mean_scaled_and_in_random_order():
     assert all(0.03 < third.mean() < 0.25 for third in np.split(mixed, 3))
 
 
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40), length=st.integers(2, 60))
+def test_no_series_of_the_mixture_is_larger_than_one(seed, count, length):
+    """A convex combination of series of size 1 is not larger."""
+    assert (np.abs(synthetic_series(count, length, seed=seed)).mean(axis=1) <= 1 + 1e-5).all()
+
+
+def test_only_a_mixture_of_one_component_repeats_a_series():
+    series = synthetic_series(100, 30, seed=0)
+    assert len(np.unique(series.round(5), axis=0)) > 100 - 33
+
+
 def test_different_seeds_give_different_series_and_leave_the_global_random_state_alone():
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002

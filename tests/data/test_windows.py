@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
 from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, WindowCollator, tokenize_windows
-from hf_lowrank.data.windows import SeriesWindows, SyntheticWindows, _Counts, held_out_ends, single_batch
+from hf_lowrank.data.windows import SeriesWindows, SyntheticWindows, _Counts, foreseeable, held_out_ends, single_batch
 
 NAN = float("nan")
 
@@ -149,6 +149,27 @@ def test_contexts_grow_over_the_ramp(tiny_chronos_config):
         assert 6 <= horizon <= 41  # 40 and EOS
     assert 30 < max(sizes[:20])[0] < 130
     assert max(sizes[100:])[0] > 370
+
+
+def test_a_target_far_away_from_a_constant_context_is_not_foreseeable() -> None:
+    context = torch.tensor([[1.0, 2.0, 3.0], [0.3, 0.3, 0.3], [0.3, float("nan"), 0.3], [5.0, 5.0, 5.0 + 1e-6]])
+    target = torch.tensor([[2.0, 18.0, 19.0], [0.3, 0.3, 0.31], [0.2, 0.3, 0.3], [5.0, 4.0, 6.0]])
+    seen = ~foreseeable(context, target)["target"].isnan()
+    assert seen.tolist() == [[True, True, False], [True, True, False], [False, True, True], [True, False, False]]
+
+
+def test_what_is_left_is_within_reach_of_the_deviation() -> None:
+    supply = SyntheticWindows(200, 64, 30, seed=5)
+    shares = []
+    for index in range(30):
+        window = supply[index]
+        context, target = foreseeable(**window)["context"], foreseeable(**window)["target"]
+        assert torch.equal(context.nan_to_num(), window["context"].nan_to_num())
+        spread = (context - context.nanmean(1, keepdim=True)).square().nanmean(1, keepdim=True).sqrt()
+        distance = (target - context.nanmean(1, keepdim=True)).abs() / spread.clamp_min(1e-6)
+        assert distance.nan_to_num().max() <= 20.1
+        shares.append(target.isnan().float().mean())
+    assert 0 < sum(shares) / 30 < 0.05
 
 
 def test_a_batch_is_never_empty(tiny_chronos_config):
