@@ -22,6 +22,7 @@ from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
 from ..files import check_output, new_folder, without_folders, write_json
 from .batches import RunData, run_data
+from .optimizers import MuonWithAdamW, muon_with_adamw
 from .plan import initial_model
 from .runs import earlier_run, end, working_folder
 from .settings import PretrainingSettings
@@ -81,6 +82,7 @@ def pretrain(
             train_dataset=data.batches,
             eval_dataset=data.held_out if settings.evaluation_batches else None,
             data_collator=single_batch,
+            optimizers=(_optimizer(model, arguments) if settings.muon else None, None),
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
@@ -135,6 +137,16 @@ def _arguments(settings: PretrainingSettings, folder: Path, config: PreTrainedCo
         return training_arguments(folder, **(defaults | dict(settings.trainer) | settings.trainer_arguments))
     except TypeError as error:
         raise ValueError(f"trainer: {error}.") from error
+
+
+def _optimizer(model: PreTrainedModel, arguments: TrainingArguments) -> MuonWithAdamW:
+    return muon_with_adamw(
+        model,
+        lr=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+    )
 
 
 class _Finite(TrainerCallback):

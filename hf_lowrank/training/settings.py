@@ -88,6 +88,8 @@ class PretrainingSettings:
             path of a CSV or parquet file. The last horizon of every series is held out.
         steps: Optimizer steps.
         learning_rate: The highest: 300 steps (at most a tenth) lead up to it, the last quarter down from it.
+        muon: Whether matrices are trained by Muon and all else by AdamW (see `MuonWithAdamW`), with one learning rate; otherwise
+            everything by the `optim` of `trainer`, AdamW where it names none.
         batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
         ramp: The share of the steps in which the longest context grows from an eighth to its full length, of synthetic series. By
             default 0.15, and 0 of a model that has learned already.
@@ -123,6 +125,7 @@ class PretrainingSettings:
     data: Any = "synthetic"
     steps: int = 8000
     learning_rate: float = 2e-3
+    muon: bool = True
     batch_tokens: int = 4096
     ramp: float | None = None
     averaged: float = 0.05
@@ -158,6 +161,8 @@ class PretrainingSettings:
             raise ValueError(f"shape={self.shape!r} brings its own sizes: leave out {', '.join(double)}.")
         if taken := sorted(set(self.trainer) & set(self.trainer_arguments)):
             raise ValueError(f"trainer: {', '.join(taken)} cannot be given here; they follow from the other settings.")
+        if self.muon and (other := sorted({"optim", "optim_args", "fsdp", "deepspeed"} & set(self.trainer))):
+            raise ValueError(f"trainer: {', '.join(other)} cannot be given beside muon; set muon to false.")
         if secret := [name for name in self.trainer if name.endswith("token")]:
             raise ValueError(
                 f"trainer: {secret[0]} cannot be given here, for settings are recorded; set HF_TOKEN instead."
