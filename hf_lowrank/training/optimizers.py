@@ -1,6 +1,7 @@
 """The optimizer of pretraining: Muon for matrices, AdamW for all else, behind the one face that transformers' Trainer knows.
 
-With AdamW alone a small Chronos model comes to a halt early: its attention turns to single tokens, from where no gradient leads back.
+With AdamW alone a small Chronos model comes to a halt early: its attention turns to single tokens, from where no gradient leads back. T5
+leaves the scale d_kv^-1/2 out of the softmax and has it in the initial queries; their updates have it here too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
 
 __all__ = ["MuonWithAdamW", "muon_with_adamw"]
 
@@ -23,16 +25,16 @@ class MuonWithAdamW(Optimizer):
     is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
 
     Args:
-        matrices: Parameters of two dimensions, for Muon.
+        matrices: Groups of parameters of two dimensions, for Muon.
         others: The other ones, for AdamW, without weight decay.
-        lr: The learning rate of both.
+        lr: The learning rate of both, where a group has none of its own.
         weight_decay: Of the matrices.
         betas, eps: Of AdamW.
     """
 
     def __init__(
         self,
-        matrices: list[nn.Parameter],
+        matrices: list[dict[str, Any]],
         others: list[nn.Parameter],
         *,
         lr: float,
@@ -72,16 +74,19 @@ class MuonWithAdamW(Optimizer):
         self._join()
 
 
-def muon_with_adamw(model: nn.Module, **settings: Any) -> MuonWithAdamW:
-    """The optimizer of a model: its linear layers' weights are Muon's, but for those that are embeddings or a head of tokens too."""
+def muon_with_adamw(model: PreTrainedModel, *, lr: float, **settings: Any) -> MuonWithAdamW:
+    """The optimizer of a Chronos model: its linear layers' weights are Muon's, but for those that are embeddings or a head of tokens.
+
+    `settings` are those of `MuonWithAdamW`.
+    """
     modules = dict(model.named_modules())
     spared = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-    matrices = {
-        id(module.weight) for name, module in modules.items() if isinstance(module, nn.Linear) and name != "lm_head"
-    } - spared
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return MuonWithAdamW(
-        [parameter for parameter in trained if id(parameter) in matrices],
-        [parameter for parameter in trained if id(parameter) not in matrices],
-        **settings,
-    )
+    queries, matrices = [], []
+    for name, module in modules.items():
+        if isinstance(module, nn.Linear) and name != "lm_head" and module.weight.requires_grad:
+            if id(module.weight) not in spared:
+                (queries if name.endswith(".q") else matrices).append(module.weight)
+    taken = {id(parameter) for parameter in queries + matrices}
+    others = [one for one in model.parameters() if one.requires_grad and id(one) not in taken]
+    groups = [{"params": matrices}, {"params": queries, "lr": lr * model.config.d_kv**-0.5}]
+    return MuonWithAdamW([group for group in groups if group["params"]], others, lr=lr, **settings)
