@@ -79,14 +79,15 @@ def muon_with_adamw(model: PreTrainedModel, *, lr: float, **settings: Any) -> Mu
 
     `settings` are those of `MuonWithAdamW`.
     """
-    modules = dict(model.named_modules())
-    spared = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-    queries, matrices = [], []
-    for name, module in modules.items():
-        if isinstance(module, nn.Linear) and name != "lm_head" and module.weight.requires_grad:
-            if id(module.weight) not in spared:
-                (queries if name.endswith(".q") else matrices).append(module.weight)
-    taken = {id(parameter) for parameter in queries + matrices}
+    spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head" and id(module.weight) not in spared
+    }
+    queries = [weight for name, weight in linear.items() if weight.requires_grad and name.endswith(".q")]
+    matrices = [weight for name, weight in linear.items() if weight.requires_grad and not name.endswith(".q")]
+    taken = set(map(id, queries + matrices))
     others = [one for one in model.parameters() if one.requires_grad and id(one) not in taken]
     groups = [{"params": matrices}, {"params": queries, "lr": lr * model.config.d_kv**-0.5}]
     return MuonWithAdamW([group for group in groups if group["params"]], others, lr=lr, **settings)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from hf_lowrank import LowRankChronos2Model, LowRankChronosBoltModelForForecasting, LowRankT5ForConditionalGeneration
 from hf_lowrank.cli.app import app
 from hf_lowrank.files import locked
+from hf_lowrank.training.plan import initial_model
 from hf_lowrank.training.pretraining import pretrain
 from hf_lowrank.training.runs import earlier_run
 from hf_lowrank.training.settings import PretrainingSettings
@@ -127,6 +128,17 @@ def test_it_trains_on_series_of_ones_own(family: str, tmp_path: Path) -> None:
     assert math.isfinite(record["held_out_loss"])
     assert record["data"] == "the caller's series"
     assert not weights_are_equal(model, pretrain(tmp_path / "synthetic", replace(settings, data="synthetic")))
+
+
+def test_trainer_brings_the_optimizer_where_muon_is_off(tmp_path: Path) -> None:
+    """Under SGD without a rate to speak of nothing moves; under Muon and AdamW everything does."""
+    settings = replace(TINY, steps=3, averaged=0.0, evaluation_batches=0)
+    still = replace(settings, muon=False, learning_rate=1e-30, trainer={"optim": "sgd"})
+    start = dict(initial_model(still).named_parameters())
+    for name, weight in pretrain(tmp_path / "still", still).named_parameters():
+        torch.testing.assert_close(weight, start[name], rtol=0, atol=1e-20)
+    for name, weight in pretrain(tmp_path / "moved", settings).named_parameters():
+        assert not torch.equal(weight, start[name]), name
 
 
 class Watched(TrainerCallback):

@@ -27,6 +27,7 @@ from hf_lowrank.training.settings import PretrainingSettings
         ({"shape": "t5-huge"}, "shape must be one of t5-tiny.*found 't5-huge'"),
         ({"shape": "t5-tiny", "d_model": 8}, "shape='t5-tiny' brings its own sizes: leave out d_model"),
         ({"start": "reference", "base_rank": 3}, "start brings its own model: leave out base_rank"),
+        ({"trainer": {"optim": "sgd"}}, "trainer: optim cannot be given beside muon; set muon to false"),
         ({"trainer": {"max_steps": 3}}, "trainer: max_steps cannot be given here"),
     ],
 )
