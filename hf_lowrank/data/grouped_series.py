@@ -1,8 +1,10 @@
 """Synthetic groups of series that belong together: targets with common factors, and targets with the covariates that they depend on.
 
 Chronos-2 forecasts the series of a group jointly ("Chronos-2: From Univariate to Universal Forecasting", arXiv 2510.15821, section 4.2,
-trains on series that were made multivariate in the same spirit). Here one group in two is a series alone; the series themselves are those of
-`synthetic_series`.
+trains on series that were made multivariate in the same spirit). The series themselves are those of `synthetic_series`.
+
+A model finds out late that it may look at the series beside a target: at first what they say is drowned by what is the target's own. So half
+of the groups have covariates, and many of those determine their target almost wholly.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .mixture import synthetic_series
 __all__ = ["GroupedSeries", "grouped_series"]
 
 FloatArray = NDArray[np.float64]
-KINDS = {"alone": 0.5, "factor": 0.2, "covariates": 0.3}
+KINDS = {"alone": 0.35, "factor": 0.15, "covariates": 0.5}
 FURTHEST_LAG = 8  # one in so many steps of the series
 
 
@@ -43,7 +45,8 @@ def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> Gr
 
     In a group with a common factor f, all are targets: y_i = w_i s_i f(t - lag_i) + sqrt(1 - w_i^2) x_i, with own series x_i of unit
     deviation, signs s_i and lags of up to an eighth of the length. In one with covariates, the first is a target that depends on the others,
-    y = w sum_j b_j g_j(x_j(t - lag_j)) + sqrt(1 - w^2) x: events, categories, or series, most of them known in the future.
+    y = w sum_j b_j g_j(x_j(t - lag_j)) + sqrt(1 - w^2) x: events, categories, or series, most of them known in the future; 1 - w is
+    log-uniform from 0.001 to 0.5.
 
     Raises:
         ValueError: `num_series` is below 1, or `length` below 2.
@@ -102,10 +105,10 @@ def _with_covariates(rng: np.random.Generator, long: FloatArray, lead: int) -> t
     for i in range(1, len(long)):
         covariate, response = _covariate(rng, long[i])
         known[i] = rng.random() < 0.8
-        lag = int(rng.integers(lead + 1)) if rng.random() < 0.25 else 0
+        lag = int(rng.integers(lead + 1)) if rng.random() < 0.15 else 0
         effect += rng.uniform(0.3, 1.0) * response[lead - lag : lead - lag + length]
         series[i] = covariate[lead:]
-    weight = rng.uniform(0.3, 0.995)
+    weight = 1 - 10 ** rng.uniform(-3.0, np.log10(0.5))
     series[0] = weight * _standard(effect) + np.sqrt(1 - weight**2) * _standard(long[0, lead:]) + _level(rng)
     return series, known
 
