@@ -102,8 +102,9 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert last < first < math.log(4096)
 
 
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    first = pretrain(tmp_path / "first", TINY)
+@pytest.mark.parametrize("family", ["t5", "chronos2"])
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path, family: str) -> None:
+    first = pretrain(tmp_path / "first", replace(TINY, family=family))
     settings = PretrainingSettings(
         start=str(tmp_path / "first"), steps=1, learning_rate=1e-9, batch_tokens=300, workers=0, evaluation_batches=0
     )
