@@ -124,3 +124,20 @@ def test_the_reference_uses_all_its_attention(tmp_path: Path) -> None:
     ]
     assert added["encoder_self"] >= 0.1
     assert added["cross"] >= 0.5
+
+
+@pytest.mark.slow
+def test_compressed_models_are_compared_with_trained_ones(tmp_path: Path) -> None:
+    pytest.importorskip("fev")
+    script = ROOT / "examples" / "compress_or_train_smaller.py"
+    options = ["--steps", 2, "--repeats", 1]
+    table = run_script(script, "runs", *options, folder=tmp_path)
+    rows = json.loads((tmp_path / "runs" / "results.json").read_text())
+    trained = [row for row in rows.values() if row["kind"] != "compressed"]
+    work = [row["steps"] * row["parameters"] for row in trained]
+    assert len(trained) == 4
+    assert max(work) < 1.5 * min(work)  # two steps of the largest are few to divide
+    assert all(row["parameters"] < rows["d128"]["parameters"] for name, row in rows.items() if name != "d128")
+    assert all(low <= mean <= high for mean, low, high in (row["WQL_of_largest"] for row in rows.values()))
+    assert (tmp_path / "runs" / "compress-or-train-smaller.png").stat().st_size > 0
+    assert "d128" in table and "d64" in table
