@@ -4,7 +4,7 @@ Chronos-2 forecasts the series of a group jointly ("Chronos-2: From Univariate t
 trains on series that were made multivariate in the same spirit). The series themselves are those of `synthetic_series`.
 
 A model finds out late that it may look at the series beside a target: at first what they say is drowned by what is the target's own. So half
-of the groups have covariates, and many of those determine their target almost wholly.
+of the groups have covariates, and half of those are plain: their futures are known, and lines in them tell the target almost wholly.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["GroupedSeries", "grouped_series"]
 
 FloatArray = NDArray[np.float64]
 KINDS = {"alone": 0.35, "factor": 0.15, "covariates": 0.5}
+NUM_COVARIATES = {1: 0.6, 2: 0.25, 3: 0.15}
 FURTHEST_LAG = 8  # one in so many steps of the series
 
 
@@ -46,7 +47,8 @@ def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> Gr
     In a group with a common factor f, all are targets: y_i = w_i s_i f(t - lag_i) + sqrt(1 - w_i^2) x_i, with own series x_i of unit
     deviation, signs s_i and lags of up to an eighth of the length. In one with covariates, the first is a target that depends on the others,
     y = w sum_j b_j g_j(x_j(t - lag_j)) + sqrt(1 - w^2) x: events, categories, or series, most of them known in the future; 1 - w is
-    log-uniform from 0.001 to 0.5.
+    log-uniform from 0.001 to 0.5. In half of these groups all are known, the g_j of series are lines, there are no lags, and 1 - w is at
+    most 0.1.
 
     Raises:
         ValueError: `num_series` is below 1, or `length` below 2.
@@ -61,10 +63,9 @@ def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> Gr
     first, group = 0, 0
     while first < num_series:
         kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-        size = min(
-            {"alone": 1, "factor": int(rng.integers(2, 7)), "covariates": int(rng.integers(2, 5))}[kind],
-            num_series - first,
-        )
+        covariates = int(rng.choice(list(NUM_COVARIATES), p=list(NUM_COVARIATES.values())))
+        size = {"alone": 1, "factor": int(rng.integers(2, 7)), "covariates": 1 + covariates}[kind]
+        size = min(size, num_series - first)
         rows = slice(first, first + size)
         group_ids[rows] = group
         if size > 1 and kind == "factor":
@@ -102,18 +103,19 @@ def _with_covariates(rng: np.random.Generator, long: FloatArray, lead: int) -> t
     effect = np.zeros(length)
     known = np.zeros(len(long), bool)
     series = long[:, lead:].copy()
+    is_plain = rng.random() < 0.5
     for i in range(1, len(long)):
-        covariate, response = _covariate(rng, long[i])
-        known[i] = rng.random() < 0.8
-        lag = int(rng.integers(lead + 1)) if rng.random() < 0.15 else 0
+        covariate, response = _covariate(rng, long[i], is_plain=is_plain)
+        known[i] = is_plain or rng.random() < 0.7
+        lag = int(rng.integers(lead + 1)) if not is_plain and rng.random() < 0.3 else 0
         effect += rng.uniform(0.3, 1.0) * response[lead - lag : lead - lag + length]
         series[i] = covariate[lead:]
-    weight = 1 - 10 ** rng.uniform(-3.0, np.log10(0.5))
+    weight = 1 - 10 ** rng.uniform(-3.0, np.log10(0.1 if is_plain else 0.5))
     series[0] = weight * _standard(effect) + np.sqrt(1 - weight**2) * _standard(long[0, lead:]) + _level(rng)
     return series, known
 
 
-def _covariate(rng: np.random.Generator, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _covariate(rng: np.random.Generator, values: FloatArray, *, is_plain: bool) -> tuple[FloatArray, FloatArray]:
     """A covariate, and what it adds to its target at the same step, both over the whole length."""
     length = len(values)
     kind = rng.choice(["event", "category", "series"], p=[0.25, 0.15, 0.6])
@@ -127,6 +129,6 @@ def _covariate(rng: np.random.Generator, values: FloatArray) -> tuple[FloatArray
         code = np.repeat(rng.integers(int(rng.integers(2, 8)), size=length // run + 1), run)[:length]
         return code.astype(float), _standard(rng.standard_normal(8)[code])
     standard = _standard(values)
-    shape = rng.choice(["line", "saturating", "square"], p=[0.6, 0.25, 0.15])
+    shape = "line" if is_plain else rng.choice(["line", "saturating", "square"], p=[0.5, 0.3, 0.2])
     response = {"line": standard, "saturating": np.tanh(2 * standard), "square": standard**2}[shape]
     return values, sign * _standard(response)
