@@ -28,6 +28,7 @@ from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.data.mixture import synthetic_series
 from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.data.windows import GroupedWindows
+from hf_lowrank.training.plan import initial_model
 from hf_lowrank.training.runs import HELD_OUT_SEED
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -53,10 +54,25 @@ def train(
         int | None, typer.Option(help="Optimizer steps; by default those of the family's reference.")
     ] = None,
     seed: int = 0,
+    random_embedding: Annotated[
+        bool,
+        typer.Option(
+            "--random-embedding", help="Of a t5: its tokens begin as random vectors, which say nothing of their order."
+        ),
+    ] = False,
 ) -> None:
     """Train from scratch, or go on where a run to OUTPUT was cut off: `hf-lowrank pretrain` without ranks."""
-    sizes = {"steps": STEPS[family] if steps is None else steps, "context_length": CONTEXTS[family]}
-    pretrain(output, PretrainingSettings(family=family, seed=seed, **sizes, **SHARED), show_progress=True)
+    steps = STEPS[family] if steps is None else steps
+    settings = PretrainingSettings(family=family, seed=seed, steps=steps, context_length=CONTEXTS[family], **SHARED)
+    if random_embedding:
+        if family != "t5":
+            raise typer.BadParameter(f"--random-embedding is for t5, which has tokens; found {family}.")
+        start = output.with_name(f"{output.name}.start")
+        model = initial_model(settings)
+        model.shared.weight.data.normal_(std=float(model.shared.weight.std()))
+        model.save_pretrained(start)
+        settings = PretrainingSettings(start=str(start), ramp=0.15, seed=seed, steps=steps, **SHARED)
+    pretrain(output, settings, show_progress=True)
 
 
 # --- what each kind of attention is worth ------------------------------------------------------------------------

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .options import check_data, integers, json_option
+from .options import CHECKPOINT, check_data, integers, json_option
 from .output import plain_messages, write_json
 
 
 def analyze(
-    model: Annotated[
-        str, typer.Argument(help="Hub id, folder, or 'reference'; any Chronos family, or another transformer.")
-    ],
+    model: Annotated[str, typer.Argument(help=f"{CHECKPOINT}; any Chronos family, or another transformer.")],
     data: Annotated[
         str,
         typer.Option(

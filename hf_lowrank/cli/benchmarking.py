@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import integers, json_option
+from .options import CHECKPOINT, integers, json_option
 from .output import plain_messages, warn, write_json
 
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(help="Hub id, folder, or 'reference'; any Chronos family, dense or compressed.")
+        str | None, typer.Argument(help=f"{CHECKPOINT}; any Chronos family, dense or compressed.")
     ] = None,
     against: Annotated[str | None, typer.Option(help="The checkpoint to compare MODEL with.")] = None,
     shape: Annotated[

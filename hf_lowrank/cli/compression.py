@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import (
+    CHECKPOINT,
     RANKS_WANTED,
     IdColumn,
     TargetColumn,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def compress(  # as long as its list of options
-    source: Annotated[str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'.")],
+    source: Annotated[str, typer.Argument(help=f"{CHECKPOINT}.")],
     output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
     total_ratio: Annotated[

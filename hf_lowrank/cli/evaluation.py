@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import Device, check_file, json_option
+from .options import CHECKPOINT, Device, check_file, json_option
 from .output import messages, plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(  # as long as its list of options
-    models: Annotated[
-        list[str] | None, typer.Argument(help="Hub ids, folders, or 'reference'; any Chronos family.")
-    ] = None,
+    models: Annotated[list[str] | None, typer.Argument(help=f"Each a {CHECKPOINT}; any Chronos family.")] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(help="Tasks or groups, separated by commas; see --list. Default: m1_yearly,packaged."),
@@ -66,7 +64,7 @@ def evaluate(  # as long as its list of options
         if cache is not None:
             check_place(cache / "scores.json", "--cache")
         if not models and against is None:
-            raise ValueError("MODELS are missing: Hub ids, folders, 'reference' or 'reference-bolt'.")
+            raise ValueError(f"MODELS are missing; each is a {CHECKPOINT}.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
         for path in file or []:
             task = file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .options import json_option, numbers
+from .options import CHECKPOINT, json_option, numbers
 from .output import plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    source: Annotated[
-        str, typer.Option(help="A Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
-    ] = "reference",
+    source: Annotated[str, typer.Option(help=f"A Chronos checkpoint: {CHECKPOINT}.")] = "reference",
     ratios: Annotated[str, typer.Option(help="Shares of the attention to keep.")] = "0.5,0.25,0.15",
     plot: Annotated[Path, typer.Option(help="Where to write the picture of the forecasts.")] = Path("demo.png"),
     seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
@@ -67,7 +65,8 @@ def demo_table(rows: Sequence[DemoRow], source: str) -> Table:
 
 def sweep(
     source: Annotated[
-        str, typer.Argument(help="A dense Chronos checkpoint: Hub id, folder, 'reference' or 'reference-bolt'.")
+        str,
+        typer.Argument(help=f"A dense Chronos checkpoint: {CHECKPOINT}."),
     ],
     ratios: Annotated[
         str | None, typer.Option(help="Shares to keep, 0.5,0.25 say. Default: the paper's four.")

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
+from .options import CHECKPOINT, Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
 from .output import plain_messages, warn, write_json
 
 
 def forecast(  # as long as its list of options
     model: Annotated[
-        str, typer.Argument(help="Hub id, folder, 'reference' or 'reference-bolt'; any family, dense or compressed.")
+        str,
+        typer.Argument(help=f"{CHECKPOINT}; any family, dense or compressed."),
     ],
     input_: Annotated[
         Path,

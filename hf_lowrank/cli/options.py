@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "CHECKPOINT",
     "RANKS_WANTED",
     "STANDARD_OUTPUT",
     "Device",
@@ -24,6 +25,7 @@ __all__ = [
     "numbers",
 ]
 
+CHECKPOINT = "Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'"
 STANDARD_OUTPUT = Path("-")
 RANKS_WANTED = 'ranks, such as {"cross": [{"qk": 8, "vo": 8}, ...]}'
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; default the GPU if there is one.")]

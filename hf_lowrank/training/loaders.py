@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..checkpoints.families import FAMILIES, T5, family_of
+from ..checkpoints.families import CHRONOS2, FAMILIES, T5, family_of
 from ..checkpoints.loading import check_config, load_config, load_model, named_class, public_name
 
 __all__ = ["class_and_config", "load_chronos_t5", "load_start"]
@@ -32,7 +32,7 @@ def class_and_config(start: str) -> tuple[type[PreTrainedModel], PreTrainedConfi
         name = type(config).__name__ if model_class is None else model_class.__name__
         raise ValueError(f"start: {start} is a {name}; it must be {START_WANTED}.")
     check_config(config, model_class, f"start: {start}")
-    if family_of(model_class).has_decoder and getattr(config, "decoder_start_token_id", None) is None:
+    if family_of(model_class) is not CHRONOS2 and getattr(config, "decoder_start_token_id", None) is None:
         raise ValueError(
             f"start: {start} must have a decoder_start_token_id in its config.json to be trained, found none."
         )
