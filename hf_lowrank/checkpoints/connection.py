@@ -21,13 +21,13 @@ __all__ = ["REFERENCES", "checkpoint_path", "from_hub_or_cache", "is_hub_id", "n
 
 ASSETS = Path(__file__).parents[1] / "assets"
 # Small trained checkpoints that the package ships.
-REFERENCES = {name: ASSETS / name.replace("-", "_") for name in ("reference", "reference-bolt")}
+REFERENCES = {name: ASSETS / name.replace("-", "_") for name in ("reference", "reference-bolt", "reference-2")}
 SECONDS = 3.0
 Load = TypeVar("Load", bound=Callable[..., Any])
 
 
 def checkpoint_path(name: str | os.PathLike) -> str:
-    """The folder or Hub id that `name` stands for: `"reference"` and `"reference-bolt"` are in the package."""
+    """The folder or Hub id that `name` stands for: `"reference"`, `"reference-bolt"` and `"reference-2"` are in the package."""
     return str(REFERENCES.get(str(name), name))
 
 

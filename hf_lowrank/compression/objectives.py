@@ -5,7 +5,8 @@ the dense model's own prediction, so that the loss is quadratic in small errors 
 
 - token logits: the Kullback-Leibler divergence in nats a token; its curvature is the Fisher information;
 - quantiles (Chronos-Bolt, Chronos-2): the expected excess of the quantile loss, if values follow the distribution that the
-  dense model's quantiles describe; its curvature is that distribution's density at the quantile;
+  dense model's quantiles describe, as a share of the loss that its series has then at the dense model's quantiles: what
+  is forecast precisely is as dear as what is not. Its curvature is that distribution's density at the quantile, so scaled;
 - hidden states (a T5 without a head): half the squared distance.
 
 `surrogate` is a random scalar whose gradient g at any activation has E[g g^T] = 2 x the curvature of that loss there.
@@ -211,39 +212,57 @@ def quantile_density(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Ten
     return share.double()[:, None] / (above - below)
 
 
+class _Distribution:
+    """The distribution whose function F is piecewise linear through quantiles (..., levels, steps), its outer pieces extended to 0 and 1."""
+
+    def __init__(self, quantiles: torch.Tensor, levels: torch.Tensor) -> None:
+        self.knots, self.levels = _knots(quantiles), levels.double()[:, None]
+        slopes = (self.levels[1:] - self.levels[:-1]) / (self.knots[..., 1:, :] - self.knots[..., :-1, :])
+        first = self.knots[..., :1, :] - self.levels[0] / slopes[..., :1, :]
+        self.last = self.knots[..., -1:, :] + (1 - self.levels[-1]) / slopes[..., -1:, :]
+        # Of each linear piece (..., pieces, 1, steps): where it begins, its width, F there and its slope.
+        self.start = torch.cat([first, self.knots], dim=-2).unsqueeze(-2)
+        self.width = torch.cat([self.knots, self.last], dim=-2).unsqueeze(-2) - self.start
+        self.height = torch.cat([torch.zeros_like(self.levels[:1]), self.levels])[:, None]
+        self.slopes = torch.cat([slopes[..., :1, :], slopes, slopes[..., -1:, :]], dim=-2).unsqueeze(-2)
+
+    def area(self, values: torch.Tensor) -> torch.Tensor:
+        """The integral of F up to the values (..., any number, steps)."""
+        inside = torch.minimum((values.unsqueeze(-3) - self.start).clamp_min(0), self.width)
+        below = (self.height * inside + self.slopes * inside.square() / 2).sum(dim=-3)
+        return below + (values - self.last).clamp_min(0)
+
+
 def quantile_excess(reference: torch.Tensor, predicted: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """The expected excess of the quantile loss of `predicted` over that of `reference`, if values follow the quantiles `reference`.
 
-    With F the piecewise linear distribution function through `reference`, its outer pieces extended to 0 and 1,
+    With F the distribution function through `reference`,
 
         2 E[pinball(y, q')] - 2 E[pinball(y, q)] = 2 * integral of (F(y) - level) dy from q to q',
 
     never negative, 0 at q' = q, and f(q) (q' - q)^2 close to it. float64 (..., levels, steps) as the quantiles.
     """
-    knots, levels = _knots(reference), levels.double()
-    slopes = (levels[1:] - levels[:-1])[:, None] / (knots[..., 1:, :] - knots[..., :-1, :])
-    first = knots[..., :1, :] - levels[0] / slopes[..., :1, :]
-    last = knots[..., -1:, :] + (1 - levels[-1]) / slopes[..., -1:, :]
-    # Of each linear piece (..., pieces, 1, steps): where it begins, its width, F there and its slope.
-    start = torch.cat([first, knots], dim=-2).unsqueeze(-2)
-    width = torch.cat([knots, last], dim=-2).unsqueeze(-2) - start
-    height = torch.cat([torch.zeros_like(levels[:1]), levels])[:, None, None]
-    slopes = torch.cat([slopes[..., :1, :], slopes, slopes[..., -1:, :]], dim=-2).unsqueeze(-2)
+    expected = _Distribution(reference, levels)
+    moved = expected.knots + (predicted.double() - reference.double())
+    added = expected.area(moved) - expected.area(expected.knots) - expected.levels * (moved - expected.knots)
+    return 2 * added.clamp_min(0)
 
-    def area(values: torch.Tensor) -> torch.Tensor:
-        """The integral of F up to the values."""
-        inside = torch.minimum((values.unsqueeze(-3) - start).clamp_min(0), width)
-        return (height * inside + slopes * inside.square() / 2).sum(dim=-3) + (values - last).clamp_min(0)
 
-    moved = knots + (predicted.double() - reference.double())
-    return 2 * (area(moved) - area(knots) - levels[:, None] * (moved - knots)).clamp_min(0)
+def quantile_loss(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The expected quantile loss of a forecast, if values follow it, float64 (..., levels, steps) as the quantiles.
+
+    2 E[pinball(y, q)] = 2 E[max(q - y, 0)] + 2 level (E[y] - q), where the first is the integral of F up to q. Positive.
+    """
+    expected = _Distribution(quantiles, levels)
+    mean = expected.last - expected.area(expected.last)
+    return 2 * (expected.area(expected.knots) + expected.levels * (mean - expected.knots))
 
 
 class PatchObjective(Objective):
     """Chronos-Bolt. Batches have a `context` (batch, length), NaN where missing.
 
     A row of the predictions is a series: its quantiles (levels, steps) on the model's own normalised scale. The loss is the mean over
-    levels and steps.
+    levels and steps, as a share of what it is expected to be for the dense model's quantiles.
     """
 
     short_context = 2048
@@ -317,13 +336,20 @@ class PatchObjective(Objective):
         return batch
 
     def surrogate(self, predictions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        levels = self.levels.to(predictions.device)
         with torch.no_grad():
-            density = quantile_density(predictions, self.levels.to(predictions.device)).to(predictions.dtype)
-            weight = (2 * density / density[0].numel()).sqrt() * _noise(predictions, generator)
+            density = quantile_density(predictions, levels)
+            share = density / density[0].numel() / self._expected(predictions)[:, None, None]
+            weight = (2 * share).sqrt().to(predictions.dtype) * _noise(predictions, generator)
         return (predictions * weight).sum()
 
     def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
-        return float(quantile_excess(reference, predicted, self.levels.to(reference.device)).mean(dim=(1, 2)).sum())
+        added = quantile_excess(reference, predicted, self.levels.to(reference.device)).mean(dim=(1, 2))
+        return float((added / self._expected(reference)).sum())
+
+    def _expected(self, quantiles: torch.Tensor) -> torch.Tensor:
+        """Of each series, float64."""
+        return quantile_loss(quantiles, self.levels.to(quantiles.device)).mean(dim=(1, 2))
 
 
 def _mixed(mixing: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ def sweep(  # noqa: PLR0913 a public call names all of its options
     """Compress a Chronos checkpoint by every method to every size and score all of them beside the dense model.
 
     Args:
-        source: A Hub id, a folder, `"reference"` or `"reference-bolt"`.
+        source: A Hub id, a folder, `"reference"`, `"reference-bolt"` or `"reference-2"`.
         ratios, epsilons: The sizes, one of the two; by default the paper's four ratios.
         methods: Of `METHODS`: the default, parts of it, weights alone, and the paper's.
         tasks, num_samples, seed, cache, show_progress: As in `evaluate`.

@@ -151,7 +151,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     or nothing.
 
     Args:
-        model: A folder, Hub id, `"reference"`, `"reference-bolt"` or loaded pipeline of any Chronos family, dense or compressed.
+        model: A folder, Hub id, `"reference"`, `"reference-bolt"`, `"reference-2"` or loaded pipeline of any Chronos family, dense or compressed.
         input: A CSV or parquet file in long format. The rows of a series must follow each other. Time zones are dropped after a shift to
             UTC.
         output: A .csv or .parquet file, with the columns that `forecast_frame` returns.

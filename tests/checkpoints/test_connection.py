@@ -44,6 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("referense", "reference"),
         ("Reference", "reference"),
         ("reference_bolt", "reference-bolt"),
+        ("reference2", "reference-2"),
         ("references", "reference"),
         ("chronos-t5-smal", "amazon/chronos-t5-small"),
         ("chronos-bolt-base", "amazon/chronos-bolt-base"),

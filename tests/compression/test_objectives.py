@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hf_lowrank.compression.objectives import LEAST_SPACING, objective_of, quantile_density, quantile_excess
+from hf_lowrank.compression.objectives import (
+    LEAST_SPACING,
+    objective_of,
+    quantile_density,
+    quantile_excess,
+    quantile_loss,
+)
 
 LEVELS = torch.tensor([0.1, 0.3, 0.5, 0.6, 0.9])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -47,6 +53,24 @@ def test_the_excess_is_that_of_the_expected_quantile_loss(seed):
         moved = best + float(found[0, k, 0] - wanted[0, k, 0])
         difference = expected_pinball(x, p, moved, level) - expected_pinball(x, p, best, level)
         assert excess[0, k, 0] == pytest.approx(difference, abs=1e-4)
+
+
+@given(SEEDS)
+def test_the_loss_that_a_forecast_expects_of_itself(seed):
+    wanted = quantiles(seed)
+    loss = quantile_loss(wanted, LEVELS)
+    assert (loss > 0).all()
+    x, p = distribution((wanted + LEAST_SPACING * torch.arange(len(LEVELS))[:, None])[0, :, 0])
+    for k, level in enumerate(LEVELS.double().tolist()):
+        assert loss[0, k, 0] == pytest.approx(expected_pinball(x, p, float(x[k + 1]), level), abs=1e-4)
+
+
+def test_what_is_lost_does_not_depend_on_how_precise_a_forecast_is(bolt):
+    objective = objective_of(bolt.config, type(bolt))
+    wanted = torch.linspace(-1, 1, len(objective.levels))[None, :, None].repeat(1, 1, 64)
+    lost = [objective.divergence(scale * wanted, scale * (wanted + 0.1)) for scale in (1.0, 10.0, 1000.0)]
+    assert lost[1] == pytest.approx(lost[0], rel=0.05)  # to the least spacing
+    assert lost[2] == pytest.approx(lost[1], rel=0.05)
 
 
 @given(SEEDS, st.sampled_from([1e-8, 0.01, 1.0, 1e4]))
@@ -87,7 +111,8 @@ def test_the_surrogate_has_the_curvature_of_the_divergence(bolt):
         products.append((leaf.grad * delta).sum(dim=(1, 2)))  # rows are drawn independently
     predicted = torch.stack(products).double().square().mean(0).sum() / 2
     levels = torch.tensor(bolt.config.chronos_config["quantiles"])
-    curvature = (quantile_density(wanted, levels) * delta.double().square()).mean(dim=(1, 2)).sum()
+    added = (quantile_density(wanted, levels) * delta.double().square()).mean(dim=(1, 2))
+    curvature = (added / quantile_loss(wanted, levels).mean(dim=(1, 2))).sum()
     assert float(predicted) == pytest.approx(float(curvature), rel=0.1)
 
 
