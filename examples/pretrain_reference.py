@@ -121,7 +121,7 @@ def cross_entropy(model: PreTrainedModel, num_batches: int) -> float:
 def excess_loss(model: PreTrainedModel, num_batches: int) -> Callable[[], float]:
     """A function that says how much more quantile loss a changed Chronos-Bolt has now, by the forecasts it has here.
 
-    The expected loss on each series' normalised scale, mean over levels and steps (see `hf_lowrank.compression.objectives`).
+    As a share of the loss that the forecasts expect of themselves, mean over series (see `hf_lowrank.compression.objectives`).
     """
     objective = objective_of(model.config, type(model))
     batches, _ = objective.batches("synthetic", num_batches, HELD_OUT_SEED)
@@ -180,7 +180,7 @@ def covariate_wql(model: PreTrainedModel, *, is_known: bool, num_pairs: int = 20
 def measure(checkpoint: str, batches: int = 64) -> None:
     """Print, as JSON, what each kind of attention is worth on held-out synthetic series.
 
-    Of a Chronos-T5 in nats a token, of a Chronos-Bolt in quantile loss on the series' normalised scale; of a Chronos-2 relative to
+    Of a Chronos-T5 in nats a token, of a Chronos-Bolt as a share of its quantile loss; of a Chronos-2 relative to
     its loss on groups, and what its groups and covariates known in the future are worth.
     """
     model = load_chronos(checkpoint)
