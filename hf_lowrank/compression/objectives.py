@@ -254,8 +254,10 @@ def quantile_loss(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Tensor
     2 E[pinball(y, q)] = 2 E[max(q - y, 0)] + 2 level (E[y] - q), where the first is the integral of F up to q. Positive.
     """
     expected = _Distribution(quantiles, levels)
-    mean = expected.last - expected.area(expected.last)
-    return 2 * (expected.area(expected.knots) + expected.levels * (mean - expected.knots))
+    pieces = expected.height * expected.width + expected.slopes * expected.width.square() / 2
+    below = pieces.squeeze(-2).cumsum(dim=-2)  # the area up to each quantile, and to the end
+    mean = expected.last - below[..., -1:, :]
+    return 2 * (below[..., :-1, :] + expected.levels * (mean - expected.knots))
 
 
 class PatchObjective(Objective):
