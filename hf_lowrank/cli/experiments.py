@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    source: Annotated[str, typer.Option(help=f"A Chronos checkpoint: {CHECKPOINT}.")] = "reference",
+    source: Annotated[str, typer.Option(help=f"A Chronos checkpoint: {CHECKPOINT}.")] = "reference-bolt",
     ratios: Annotated[str, typer.Option(help="Shares of the attention to keep.")] = "0.5,0.25,0.15",
     plot: Annotated[Path, typer.Option(help="Where to write the picture of the forecasts.")] = Path("demo.png"),
     seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
@@ -33,7 +33,7 @@ def demo(
         rows = run(source, ratios=shares, plot=plot, seed=seed, show_progress=True)
         write_json(json_file, {"source": source, "plot": str(plot), "results": [asdict(row) for row in rows]})
         console.print(demo_table(rows, source))
-        console.print(f"The dense model took {rows[0].seconds[0]:.1f} s. Forecasts are drawn in {plot}.")
+        console.print(f"The dense model took {rows[0].seconds[0]:.2g} s. Forecasts are drawn in {plot}.")
 
 
 def demo_table(rows: Sequence[DemoRow], source: str) -> Table:

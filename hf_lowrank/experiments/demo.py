@@ -128,17 +128,17 @@ def forecast(pipeline: BaseChronosPipeline, windows: RollingWindows, seed: int) 
 
 
 def demo(
-    source: str = "reference",
+    source: str = "reference-bolt",
     *,
     ratios: Sequence[float] = (0.5, 0.25, 0.15),
     plot: Path | None = None,
     seed: int = 0,
     show_progress: bool = False,
 ) -> list[DemoRow]:
-    """Compress a Chronos-T5 at a few ratios and forecast the packaged series with every model.
+    """Compress a Chronos model at a few ratios and forecast the packaged series with every model.
 
     Args:
-        source: A Chronos-T5 checkpoint: `"reference"`, a folder or a Hub id.
+        source: A dense Chronos checkpoint: a folder, a Hub id, or the name of one that ships here.
         ratios: The shares of the attention to keep.
         plot: Where to write a picture of the forecasts of the dense and of one compressed model, if anywhere.
         seed: The seed of the samples, the same for every model.
