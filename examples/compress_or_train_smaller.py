@@ -45,6 +45,7 @@ SIZES = {
 }
 BOLT = PretrainingSettings(family="bolt", context_length=512, learning_rate=1.5e-3, trainer={"adam_beta2": 0.98})
 RATIOS = (0.5, 0.25, 0.15, 0.08)  # of attention and feed-forward layers
+KINDS = {"trained": "o-", "compressed": "s--", "trained with ranks": "^", "its attention alone compressed": "v"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Row:
     """One model: how it came to be, and what it scored.
 
     Attributes:
-        kind: "trained", "compressed", or "trained with ranks".
+        kind: One of `KINDS`.
         steps: Of its training; None where there was none.
         parameters: All of them.
         time_ratio: Of its forecasts over those of the largest, the median of rounds in turn.
@@ -94,11 +95,11 @@ def made(runs: Path, steps: int, base_rank: float, growth: float) -> dict[str, t
     models[name] = ("trained with ranks", trained(runs / name, scheduled, steps, work))
     same = summarize(AutoConfig.from_pretrained(runs / name)).attention_ratio
     budgets = {f"{LARGEST}-total-{ratio:g}": {"total_ratio": ratio} for ratio in RATIOS}
-    budgets[f"{LARGEST}-attention-{same:.3f}"] = {"ratio": same}  # the attention of the scheduled one
+    budgets[f"{LARGEST}-attention-{same:.2f}"] = {"ratio": same}  # the attention of the scheduled one
     dense = load_chronos(str(runs / LARGEST))
     calibration = None
     for name, budget in budgets.items():
-        models[name] = ("compressed", None)
+        models[name] = ("compressed" if "total_ratio" in budget else "its attention alone compressed", None)
         if not (runs / name).is_dir():
             calibration = calibration or calibrate(dense, show_progress=True)
             with new_folder(runs / name, overwrite=False) as target:
@@ -114,21 +115,20 @@ def time_ratio(folder: Path, largest: Path, repeats: int) -> float:
 
 
 def draw(rows: dict[str, Row], output: Path) -> None:
-    """WQL against parameters and against time."""
+    """WQL against parameters and against time, a line from size to size."""
     plt = import_pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-        for axis, attribute, label in zip(
-            axes, ("parameters", "time_ratio"), ("parameters", "time of a forecast, of the largest's")
-        ):
-            for kind, marker in (("trained", "o-"), ("compressed", "s--"), ("trained with ranks", "^")):
-                points = [
-                    row for name, row in rows.items() if row.kind == kind or (kind, name) == ("compressed", LARGEST)
-                ]
-                points.sort(key=lambda row: getattr(row, attribute))
-                axis.plot([getattr(row, attribute) for row in points], [row.WQL for row in points], marker, label=kind)
-            axis.set_xlabel(label)
-        axes[0].set_ylabel("WQL, of Seasonal Naive's")
+        for kind, marker in KINDS.items():
+            points = [row for row in rows.values() if row.kind == kind]
+            if kind == "compressed":
+                points.append(rows[LARGEST])
+            points.sort(key=lambda row: row.parameters)
+            losses = [row.WQL for row in points]
+            axes[0].plot([row.parameters / 1e6 for row in points], losses, marker, label=kind)
+            axes[1].plot([row.time_ratio for row in points], losses, marker)
+        axes[0].set(xlabel="million parameters", ylabel="WQL, of Seasonal Naive's")
+        axes[1].set_xlabel("time of a forecast, of the largest's")
         axes[0].legend()
         figure.savefig(output)
         plt.close(figure)
