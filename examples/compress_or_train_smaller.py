@@ -94,12 +94,13 @@ def made(runs: Path, steps: int, base_rank: float, growth: float) -> dict[str, t
     name = f"{LARGEST}-ranks-{base_rank:g}-{growth:g}"
     models[name] = ("trained with ranks", trained(runs / name, scheduled, steps, work))
     same = summarize(AutoConfig.from_pretrained(runs / name)).attention_ratio
-    budgets = {f"{LARGEST}-total-{ratio:g}": {"total_ratio": ratio} for ratio in RATIOS}
-    budgets[f"{LARGEST}-attention-{same:.2f}"] = {"ratio": same}  # the attention of the scheduled one
+    budgets = {f"{LARGEST}-total-{ratio:g}": ("compressed", {"total_ratio": ratio}) for ratio in RATIOS}
+    # As much of the attention as the scheduled one has.
+    budgets[f"{LARGEST}-attention-{same:.3f}"] = ("its attention alone compressed", {"ratio": same})
     dense = load_chronos(str(runs / LARGEST))
     calibration = None
-    for name, budget in budgets.items():
-        models[name] = ("compressed" if "total_ratio" in budget else "its attention alone compressed", None)
+    for name, (kind, budget) in budgets.items():
+        models[name] = (kind, None)
         if not (runs / name).is_dir():
             calibration = calibration or calibrate(dense, show_progress=True)
             with new_folder(runs / name, overwrite=False) as target:
