@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,17 +34,31 @@ from hf_lowrank.training.runs import HELD_OUT_SEED
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
-# A Chronos-T5's context is the published one. The shipped Chronos-2 was made in two runs, as its card says.
-STEPS = {"t5": 8000, "bolt": 6600, "chronos2": 16_800}
-CONTEXTS = {"t5": 512, "bolt": 2048, "chronos2": 2048}
 SHARED: dict[str, Any] = {
-    "learning_rate": 1.5e-3,
     "averaged": 0.05,
     "save_steps": 700,
     "evaluation_batches": 24,
     "trainer": {"adam_beta2": 0.98},
     "dtype": "bfloat16",
 }
+# Of a GPU: large batches, and what is trained is what is compressed later.
+LARGE: dict[str, Any] = {
+    "d_model": 192,
+    "num_heads": 6,
+    "d_kv": 32,
+    "learning_rate": 2e-3,
+    "budgets": [0.5, 0.25, 0.15],
+    "budget_share": 0.7,
+    "budget_steps": 800,
+    "workers": 6,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "t5": LARGE | {"steps": 8000, "context_length": 512, "batch_tokens": 32_768},  # the published context
+    "bolt": {"steps": 6600, "context_length": 2048, "learning_rate": 1.5e-3},
+    "chronos2": LARGE | {"steps": 8000, "context_length": 2048, "batch_tokens": 49_152, "num_layers": 6},
+}
+
+DESCRIBED = ("family", "d_model", "num_heads", "d_kv", "context_length")  # what a checkpoint to start from brings
 
 
 @app.command()
@@ -62,8 +77,8 @@ def train(
     ] = False,
 ) -> None:
     """Train from scratch, or go on where a run to OUTPUT was cut off: `hf-lowrank pretrain` without ranks."""
-    steps = STEPS[family] if steps is None else steps
-    settings = PretrainingSettings(family=family, seed=seed, steps=steps, context_length=CONTEXTS[family], **SHARED)
+    recipe = FAMILIES[family] | SHARED | {"seed": seed} | ({} if steps is None else {"steps": steps})
+    settings = PretrainingSettings(family=family, **recipe)
     if random_embedding:
         if family != "t5":
             raise typer.BadParameter(f"--random-embedding is for t5, which has tokens; found {family}.")
@@ -71,7 +86,7 @@ def train(
         model = initial_model(settings)
         model.shared.weight.data.normal_(std=float(model.shared.weight.std()))
         model.save_pretrained(start)
-        settings = PretrainingSettings(start=str(start), ramp=0.15, seed=seed, steps=steps, **SHARED)
+        settings = replace(settings, start=str(start), ramp=0.15, **dict.fromkeys(DESCRIBED, None))
     pretrain(output, settings, show_progress=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,18 @@ from .assembly import build, factorize, own_weights
 from .baseline import truncate_matrices
 from .calibration import Calibration, calibrate
 from .latency import Speed, measure_speed
-from .layers import AttentionLayer, FeedForwardLayer, Layer, attention_layer, feed_forward_layer
+from .layers import AttentionLayer, FeedForwardLayer, Layer, Projection, attention_layer, feed_forward_layer
 from .objectives import objective_of
 from .plan import CompressionPlan, PlannedSize
 from .policies import check_reachable, choose_ranks, component_ranks
 from .record import kept_share, record_of, warn_of_loss
-from .sensitivity import measured_losses, reweighted
+from .sensitivity import PROBE_ARITHMETIC, measured_losses, reweighted
 from .settings import CompressionSettings, SettingsArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["compress_pretrained", "plan_compression"]
+__all__ = ["compress_pretrained", "plan_compression", "projections_within"]
 
 
 def compress_pretrained(
@@ -134,6 +134,44 @@ def plan_compression(
     whole = sum(weight.numel() for weight in {w.data_ptr(): w for w in work.dense.weights.values()}.values())
     total = PlannedSize("all parameters", whole, whole - layers.dense + layers.at_most, layers.is_exact)
     return CompressionPlan((*sizes, total), itemsize)
+
+
+def projections_within(
+    model: PreTrainedModel, total_ratios: Sequence[float], *, num_batches: int, arithmetic: float, seed: int
+) -> dict[float, list[Projection]]:
+    """What makes a dense model as small as each of several budgets would, while it stays what it is: the projections to insert.
+
+    Those that `compress_pretrained(model, total_ratio=...)` merges into the weights, before its refit. One calibration on synthetic series
+    serves all budgets, and what each component is worth is measured at the one in the middle.
+
+    Args:
+        model: A dense Chronos model in float32, which is left as it is.
+        total_ratios: The budgets.
+        num_batches, seed: Of the calibration.
+        arithmetic: The multiplications that measuring what each component is worth may take, for each form.
+
+    Raises:
+        ValueError: A budget is out of reach, or the model is not dense.
+    """
+    middle = sorted(total_ratios)[len(total_ratios) // 2]
+    asked = CompressionSettings(total_ratio=middle, seed=seed)
+    work = _begin(model, asked, {}, dtype="auto", device=None, show_progress=False)
+    calibration = calibrate(work.dense, num_batches=num_batches, seed=seed, show_progress=False)
+    attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)
+    layers: list[Layer] = [*attention, *feed_forward]
+    components = {name: one for layer in layers for name, one in layer.components(weight=None).items()}
+    components = _weighed(work, attention, feed_forward, components, None, calibration, arithmetic=arithmetic)
+    found = {}
+    for total_ratio in total_ratios:
+        table = choose_ranks(
+            replace(asked, total_ratio=total_ratio), work.forms, attention, feed_forward, components, work.config, None
+        )
+        found[total_ratio] = [
+            layer.points()[name.part].projection(rank)
+            for layer in layers
+            for name, rank in layer.truncated(table[layer.name]).items()
+        ]
+    return found
 
 
 @dataclass(frozen=True)
@@ -284,6 +322,8 @@ def _weighed(
     components: Mapping[ComponentName, Component],
     speed: Speed | None,
     calibration: Calibration,
+    *,
+    arithmetic: float = PROBE_ARITHMETIC,
 ) -> dict[ComponentName, Component]:
     """The components with losses as they are measured: their spectra say how a loss falls with the rank, not how much it is.
 
@@ -300,7 +340,14 @@ def _weighed(
         new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
         ranks |= component_ranks(new, trial)
         losses |= measured_losses(
-            dense, float_model, new, trial, calibration.batches, components, show_progress=work.show_progress
+            dense,
+            float_model,
+            new,
+            trial,
+            calibration.batches,
+            components,
+            arithmetic=arithmetic,
+            show_progress=work.show_progress,
         )
     return reweighted(components, ranks, losses)
 

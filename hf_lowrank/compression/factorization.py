@@ -129,6 +129,10 @@ class AttentionGrams:
     key_gradient: torch.Tensor
     output_gradient: torch.Tensor
 
+    def to(self, device: torch.device) -> AttentionGrams:
+        """The same on a device, that of the weights."""
+        return AttentionGrams(**{name: gram.to(device) for name, gram in vars(self).items()})
+
     @classmethod
     def white(cls, weights: AttentionWeights) -> AttentionGrams:
         """Without data: inputs are white, and a product W_q^T W_k or W_o W_v of a head is as good as its entries.
@@ -167,6 +171,10 @@ class FeedForwardGrams:
     inner_gradient: torch.Tensor
     output: torch.Tensor
     output_gradient: torch.Tensor
+
+    def to(self, device: torch.device) -> FeedForwardGrams:
+        """The same on a device, that of the weights."""
+        return FeedForwardGrams(**{name: gram.to(device) for name, gram in vars(self).items()})
 
     @classmethod
     def white(cls, weights: FeedForwardWeights) -> FeedForwardGrams:

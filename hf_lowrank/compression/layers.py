@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..checkpoints.rank_table import (
     LayerName,
     LayerRanks,
     PerHeadRanks,
+    Sizes,
 )
 from .allocation import Component, Options
 from .factorization import (
@@ -39,13 +41,31 @@ from .factorization import (
     truncate_thin,
 )
 
-__all__ = ["AttentionLayer", "FeedForwardLayer", "Layer", "Point", "attention_layer", "feed_forward_layer"]
+__all__ = [
+    "AttentionLayer",
+    "FeedForwardLayer",
+    "Layer",
+    "Point",
+    "Projection",
+    "attention_layer",
+    "feed_forward_layer",
+]
 
 # How many prices are tried for the sketches beside a latent, and how many ranks at most for the latent itself.
 PRICES, LATENT_RANKS = 40, 128
 
 Losses = Mapping[ComponentName, NDArray[np.float64]]  # of each component, at every rank
 Seconds = Callable[[str, LayerRanks], float]  # of a layer of this kind with these ranks in a whole forecast
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A_r B_r^T of one component and where it is inserted, see `Point`; left and right are (n, h, r), float32."""
+
+    modules: tuple[str, ...]
+    side: str
+    left: torch.Tensor
+    right: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,10 @@ class Point:
     modules: tuple[str, ...]
     side: str
     basis: Basis
+
+    def projection(self, rank: int) -> Projection:
+        """The projection of this rank."""
+        return Projection(self.modules, self.side, *(factor.float() for factor in self.basis.truncate(rank)))
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,11 @@ class Layer(ABC):
     @property
     def config(self) -> PreTrainedConfig:
         return self.dense.config
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Those of the model."""
+        return Sizes.of(self.config)
 
     @property
     @abstractmethod
@@ -126,6 +155,11 @@ class Layer(ABC):
             for part, rank in ranks.to_dict().items()
             if part in ranks.parts and part in self.bases
         }
+
+    def truncated(self, ranks: LayerRanks) -> dict[ComponentName, int]:
+        """The rank of every component that loses something at these ranks."""
+        full = {self.component(part): basis.singular_values.shape[1] for part, basis in self.bases.items()}
+        return {name: rank for name, rank in self.component_ranks(ranks).items() if rank < full[name]}
 
     def loss_of(self, losses: Losses) -> dict[str, NDArray[np.float64]]:
         """The losses of this layer's components, by part."""
@@ -203,7 +237,7 @@ class AttentionLayer(Layer):
 
     def sketch(self, latent: int, rank: int) -> int | None:
         """The rank of a sketch beside a latent, or None where a whole matrix is smaller."""
-        d, n = self.config.d_model, self.config.num_heads
+        d, n = self.sizes.d_model, self.sizes.num_heads
         return rank if rank * (d + n * latent) < n * latent * d else None
 
     def options(self, losses: Losses, *, multiple_of: int, seconds: Seconds | None = None) -> Options:
@@ -220,8 +254,8 @@ class AttentionLayer(Layer):
             for ranks in self._latents(loss, multiple_of):
                 entries.append(ranks)
                 lost.append(sum(float(loss[part][rank]) for part, rank in vars(ranks).items() if rank is not None))
-        parameters = np.array([ranks.parameters(self.config) for ranks in entries], float)
-        cached = np.array([ranks.cached_numbers(self.config) for ranks in entries], float)
+        parameters = np.array([ranks.parameters(self.sizes) for ranks in entries], float)
+        cached = np.array([ranks.cached_numbers(self.sizes) for ranks in entries], float)
         if self.name.kind not in self.dense.family.cached:
             cached = 0 * cached
         keep = parameters <= parameters[0]  # never larger than the dense layer
@@ -296,7 +330,7 @@ class FeedForwardLayer(Layer):
             for ranks in entries
         ]
         costs = {
-            "parameters": np.array([ranks.parameters(self.config) for ranks in entries], float),
+            "parameters": np.array([ranks.parameters(self.sizes) for ranks in entries], float),
             "cache": np.zeros(len(entries)),
         }
         if seconds is not None:
@@ -326,7 +360,7 @@ def attention_layer(
     """An attention layer with the bases of the forms that may be chosen; `grams` None: from the weights alone."""
     module = dict(dense.layers)[name]
     weights = attention_weights(dense, module)
-    grams = AttentionGrams.white(weights) if grams is None else grams
+    grams = AttentionGrams.white(weights) if grams is None else grams.to(weights.query.device)
     bases: dict[str, Basis] = {}
     is_rotary = name.kind in dense.family.rotary
     if "per_head" in forms or is_rotary:
@@ -339,5 +373,6 @@ def attention_layer(
 def feed_forward_layer(dense: DenseCheckpoint, name: LayerName, grams: FeedForwardGrams | None) -> FeedForwardLayer:
     """A feed-forward layer with its bases; `grams` None: from the weights alone."""
     module = dict(dense.feed_forward_layers)[name]
-    grams = FeedForwardGrams.white(feed_forward_weights(dense, module)) if grams is None else grams
+    weights = feed_forward_weights(dense, module)
+    grams = FeedForwardGrams.white(weights) if grams is None else grams.to(weights.outer.device)
     return FeedForwardLayer(name, module, dense, thin_bases(grams))

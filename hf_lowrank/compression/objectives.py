@@ -220,17 +220,29 @@ class _Distribution:
         slopes = (self.levels[1:] - self.levels[:-1]) / (self.knots[..., 1:, :] - self.knots[..., :-1, :])
         first = self.knots[..., :1, :] - self.levels[0] / slopes[..., :1, :]
         self.last = self.knots[..., -1:, :] + (1 - self.levels[-1]) / slopes[..., -1:, :]
-        # Of each linear piece (..., pieces, 1, steps): where it begins, its width, F there and its slope.
-        self.start = torch.cat([first, self.knots], dim=-2).unsqueeze(-2)
-        self.width = torch.cat([self.knots, self.last], dim=-2).unsqueeze(-2) - self.start
-        self.height = torch.cat([torch.zeros_like(self.levels[:1]), self.levels])[:, None]
-        self.slopes = torch.cat([slopes[..., :1, :], slopes, slopes[..., -1:, :]], dim=-2).unsqueeze(-2)
+        # Of each linear piece (..., pieces, steps): where it begins, its width, F there and its slope; and the integral of F up to its end.
+        self.start = torch.cat([first, self.knots], dim=-2)
+        self.width = torch.cat([self.knots, self.last], dim=-2) - self.start
+        self.height = torch.cat([torch.zeros_like(self.levels[:1]), self.levels])
+        self.slopes = torch.cat([slopes[..., :1, :], slopes, slopes[..., -1:, :]], dim=-2)
+        self.areas = (self.height * self.width + self.slopes * self.width.square() / 2).cumsum(dim=-2)
+
+    @property
+    def areas_at_knots(self) -> torch.Tensor:
+        """The integral of F up to each quantile."""
+        return self.areas[..., :-1, :]
 
     def area(self, values: torch.Tensor) -> torch.Tensor:
         """The integral of F up to the values (..., any number, steps)."""
-        inside = torch.minimum((values.unsqueeze(-3) - self.start).clamp_min(0), self.width)
-        below = (self.height * inside + self.slopes * inside.square() / 2).sum(dim=-3)
-        return below + (values - self.last).clamp_min(0)
+        pieces = torch.searchsorted(self.start.mT.contiguous(), values.mT.contiguous(), right=True).mT - 1
+        before = pieces < 0
+        pieces = pieces.clamp_min(0)
+        start, width, slope = (of.gather(-2, pieces) for of in (self.start, self.width, self.slopes))
+        height = self.height[:, 0][pieces]
+        inside = torch.minimum(values - start, width)
+        earlier = torch.cat([torch.zeros_like(self.areas[..., :1, :]), self.areas_at_knots], dim=-2).gather(-2, pieces)
+        area = earlier + height * inside + slope * inside.square() / 2
+        return area.masked_fill(before, 0.0) + (values - self.last).clamp_min(0)
 
 
 def quantile_excess(reference: torch.Tensor, predicted: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -244,7 +256,7 @@ def quantile_excess(reference: torch.Tensor, predicted: torch.Tensor, levels: to
     """
     expected = _Distribution(reference, levels)
     moved = expected.knots + (predicted.double() - reference.double())
-    added = expected.area(moved) - expected.area(expected.knots) - expected.levels * (moved - expected.knots)
+    added = expected.area(moved) - expected.areas_at_knots - expected.levels * (moved - expected.knots)
     return 2 * added.clamp_min(0)
 
 
@@ -254,10 +266,8 @@ def quantile_loss(quantiles: torch.Tensor, levels: torch.Tensor) -> torch.Tensor
     2 E[pinball(y, q)] = 2 E[max(q - y, 0)] + 2 level (E[y] - q), where the first is the integral of F up to q. Positive.
     """
     expected = _Distribution(quantiles, levels)
-    pieces = expected.height * expected.width + expected.slopes * expected.width.square() / 2
-    below = pieces.squeeze(-2).cumsum(dim=-2)  # the area up to each quantile, and to the end
-    mean = expected.last - below[..., -1:, :]
-    return 2 * (below[..., :-1, :] + expected.levels * (mean - expected.knots))
+    mean = expected.last - expected.areas[..., -1:, :]
+    return 2 * (expected.areas_at_knots + expected.levels * (mean - expected.knots))
 
 
 class PatchObjective(Objective):

@@ -16,7 +16,7 @@ from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.rank_table import ComponentName, LayerName, LayerRanks
 from ..progress import progress
 from .allocation import Component
-from .layers import Layer, Point
+from .layers import Layer, Projection
 from .objectives import Batch, Objective, objective_of
 
 __all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
@@ -26,9 +26,9 @@ PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 16384)
 
 
 @contextmanager
-def inserted(model: PreTrainedModel, point: Point, rank: int) -> Iterator[None]:
-    """The model with A_r B_r^T of one component inserted, for as long as the block runs."""
-    left, right = (factor.float().to(model.device) for factor in point.basis.truncate(rank))
+def inserted(model: PreTrainedModel, projection: Projection) -> Iterator[None]:
+    """The model with the projection of one component inserted, for as long as the block runs."""
+    left, right = (factor.to(model.device) for factor in (projection.left, projection.right))
 
     def project(values: torch.Tensor, group: int | None) -> torch.Tensor:
         if group is not None:
@@ -37,11 +37,11 @@ def inserted(model: PreTrainedModel, point: Point, rank: int) -> Iterator[None]:
         return (by_group @ right @ left.mT).squeeze(-2).flatten(-2)
 
     handles = []
-    for i, name in enumerate(point.modules):
+    for i, name in enumerate(projection.modules):
         # One group for all modules, one for each, or all groups in the features of one.
-        group = 0 if len(left) == 1 else i if len(point.modules) > 1 else None
+        group = 0 if len(left) == 1 else i if len(projection.modules) > 1 else None
         linear = model.get_submodule(name)
-        if point.side == "input":
+        if projection.side == "input":
             handles.append(
                 linear.register_forward_pre_hook(lambda _, inputs, group=group: (project(inputs[0], group),))
             )
@@ -100,11 +100,11 @@ def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Seq
     return float(behind[list(starts)].sum())
 
 
-def _affordable_tokens(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> int:
+def _affordable_tokens(
+    blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int], arithmetic: float
+) -> int:
     """The tokens that the arithmetic buys for one run from each of these blocks on."""
-    return int(
-        PROBE_ARITHMETIC * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts))
-    )
+    return int(arithmetic * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
 
 
 def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
@@ -133,6 +133,7 @@ def measured_losses(
     batches: Sequence[Batch],
     components: Mapping[ComponentName, Component],
     *,
+    arithmetic: float = PROBE_ARITHMETIC,
     show_progress: bool | None = None,
 ) -> dict[ComponentName, float]:
     """The loss of each component at its rank in the table, truncated alone, as `objective` measures it for the family.
@@ -141,21 +142,17 @@ def measured_losses(
     as `components` predict. `model` is `dense.float_model()`; blocks before the truncated one are not run again.
     """
     objective, blocks = objective_of(dense.config, dense.model_class), _Blocks(model, dense.stacks)
-    truncated = {
-        layer.name: [
-            (name, rank)
-            for name, rank in layer.component_ranks(table[layer.name]).items()
-            if rank < layer.bases[name.part].singular_values.shape[1]
-        ]
-        for layer in layers
-    }
+    truncated = {layer.name: list(layer.truncated(table[layer.name]).items()) for layer in layers}
     work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
-    affordable = _affordable_tokens(blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work])
+
+    def affordable_tokens() -> int:
+        starts = [blocks.before(layer.module) for layer, _ in work]
+        return _affordable_tokens(blocks, objective, batches[0], starts, arithmetic)
+
+    affordable = affordable_tokens()
     if affordable < TOKENS[0]:
         work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
-        affordable = _affordable_tokens(
-            blocks, objective, batches[0], [blocks.before(layer.module) for layer, _ in work]
-        )
+        affordable = affordable_tokens()
     probes = _probes(objective, batches, affordable)
     answers, wanted = [], []
     for batch in probes:
@@ -168,7 +165,7 @@ def measured_losses(
         total, before = 0.0, blocks.before(layer.module)
         with ExitStack() as stack:
             for name, rank in changes:
-                stack.enter_context(inserted(model, layer.points()[name.part], rank))
+                stack.enter_context(inserted(model, layer.points()[name.part].projection(rank)))
             for batch, recorded, reference in zip(probes, answers, wanted):
                 with skipped(blocks.modules[:before], recorded):
                     total += objective.divergence(reference, objective.predict(model, batch))

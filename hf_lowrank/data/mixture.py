@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .calendar_series import calendar_series
 from .disturbances import disturbed
-from .processes import intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
+from .processes import growth, intermittent_counts, ornstein_uhlenbeck, pulses, trend_times_season
 from .synthesis import kernel_synth, mean_scaled, structural, ts_mixup
 
 __all__ = ["SHARES", "synthetic_series"]
@@ -31,13 +31,14 @@ def _kernel_synth(num_series: int, length: int, *, seed: np.random.SeedSequence)
 
 
 SHARES: dict[Callable[..., NDArray[np.float64]], float] = {
-    calendar_series: 0.45,
-    structural: 0.20,
+    calendar_series: 0.42,
+    structural: 0.19,
     trend_times_season: 0.10,
-    _kernel_synth: 0.08,
-    ornstein_uhlenbeck: 0.06,
-    pulses: 0.06,
-    intermittent_counts: 0.05,
+    growth: 0.08,
+    _kernel_synth: 0.07,
+    ornstein_uhlenbeck: 0.05,
+    pulses: 0.05,
+    intermittent_counts: 0.04,
 }
 MIXED_UP = 0.15  # of all series: TSMixup of the others
 

@@ -1,4 +1,4 @@
-"""Series of simple processes beside the calendar: trends with seasons, regimes, steps, spikes, saw teeth, and counts with gaps.
+"""Series of simple processes beside the calendar: trends with seasons, growth, regimes, steps, spikes, saw teeth, and counts with gaps.
 
 The trends with seasons are those of "ForecastPFN: Synthetically-Trained Zero-Shot Forecasting" (arXiv 2311.01933, section 4); the others
 are kinds of series that "TempoPFN" (arXiv 2510.25502, section 3.2) trains on, drawn in our own way.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["intermittent_counts", "ornstein_uhlenbeck", "pulses", "trend_times_season"]
+__all__ = ["growth", "intermittent_counts", "ornstein_uhlenbeck", "pulses", "trend_times_season"]
 
 FloatArray = NDArray[np.float64]
 Seed = int | list[int] | np.random.SeedSequence
@@ -55,6 +55,38 @@ def trend_times_season(num_series: int, length: int, *, seed: Seed) -> FloatArra
     weibull = rng.weibull(np.broadcast_to(shape, series.shape))
     noise = rng.uniform(0.0, 0.4, column) * (weibull - weibull.mean(axis=1, keepdims=True))
     return series * (1 + noise)
+
+
+def growth(num_series: int, length: int, *, seed: Seed) -> FloatArray:
+    """Smooth growth and decline, as populations and economies have them: a rate that wanders slowly, and hardly any noise.
+
+        l_t = l_{t-1} + r_t,        r_t = (g + s a_t) / length,        a_t = phi a_{t-1} + sqrt(1 - phi^2) e_t,
+
+    which is the local linear trend without noise in its level (Harvey, "Forecasting, Structural Time Series Models and the Kalman
+    Filter", 1989, section 2.3.6) but for a rate that returns to g, its size drawn for the whole window. A series is exp(l), 1 + l, or in a
+    fifth of the cases logistic in l. Its noise is 1e-5 to 0.03 of its own deviation, log-uniformly.
+
+    Returns an array of shape (num_series, length).
+    """
+    rng = np.random.default_rng(seed)
+    column = (num_series, 1)
+    whole = rng.choice([-0.6, 1.0, 1.0], column) * _log_uniform(rng, 0.02, 3.0, column)
+    wander = whole * np.where(rng.random(column) < 0.3, 0.0, _log_uniform(rng, 0.1, 3.0, column))
+    phi = np.exp(-1 / (length * _log_uniform(rng, 0.02, 1.0, num_series)))
+    shock = rng.standard_normal((length, num_series)) * np.sqrt(1 - phi**2)
+    rate = np.empty((num_series, length))
+    value = rng.standard_normal(num_series)
+    for t in range(length):
+        rate[:, t] = value
+        value = phi * value + shock[t]
+    level = np.cumsum((whole + wander * rate) / length, axis=1)
+    saturating = 1 / (
+        1 + np.exp(-_log_uniform(rng, 2, 10, column) * (np.abs(level) - np.abs(whole) * rng.random(column)))
+    )
+    kind = rng.choice(3, column, p=[0.5, 0.3, 0.2])
+    series = np.choose(kind, [np.exp(3.0 * np.tanh(level / 3.0)), 1 + level, saturating])
+    deviation = series.std(axis=1, keepdims=True)
+    return series + rng.standard_normal(series.shape) * deviation * _log_uniform(rng, 1e-5, 0.03, column)
 
 
 def ornstein_uhlenbeck(num_series: int, length: int, *, seed: Seed) -> FloatArray:

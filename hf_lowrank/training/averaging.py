@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .runs import checkpoint_file
 
 __all__ = ["WeightAverage"]
 
@@ -33,7 +33,7 @@ class WeightAverage(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._count(state) > 0:
-            self.means = load_file(_file(args, state), device=str(args.device))
+            self.means = load_file(checkpoint_file(args, state, FILE), device=str(args.device))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (count := self._count(state)) < 1:
@@ -42,8 +42,9 @@ class WeightAverage(TrainerCallback):
             mean = self.means.setdefault(name, weight.detach().clone())
             mean.lerp_(weight.detach(), 1 / count)
         if control.should_save and state.is_world_process_zero:
-            _file(args, state).parent.mkdir(exist_ok=True)
-            save_file(self.means, _file(args, state))
+            path = checkpoint_file(args, state, FILE)
+            path.parent.mkdir(exist_ok=True)
+            save_file(self.means, path)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
@@ -53,7 +54,3 @@ class WeightAverage(TrainerCallback):
     def _count(self, state: Any) -> int:
         """How many steps the mean is of after this one."""
         return int(state.global_step - state.max_steps + self.num_steps)
-
-
-def _file(args: Any, state: Any) -> Path:
-    return Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", FILE)

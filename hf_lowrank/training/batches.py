@@ -20,9 +20,9 @@ from .runs import HELD_OUT_SEED
 
 __all__ = ["RunData", "run_data"]
 
-# Values that count as one token, and windows in a batch at most. The token of a Chronos-Bolt or Chronos-2 is a patch of 16 values; four
-# times the values are a quarter of the tokens.
-TOKEN_LIMITS, PATCH_LIMITS = (1, 64), (4, 128)
+# Values that count as one token, and windows in a batch of 4,096 tokens or less at most. The token of a Chronos-Bolt or Chronos-2 is a
+# patch of 16 values; four times the values are a quarter of the tokens.
+TOKEN_LIMITS, PATCH_LIMITS, USUAL_TOKENS = (1, 64), (4, 128), 4096
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class _Limits:
         """Those of batches of about so many tokens."""
         collator = WindowCollator(config)
         values_each, max_windows = TOKEN_LIMITS if collator.has_tokens else PATCH_LIMITS
-        return cls(collator.lengths, values_each * batch_tokens, max_windows)
+        larger = max(1, batch_tokens // USUAL_TOKENS)
+        return cls(collator.lengths, values_each * batch_tokens, max_windows * larger)
 
 
 def run_data(

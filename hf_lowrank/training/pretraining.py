@@ -17,11 +17,15 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from ..checkpoints.families import DENSE_CLASSES
 from ..checkpoints.loading import public_name
+from ..compression.compress import plan_compression
 from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
 from ..files import check_output, new_folder, without_folders, write_json
+from .averaging import WeightAverage
 from .batches import RunData, run_data
+from .budgets import BudgetSteps
 from .optimizers import MuonWithAdamW, muon_with_adamw
 from .plan import initial_model
 from .runs import earlier_run, end, working_folder
@@ -70,6 +74,7 @@ def pretrain(
     check_output(output, overwrite=overwrite)
     model = initial_model(settings)
     _arguments(settings, Path(output), model.config)  # before the folder is made
+    _check_budgets(model, settings)
     processes = PartialState().num_processes
     described = asdict(settings) | {"data": str(settings.data) if _is_named(settings) else "the caller's series"}
     record = _public(settings, described) | {"processes": processes}
@@ -86,10 +91,14 @@ def pretrain(
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
-        run_trainer(trainer, "Pretraining", show_progress=show_progress, averaged_steps=settings.averaged_steps)
+        budgets = _budget_steps(model, settings)
+        last = [*([budgets] if budgets else []), WeightAverage(model, settings.averaged_steps)]
+        run_trainer(trainer, "Pretraining", show_progress=show_progress, last=last)
         history = _history(trainer, settings)
         if settings.evaluation_batches:
             record["held_out_loss"] = history[-1]["eval_loss"]
+            if budgets:
+                record["held_out_loss_within"] = _losses_within(trainer, budgets)
         model = _finished(trainer, settings, record)
         if PartialState().is_main_process:
             end(output, "pretraining", overwrite=overwrite)
@@ -118,6 +127,32 @@ def _data(settings: PretrainingSettings, config: PreTrainedConfig, num_batches: 
         batch_tokens=settings.batch_tokens,
         ramp=usual_ramp if settings.ramp is None else settings.ramp,
         thin_out=False,  # as in earlier runs, so that held-out losses can be compared
+    )
+
+
+def _check_budgets(model: PreTrainedModel, settings: PretrainingSettings) -> None:
+    """Raise ValueError where the model cannot be compressed to one of the budgets."""
+    if settings.budgets and type(model) not in DENSE_CLASSES:
+        raise ValueError(
+            f"budgets are for a dense model, which is compressed later; start is a {type(model).__name__}."
+        )
+    for budget in settings.budgets or ():
+        try:
+            plan_compression(model, total_ratio=budget)
+        except ValueError as error:
+            raise ValueError(f"budgets: {error}") from error
+
+
+def _budget_steps(model: PreTrainedModel, settings: PretrainingSettings) -> BudgetSteps | None:
+    if not settings.budgets:
+        return None
+    return BudgetSteps(
+        model,
+        settings.budgets,
+        share=settings.budget_share,
+        start=settings.budget_start,
+        renewal=settings.budget_steps,
+        seed=settings.seed,
     )
 
 
@@ -178,9 +213,21 @@ def _history(trainer: Trainer, settings: PretrainingSettings) -> list[dict[str, 
     return history
 
 
+def _losses_within(trainer: Trainer, budgets: BudgetSteps) -> dict[str, float]:
+    """The loss on held-out batches within each budget, of the model as it is saved."""
+    budgets.renew(trainer.state.global_step)
+    losses = {}
+    for budget in budgets.budgets:
+        with budgets.within(budget):
+            losses[str(budget)] = trainer.evaluate()["eval_loss"]
+    return losses
+
+
 def _public(settings: PretrainingSettings, described: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, without the folders of this machine; said before the training, when all of them are there."""
     public = {name: value for name, value in described.items() if value not in (None, {})}
+    if not settings.budgets:
+        public = {name: value for name, value in public.items() if not name.startswith("budget_")}
     if settings.trainer:
         public["trainer"] = without_folders(dict(settings.trainer))
     if settings.start is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import check_output, tidy
 from ..interrupts import explained
@@ -18,6 +19,7 @@ from ..unfinished import UnfinishedRun
 __all__ = [
     "HELD_OUT_SEED",
     "Hopeless",
+    "checkpoint_file",
     "earlier_run",
     "end",
     "is_main_process",
@@ -107,6 +109,11 @@ def last_checkpoint(folder: Path) -> str | None:
     """The path of the last whole checkpoint of a Trainer in its folder; None where there is none."""
     whole = [str(file.parent) for file in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(file)]
     return max(whole, key=_step) if whole else None
+
+
+def checkpoint_file(args: Any, state: Any, name: str) -> Path:
+    """The file of a callback's own in the checkpoint that a Trainer of these arguments writes, or has read, at its step."""
+    return Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", name)
 
 
 def _is_whole(last_file: Path) -> bool:

@@ -42,6 +42,15 @@ def _learning_rate_and_seed(settings: Any) -> list[tuple[str, str, bool]]:
     ]
 
 
+def _are_shares(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(isinstance(one, float) and 0 < one < 1 for one in values)
+        and len(set(values)) == len(values)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
     """The numbers that the outcome of a recovery depends on: see `recover`.
@@ -93,6 +102,10 @@ class PretrainingSettings:
         batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
         ramp: The share of the steps in which the longest context grows from an eighth to its full length, of synthetic series. By
             default 0.15, and 0 of a model that has learned already.
+        budgets: The model is also trained to lose little when it is compressed to these, each a `total_ratio`: a dense one, see
+            `hf_lowrank.training.budgets`. Half of the time more is needed for it.
+        budget_share: The share of the steps with a budget; of a fresh model they begin after a fifth of all.
+        budget_steps: Steps after which it is found out anew how the model would be compressed.
         averaged: The share of the steps, the last ones, whose weights are averaged; 0 for the weights of the last step.
         save_steps: Steps between checkpoints and evaluations.
         evaluation_batches: Batches in the held-out set, at most; 0 for none.
@@ -128,6 +141,9 @@ class PretrainingSettings:
     muon: bool = True
     batch_tokens: int = 4096
     ramp: float | None = None
+    budgets: list[float] | None = None
+    budget_share: float = 0.6
+    budget_steps: int = 500
     averaged: float = 0.05
     save_steps: int = 500
     evaluation_batches: int = 32
@@ -138,7 +154,7 @@ class PretrainingSettings:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "save_steps"):
+        for name in ("steps", "batch_tokens", "save_steps", "budget_steps"):
             check_count(name, getattr(self, name))
         for name in ("evaluation_batches", "workers"):
             check_count(name, getattr(self, name), least=0)
@@ -148,6 +164,12 @@ class PretrainingSettings:
                 *_learning_rate_and_seed(self),
                 ("ramp", "in [0, 1]", self.ramp is None or 0 <= self.ramp <= 1),
                 ("averaged", "in [0, 1]", 0 <= self.averaged <= 1),
+                (
+                    "budgets",
+                    "a list of different numbers in (0, 1)",
+                    self.budgets is None or _are_shares(self.budgets),
+                ),
+                ("budget_share", "in (0, 1]", 0 < self.budget_share <= 1),
                 ("dtype", "'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
                 ("family", "'t5', 'bolt' or 'chronos2'", self.family in (None, "t5", "bolt", "chronos2")),
                 ("shape", f"one of {', '.join(SHAPES)}", self.shape is None or self.shape in SHAPES),
@@ -157,6 +179,10 @@ class PretrainingSettings:
         lengths = [name for name in ("context_length", "prediction_length") if getattr(self, name) is not None]
         if self.start is not None and described + lengths:
             raise ValueError(f"start brings its own model: leave out {', '.join(described + lengths)}.")
+        if self.budgets and (ranks := [name for name in RANKS if name in described]):
+            raise ValueError(
+                f"budgets are for a dense model, which is compressed later: leave out {', '.join(ranks)}."
+            )
         if self.shape is not None and (double := [name for name in ("family", *SIZES) if name in described]):
             raise ValueError(f"shape={self.shape!r} brings its own sizes: leave out {', '.join(double)}.")
         if taken := sorted(set(self.trainer) & set(self.trainer_arguments)):
@@ -172,6 +198,11 @@ class PretrainingSettings:
     def averaged_steps(self) -> int:
         """The steps, the last ones, whose weights are averaged."""
         return round(self.averaged * self.steps)
+
+    @property
+    def budget_start(self) -> int:
+        """The first step that may have a budget: a model should have learned something before."""
+        return self.steps // 5 if self.start is None else 0
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

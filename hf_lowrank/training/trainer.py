@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..interrupts import Interrupted, Postpone, held_back, postponed
 from ..progress import progress_display
-from .averaging import WeightAverage
 from .runs import Hopeless, last_checkpoint
 
 __all__ = ["WHOLE_BATCHES", "Diverged", "run_trainer", "training_arguments"]
@@ -116,11 +115,11 @@ def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[_ProgressCa
         yield _ProgressCallback(progress, title, steps)
 
 
-def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, averaged_steps: int = 0) -> None:
+def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, last: Sequence[TrainerCallback] = ()) -> None:
     """Train to the end, from the last whole checkpoint in the Trainer's folder where there is one.
 
-    The model ends with the mean of its weights after each of the last `averaged_steps` steps. The progress bar, of the main process,
-    is on the standard error stream; nothing goes to the standard output.
+    The callbacks in `last` hear of a step after all that may ask for a checkpoint. The progress bar, of the main process, is on the standard
+    error stream; nothing goes to the standard output.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and saved. A second signal raises it at once.
@@ -135,7 +134,8 @@ def run_trainer(trainer: Trainer, title: str, *, show_progress: bool, averaged_s
         stop = _StopOnSignal(signals, release, trainer.accelerator)
         trainer.add_callback(stop)
         trainer.add_callback(bar)
-        trainer.add_callback(WeightAverage(trainer.model, averaged_steps))
+        for callback in last:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
     if stop.has_stopped or signals.received is not None:
         raise Interrupted(signals.received or signal.SIGINT)

@@ -101,7 +101,7 @@ def test_inserted_is_truncated(model, calibration):
     for layer in last:
         for part, point in layer.points().items():
             rank = max(2, point.basis.left.shape[1] // 2 // 2 * 2)
-            with inserted(probed, point, rank):
+            with inserted(probed, point.projection(rank)):
                 found = quantiles(probed)
             wanted = quantiles(truncated(dense, layer, only(layer, part, rank)))
             assert_close(found, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
@@ -129,7 +129,7 @@ def test_blocks_before_the_change_need_not_run(monkeypatch, model, calibration):
         with torch.no_grad():
             for batch in batches:
                 wanted = objective.predict(probed, batch)
-                with inserted(probed, layer.points()[part], 2):
+                with inserted(probed, layer.points()[part].projection(2)):
                     total += objective.divergence(wanted, objective.predict(probed, batch))
                 count += len(wanted)
         assert losses[layer.component(part)] == pytest.approx(total / count, rel=1e-3)
@@ -165,7 +165,7 @@ def test_small_losses_are_predicted(model):
             if predicted < 1e-9 or (part in ("qk", "query") and layer.name.kind == "decoder_self"):
                 continue
             total = count = 0.0
-            with torch.no_grad(), inserted(probed, point, rank):
+            with torch.no_grad(), inserted(probed, point.projection(rank)):
                 for batch, reference in zip(batches, wanted):
                     total += objective.divergence(reference, objective.predict(probed, batch))
                     count += len(reference)
