@@ -137,7 +137,13 @@ def plan_compression(
 
 
 def projections_within(
-    model: PreTrainedModel, total_ratios: Sequence[float], *, num_batches: int, arithmetic: float, seed: int
+    model: PreTrainedModel,
+    total_ratios: Sequence[float],
+    *,
+    num_batches: int,
+    arithmetic: float,
+    multiple_of: int,
+    seed: int,
 ) -> dict[float, list[Projection]]:
     """What makes a dense model as small as each of several budgets would, while it stays what it is: the projections to insert.
 
@@ -149,12 +155,13 @@ def projections_within(
         total_ratios: The budgets.
         num_batches, seed: Of the calibration.
         arithmetic: The multiplications that measuring what each component is worth may take, for each form.
+        multiple_of: Of the ranks.
 
     Raises:
         ValueError: A budget is out of reach, or the model is not dense.
     """
     middle = sorted(total_ratios)[len(total_ratios) // 2]
-    asked = CompressionSettings(total_ratio=middle, seed=seed)
+    asked = CompressionSettings(total_ratio=middle, multiple_of=multiple_of, seed=seed)
     work = _begin(model, asked, {}, dtype="auto", device=None, show_progress=False)
     calibration = calibrate(work.dense, num_batches=num_batches, seed=seed, show_progress=False)
     attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)

@@ -25,11 +25,11 @@ from ..compression.layers import Projection
 from ..compression.sensitivity import inserted
 from .runs import checkpoint_file
 
-__all__ = ["BudgetSteps"]
+__all__ = ["CALIBRATION", "BudgetSteps"]
 
 FILE = "budgets.safetensors"
-# Of each calibration: in a training many of them even out.
-NUM_BATCHES, ARITHMETIC = 12, 1e11
+# Of each calibration, less than in a compression: in a training many of them even out.
+CALIBRATION: dict[str, Any] = {"num_batches": 12, "arithmetic": 1e10, "multiple_of": 2}
 
 
 class BudgetSteps(TrainerCallback):
@@ -78,9 +78,7 @@ class BudgetSteps(TrainerCallback):
     def renew(self, step: int) -> None:
         """Make the projections of the model as it is now."""
         was_training = self.model.training
-        self.projections = projections_within(
-            self.model, self.budgets, num_batches=NUM_BATCHES, arithmetic=ARITHMETIC, seed=self.seed + step
-        )
+        self.projections = projections_within(self.model, self.budgets, seed=self.seed + step, **CALIBRATION)
         self.model.train(was_training)
 
     @contextmanager

@@ -6,19 +6,72 @@ leaves the scale d_kv^-1/2 out of the softmax and has it in the initial queries;
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-__all__ = ["MuonWithAdamW", "muon_with_adamw"]
+__all__ = ["MuonWithAdamW", "StackedMuon", "muon_with_adamw"]
+
+MOMENTUM, NEWTON_SCHULZ, LEAST_NORM = 0.95, ((3.4445, -4.7750, 2.0315),) * 5, 1e-7  # as in torch.optim.Muon
+
+
+class StackedMuon(Optimizer):
+    """What `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")` does, for all matrices of one shape at once.
+
+    It goes matrix by matrix, some thirty kernels each: on a GPU half of the time of a step of a small model.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure`, where there is one, is called once and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            grads = [weight.grad for weight in weights]
+            momenta = [self._momentum(weight) for weight in weights]
+            torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
+            by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+            for i, weight in enumerate(weights):
+                by_shape[weight.shape].append(i)
+            for shape, rows in by_shape.items():
+                some = [weights[i] for i in rows]
+                updates = torch._foreach_lerp([grads[i] for i in rows], [momenta[i] for i in rows], MOMENTUM)
+                steps = _orthogonal(torch.stack(updates)).to(some[0].dtype).unbind()
+                torch._foreach_mul_(some, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(some, steps, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+        return loss
+
+    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        return state["momentum_buffer"]
+
+
+def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Nearly orthogonal matrices (n, p, q) near the given ones, in bfloat16: five steps of Newton and Schulz."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(LEAST_NORM)
+    for a, b, c in NEWTON_SCHULZ:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class MuonWithAdamW(Optimizer):
-    """`torch.optim.Muon` and `torch.optim.AdamW` as one optimizer, with the parameter groups of both.
+    """Muon (`StackedMuon`) and `torch.optim.AdamW` as one optimizer, with the parameter groups of both.
 
     Muon makes every update of a matrix nearly orthogonal (K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
     2024), here as large as AdamW's are, 0.2 sqrt(max(m, n)) for one of m x n, so that both go by one learning rate (J. Liu et al., "Muon
@@ -43,7 +96,7 @@ class MuonWithAdamW(Optimizer):
         eps: float,
     ) -> None:
         self._parts: tuple[Optimizer, ...] = (
-            Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            StackedMuon(matrices, lr=lr, weight_decay=weight_decay),
             AdamW(others, lr=lr, weight_decay=0.0, betas=betas, eps=eps, fused=True),
         )
         super().__init__([group for part in self._parts for group in part.param_groups], {})

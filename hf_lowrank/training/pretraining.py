@@ -25,7 +25,7 @@ from ..data.windows import single_batch
 from ..files import check_output, new_folder, without_folders, write_json
 from .averaging import WeightAverage
 from .batches import RunData, run_data
-from .budgets import BudgetSteps
+from .budgets import CALIBRATION, BudgetSteps
 from .optimizers import MuonWithAdamW, muon_with_adamw
 from .plan import initial_model
 from .runs import earlier_run, end, working_folder
@@ -138,7 +138,7 @@ def _check_budgets(model: PreTrainedModel, settings: PretrainingSettings) -> Non
         )
     for budget in settings.budgets or ():
         try:
-            plan_compression(model, total_ratio=budget)
+            plan_compression(model, total_ratio=budget, multiple_of=CALIBRATION["multiple_of"])
         except ValueError as error:
             raise ValueError(f"budgets: {error}") from error
 
