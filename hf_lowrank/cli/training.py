@@ -32,6 +32,12 @@ def pretrain(  # as long as its list of options
     rank_growth: Annotated[float | None, typer.Option(help="alpha of the schedule; default 0.")] = None,
     rank_rounding: Annotated[str | None, typer.Option(help="'ceil' (default) or 'pow2'.")] = None,
     ranks: Annotated[Path | None, typer.Option(help="A JSON file with an explicit table of attention ranks.")] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Train a dense model to lose little when it is compressed to this total ratio; as often as you like."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
@@ -61,6 +67,7 @@ def pretrain(  # as long as its list of options
             "rank_growth": rank_growth,
             "rank_rounding": rank_rounding,
             "attention_ranks": None if ranks is None else json_object("--ranks", ranks, RANKS_WANTED),
+            "budgets": budget or None,
             "data": data,
             "steps": steps,
             "learning_rate": learning_rate,
@@ -85,6 +92,8 @@ def pretrain(  # as long as its list of options
         if is_main:
             write_json(json_file, record)
             loss = f"; loss {record['held_out_loss']:.3f} on held-out series" if "held_out_loss" in record else ""
+            for size, within in record.get("held_out_loss_within", {}).items():
+                loss += f", {within:.3f} at a total ratio of {size}"
             console.print(f"{output}: {record['steps']:,} steps{loss}.", soft_wrap=True, highlight=False)
 
 

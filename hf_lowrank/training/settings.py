@@ -102,10 +102,10 @@ class PretrainingSettings:
         batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
         ramp: The share of the steps in which the longest context grows from an eighth to its full length, of synthetic series. By
             default 0.15, and 0 of a model that has learned already.
-        budgets: The model is also trained to lose little when it is compressed to these, each a `total_ratio`: a dense one, see
-            `hf_lowrank.training.budgets`. Half of the time more is needed for it.
-        budget_share: The share of the steps with a budget; of a fresh model they begin after a fifth of all.
-        budget_steps: Steps after which it is found out anew how the model would be compressed.
+        budgets: A dense model is also trained to lose little when it is compressed to each of these, a `total_ratio` of
+            `compress_pretrained`: see `hf_lowrank.training.budgets`.
+        budget_share: The share of the steps that have a budget, each as often; of a fresh model they begin after a fifth of all.
+        budget_steps: After so many steps it is found out anew how the model would be compressed, which takes as long as ten or twenty.
         averaged: The share of the steps, the last ones, whose weights are averaged; 0 for the weights of the last step.
         save_steps: Steps between checkpoints and evaluations.
         evaluation_batches: Batches in the held-out set, at most; 0 for none.

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import Muon
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from hf_lowrank.training.optimizers import MuonWithAdamW, muon_with_adamw
+from hf_lowrank.training.optimizers import MuonWithAdamW, StackedMuon, muon_with_adamw
 from hf_lowrank.training.plan import initial_model
 from hf_lowrank.training.settings import PretrainingSettings
 
@@ -54,6 +55,21 @@ def test_a_head_of_tokens_is_no_matrix_of_muons(is_tied: bool) -> None:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     *_, others = muon_with_adamw(model, **SETTINGS).param_groups
     assert any(parameter is model.lm_head.weight for parameter in others["params"])
+
+
+def test_matrices_go_as_torchs_muon_has_them_go() -> None:
+    shapes = [(12, 12), (12, 12), (12, 30), (30, 12), (12, 30)]
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    steps = StackedMuon([{"params": ours}], **settings), Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for one, other in zip(ours, theirs):
+            one.grad = other.grad = torch.randn(one.shape, generator=generator)
+        for optimizer in steps:
+            optimizer.step()
+    assert all(not torch.equal(one, torch.ones(one.shape)) for one in ours)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)  # bfloat16, of another batch
 
 
 def test_frozen_parameters_stay_out() -> None:
