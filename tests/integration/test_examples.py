@@ -82,7 +82,8 @@ def test_what_is_no_experiment_needs_the_public_names_alone(script: Path) -> Non
 def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
     for family, kinds in (("bolt", {"encoder_self", "decoder_self", "cross"}), ("chronos2", {"time", "group"})):
-        run_script(script, "train", family, "--family", family, "--steps", 1, folder=tmp_path)
+        size = ["--steps", 1, "--batch-tokens", 512, "--no-budgets"]
+        run_script(script, "train", family, "--family", family, *size, folder=tmp_path)
         found = json.loads(run_script(script, "measure", family, "--batches", 1, folder=tmp_path))
         assert set(found["added_when_silenced"]) == kinds
         assert all(loss != 0 for loss in found["added_when_silenced"].values())
@@ -93,8 +94,9 @@ def test_the_references_are_trained_and_measured(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_reference_can_begin_with_an_embedding_without_order(tmp_path: Path) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
-    run_script(script, "train", "t5", "--steps", 1, "--random-embedding", folder=tmp_path)
-    run_script(script, "train", "smooth", "--steps", 1, folder=tmp_path)
+    size = ["--steps", 1, "--batch-tokens", 512, "--no-budgets"]
+    run_script(script, "train", "t5", *size, "--random-embedding", folder=tmp_path)
+    run_script(script, "train", "smooth", *size, folder=tmp_path)
     spectra = []
     for name in ("t5", "smooth"):
         embedding = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).shared.weight.detach().float()
