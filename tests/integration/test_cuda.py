@@ -19,11 +19,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 REFERENCES = ["reference", "reference-bolt", "reference-2"]
 
 
-@pytest.fixture(autouse=True)
-def _exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-
-
 def predictions(model, batch):
     objective = objective_of(model.config, type(model))
     with torch.no_grad():
