@@ -91,12 +91,13 @@ class BudgetSteps(TrainerCallback):
 
 
 def _save(projections: Mapping[float, Sequence[Projection]], path: Path) -> None:
-    tensors, places = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    places: list[tuple[float, tuple[str, ...], str]] = []
     for budget, ones in projections.items():
         for one in ones:
             name = str(len(places))
             tensors |= {f"{name}.left": one.left.contiguous(), f"{name}.right": one.right.contiguous()}
-            places.append([budget, one.modules, one.side])
+            places.append((budget, one.modules, one.side))
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path, metadata={"places": json.dumps(places)})
 
