@@ -23,7 +23,7 @@ def pretrain(  # as long as its list of options
         str | None, typer.Option(help="Go on from this checkpoint, dense or compressed, in place of a fresh model.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="'t5' (default), 'bolt' or 'chronos2', of the reference's size.")
+        str | None, typer.Option(help="'t5' (default), 'bolt' or 'chronos2', of the size of reference-bolt.")
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="A published shape, such as t5-base, bolt-small or chronos-2.")

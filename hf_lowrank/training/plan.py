@@ -20,7 +20,7 @@ from .settings import RANKS, SIZES, PretrainingSettings, check_count
 
 __all__ = ["Plan", "initial_model", "model_of", "plan_of"]
 
-SMALL = {"d_model": 128, "num_heads": 4, "d_kv": 32, "num_layers": 4}  # of the shipped reference checkpoints
+SMALL = {"d_model": 128, "num_heads": 4, "d_kv": 32, "num_layers": 4}  # of the shipped reference-bolt
 # Of a fresh model: the family, its published chronos_config, and the pipeline that loads it.
 FRESH: dict[str, tuple[Family, dict[str, Any], str]] = {
     "t5": (T5, CHRONOS_T5, "ChronosPipeline"),

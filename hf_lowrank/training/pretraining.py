@@ -54,7 +54,7 @@ def pretrain(
     Args:
         output: The folder to write. It appears when it is complete, and has, beside the checkpoint, a file `pretraining.json` with
             settings, losses by step and the last loss on held-out series.
-        settings: The model, the data and the training; by default the dense `"reference"` checkpoint's.
+        settings: The model, the data and the training; by default a dense Chronos-T5 of the size of `"reference-bolt"`.
         resume: Whether to go on with an unfinished run. If not, its checkpoints are removed.
         overwrite: Whether to replace `output`.
         show_progress: Whether to draw a progress bar on the standard error stream.

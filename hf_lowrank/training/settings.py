@@ -88,8 +88,8 @@ class PretrainingSettings:
             the next lines describe.
         family: `"t5"`, `"bolt"` or `"chronos2"`.
         shape: A published shape, such as `"t5-base"`; it brings all sizes.
-        d_model, num_heads, d_kv, d_ff, num_layers, num_decoder_layers: The sizes otherwise, as in T5Config; by default those of the
-            `"reference"` checkpoints, with d_ff = 4 d_model and as many layers in both stacks.
+        d_model, num_heads, d_kv, d_ff, num_layers, num_decoder_layers: The sizes otherwise, as in T5Config; by default those of
+            `"reference-bolt"`, with d_ff = 4 d_model and as many layers in both stacks.
         context_length, prediction_length: In values.
         base_rank, rank_growth, rank_rounding, attention_ranks, feed_forward_ranks: As in [`LowRankT5Config`]. Without any of them the
             model is dense.
