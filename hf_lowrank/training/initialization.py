@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, se
 from ..checkpoints.families import CHRONOS2, T5, family_of
 from ..models.modeling_lowrank_layers import relative_position_bucket
 
-__all__ = ["fresh_model", "local_position_bias", "smooth_embedding"]
+__all__ = ["fresh_model", "local_position_bias", "smooth_embedding", "with_position_buckets"]
 
 QUANTILE_LAYERS = ("output_patch_embedding.output_layer", "output_patch_embedding.residual_layer")
 
@@ -112,3 +112,39 @@ def local_position_bias(buckets: int, heads: int, furthest: int, *, is_decoder: 
     ahead = 0 if is_decoder else 1
     shapes = [4.0 * (centre == -1), 4.0 * (centre == ahead), 3.0 - 0.5 * centre.abs().clamp(max=12), 0.0 * centre]
     return torch.stack([shapes[head % len(shapes)] for head in range(heads)], dim=1)
+
+
+@torch.no_grad()
+def with_position_buckets(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A Chronos-T5 or Bolt with the buckets of relative position that `config` has in place of its own, and else the weights it has.
+
+    A new bucket begins with the mean of what the model adds to the logits at its distances. Where those all shared one bucket before, which
+    of finer buckets is true of nearly all, nothing changes.
+
+    Returns:
+        A new model of the same class, in the dtype of the given one.
+    """
+    far = 2 * max(config.relative_attention_max_distance, model.config.relative_attention_max_distance)
+    weights = model.state_dict()
+    for stack in ("encoder", "decoder"):
+        name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        is_encoder = stack == "encoder"
+        distance = torch.arange(-far, far + 1 if is_encoder else 1)
+        old, new = (
+            relative_position_bucket(
+                distance,
+                bidirectional=is_encoder,
+                num_buckets=one.relative_attention_num_buckets,
+                max_distance=one.relative_attention_max_distance,
+            )
+            for one in (model.config, config)
+        )
+        shares = torch.zeros(config.relative_attention_num_buckets, len(weights[name]))
+        shares.index_put_((new, old), torch.ones(()), accumulate=True)
+        shares /= shares.sum(dim=1, keepdim=True).clamp_min(1)
+        weights[name] = (shares @ weights[name].float()).to(weights[name].dtype)
+    changed = type(model)(config).to(model.dtype)
+    changed.load_state_dict(weights)
+    if model.can_generate():
+        changed.generation_config = model.generation_config
+    return changed.train(model.training)

@@ -79,7 +79,7 @@ class MuonWithAdamW(Optimizer):
 
     Args:
         matrices: Groups of parameters of two dimensions, for Muon.
-        others: The other ones, for AdamW, without weight decay.
+        others: Groups of the other ones, for AdamW, without weight decay.
         lr: The learning rate of both, where a group has none of its own.
         weight_decay: Of the matrices.
         betas, eps: Of AdamW.
@@ -88,7 +88,7 @@ class MuonWithAdamW(Optimizer):
     def __init__(
         self,
         matrices: list[dict[str, Any]],
-        others: list[nn.Parameter],
+        others: list[dict[str, Any]],
         *,
         lr: float,
         weight_decay: float,
@@ -127,10 +127,13 @@ class MuonWithAdamW(Optimizer):
         self._join()
 
 
-def muon_with_adamw(model: PreTrainedModel, *, lr: float, **settings: Any) -> MuonWithAdamW:
+def muon_with_adamw(
+    model: PreTrainedModel, *, lr: float, position_rate: float = 1.0, **settings: Any
+) -> MuonWithAdamW:
     """The optimizer of a Chronos model: its linear layers' weights are Muon's, but for those that are embeddings or a head of tokens.
 
-    `settings` are those of `MuonWithAdamW`.
+    The relative position bias has `position_rate` times the learning rate of all else. It is added to logits, where a step of AdamW's, a
+    learning rate, is little. `settings` are those of `MuonWithAdamW`.
     """
     spared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {
@@ -141,6 +144,11 @@ def muon_with_adamw(model: PreTrainedModel, *, lr: float, **settings: Any) -> Mu
     queries = [weight for name, weight in linear.items() if weight.requires_grad and name.endswith(".q")]
     matrices = [weight for name, weight in linear.items() if weight.requires_grad and not name.endswith(".q")]
     taken = set(map(id, queries + matrices))
-    others = [one for one in model.parameters() if one.requires_grad and id(one) not in taken]
+    rest = {name: one for name, one in model.named_parameters() if one.requires_grad and id(one) not in taken}
+    biases = [one for name, one in rest.items() if "relative_attention_bias" in name and position_rate != 1]
+    moved = set(map(id, biases))
+    others: list[dict[str, Any]] = [{"params": [one for one in rest.values() if id(one) not in moved]}]
+    if biases:
+        others.append({"params": biases, "lr": lr * position_rate})
     groups = [{"params": matrices}, {"params": queries, "lr": lr * model.config.d_kv**-0.5}]
     return MuonWithAdamW([group for group in groups if group["params"]], others, lr=lr, **settings)

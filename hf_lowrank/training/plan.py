@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ import torch
 from chronos.chronos2.config import Chronos2CoreConfig
 from transformers import PreTrainedConfig, PreTrainedModel, T5Config
 
-from ..checkpoints.families import BOLT, CHRONOS2, T5, Family
+from ..checkpoints.families import BOLT, CHRONOS2, T5, Family, family_of
 from ..checkpoints.published import CHRONOS_2, CHRONOS_BOLT, CHRONOS_T5, SHAPES
 from ..checkpoints.summary import summarize
+from ..models.checked_settings import check_settings
 from ..published_figures import PRETRAINED_RATIOS
-from .initialization import fresh_model
+from .initialization import fresh_model, with_position_buckets
 from .loaders import class_and_config, load_start
-from .settings import RANKS, SIZES, PretrainingSettings, check_count
+from .settings import POSITIONS, RANKS, SIZES, PretrainingSettings, check_count
 
 __all__ = ["Plan", "initial_model", "model_of", "plan_of"]
 
@@ -37,7 +39,8 @@ def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreT
         OSError: There is no checkpoint `start`.
     """
     if settings.start is not None:
-        return class_and_config(settings.start)
+        start_class, start_config = class_and_config(settings.start)
+        return start_class, _with_positions(start_class, start_config, settings)
     name = settings.family or (settings.shape or "t5").replace("chronos-2", "chronos2").partition("-")[0]
     family, published, pipeline_class = FRESH[name]
     lengths = {"context_length": 512, "prediction_length": 64}
@@ -65,6 +68,7 @@ def model_of(settings: PretrainingSettings) -> tuple[type[PreTrainedModel], PreT
             chronos_config=published | lengths,
         )
     model_class = next(cls for cls in family.classes if cls in family.forecasters)
+    config = _with_positions(model_class, config, settings)
     ranks = {name: getattr(settings, name) for name in RANKS if getattr(settings, name) is not None}
     if not ranks:
         return model_class, config
@@ -78,6 +82,24 @@ def _patched(lengths: Mapping[str, int], patch: int) -> dict[str, int]:
             f"prediction_length of a Chronos-2 must be a multiple of {patch}, found {lengths['prediction_length']}."
         )
     return {"context_length": lengths["context_length"], "max_output_patches": lengths["prediction_length"] // patch}
+
+
+def _with_positions(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, settings: PretrainingSettings
+) -> PreTrainedConfig:
+    """A configuration with the buckets of relative position that the settings give."""
+    given = {name: getattr(settings, name) for name in POSITIONS if getattr(settings, name) is not None}
+    if not given:
+        return config
+    family = family_of(model_class)
+    assert family is not None
+    if family is CHRONOS2:
+        raise ValueError(f"{next(iter(given))}: a {family.title} has rotary positions; leave it out.")
+    changed = copy.deepcopy(config)
+    for name, value in given.items():
+        setattr(changed, name, value)
+    check_settings(changed, family.name)
+    return changed
 
 
 def _sizes(settings: PretrainingSettings, family: Family) -> dict[str, int]:
@@ -99,7 +121,10 @@ def initial_model(settings: PretrainingSettings) -> PreTrainedModel:
     model_class, config = model_of(settings)
     if settings.start is None:
         return fresh_model(model_class, config, seed=settings.seed)
-    return load_start(settings.start)
+    model = load_start(settings.start)
+    if any(getattr(config, name, None) != getattr(model.config, name, None) for name in POSITIONS):
+        model = with_position_buckets(model, config)
+    return model
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def pretrain(
             train_dataset=data.batches,
             eval_dataset=data.held_out if settings.evaluation_batches else None,
             data_collator=single_batch,
-            optimizers=(_optimizer(model, arguments) if settings.muon else None, None),
+            optimizers=(_optimizer(model, settings, arguments) if settings.muon else None, None),
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
@@ -174,10 +174,11 @@ def _arguments(settings: PretrainingSettings, folder: Path, config: PreTrainedCo
         raise ValueError(f"trainer: {error}.") from error
 
 
-def _optimizer(model: PreTrainedModel, arguments: TrainingArguments) -> MuonWithAdamW:
+def _optimizer(model: PreTrainedModel, settings: PretrainingSettings, arguments: TrainingArguments) -> MuonWithAdamW:
     return muon_with_adamw(
         model,
         lr=arguments.learning_rate,
+        position_rate=settings.position_rate,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,

@@ -16,9 +16,10 @@ from ..checkpoints.published import SHAPES
 from .runs import HELD_OUT_SEED
 from .trainer import WHOLE_BATCHES
 
-__all__ = ["RANKS", "SIZES", "DistillationSettings", "PretrainingSettings", "check_count"]
+__all__ = ["POSITIONS", "RANKS", "SIZES", "DistillationSettings", "PretrainingSettings", "check_count"]
 
 SIZES = ("d_model", "num_heads", "d_kv", "d_ff", "num_layers", "num_decoder_layers")
+POSITIONS = ("relative_attention_num_buckets", "relative_attention_max_distance")
 RANKS = ("base_rank", "rank_growth", "rank_rounding", "attention_ranks", "feed_forward_ranks")
 
 
@@ -90,6 +91,9 @@ class PretrainingSettings:
         shape: A published shape, such as `"t5-base"`; it brings all sizes.
         d_model, num_heads, d_kv, d_ff, num_layers, num_decoder_layers: The sizes otherwise, as in T5Config; by default those of
             `"reference-bolt"`, with d_ff = 4 d_model and as many layers in both stacks.
+        relative_attention_num_buckets, relative_attention_max_distance: Of the position bias of a T5 or Bolt, as in T5Config: by
+            default 32 and 128, which tell a distance of 12 steps from one of 11 but not from one of 13; with 256 and 512 each up to 64
+            is told from the others. A `start` is given them too, and forecasts as before (see `with_position_buckets`).
         context_length, prediction_length: In values.
         base_rank, rank_growth, rank_rounding, attention_ranks, feed_forward_ranks: As in [`LowRankT5Config`]. Without any of them the
             model is dense.
@@ -99,6 +103,7 @@ class PretrainingSettings:
         learning_rate: The highest: 300 steps (at most a tenth) lead up to it, the last quarter down from it.
         muon: Whether matrices are trained by Muon and all else by AdamW (see `MuonWithAdamW`), with one learning rate; otherwise
             everything by the `optim` of `trainer`, AdamW where it names none.
+        position_rate: The learning rate of the relative position bias, relative to that of all else, with `muon`. New buckets want 10 or 20.
         batch_tokens: Tokens in a process's batch, about; of a Bolt or Chronos-2, a quarter of the values.
         ramp: The share of the steps in which the longest context grows from an eighth to its full length, of synthetic series. By
             default 0.15, and 0 of a model that has learned already.
@@ -128,6 +133,8 @@ class PretrainingSettings:
     d_ff: int | None = None
     num_layers: int | None = None
     num_decoder_layers: int | None = None
+    relative_attention_num_buckets: int | None = None
+    relative_attention_max_distance: int | None = None
     context_length: int | None = None
     prediction_length: int | None = None
     base_rank: float | None = None
@@ -139,6 +146,7 @@ class PretrainingSettings:
     steps: int = 8000
     learning_rate: float = 2e-3
     muon: bool = True
+    position_rate: float = 1.0
     batch_tokens: int = 4096
     ramp: float | None = None
     budgets: list[float] | None = None
@@ -162,6 +170,7 @@ class PretrainingSettings:
             self,
             [
                 *_learning_rate_and_seed(self),
+                ("position_rate", "above 0", 0 < self.position_rate < math.inf),
                 ("ramp", "in [0, 1]", self.ramp is None or 0 <= self.ramp <= 1),
                 ("averaged", "in [0, 1]", 0 <= self.averaged <= 1),
                 (
@@ -187,6 +196,8 @@ class PretrainingSettings:
             raise ValueError(f"shape={self.shape!r} brings its own sizes: leave out {', '.join(double)}.")
         if taken := sorted(set(self.trainer) & set(self.trainer_arguments)):
             raise ValueError(f"trainer: {', '.join(taken)} cannot be given here; they follow from the other settings.")
+        if not self.muon and self.position_rate != 1:
+            raise ValueError(f"position_rate is for muon, which is false; leave it out, found {self.position_rate}.")
         if self.muon and (other := sorted({"optim", "optim_args", "fsdp", "deepspeed"} & set(self.trainer))):
             raise ValueError(f"trainer: {', '.join(other)} cannot be given beside muon; set muon to false.")
         if secret := [name for name in self.trainer if name.endswith("token")]:

@@ -48,6 +48,18 @@ def test_each_parameter_has_one_optimizer(family: str, rank: float | None) -> No
     }
 
 
+@pytest.mark.parametrize(("family", "num_biases"), [("t5", 2), ("bolt", 2), ("chronos2", 0)])
+def test_the_position_bias_has_a_rate_of_its_own(family: str, num_biases: int) -> None:
+    model = with_gradients(fresh(family, None))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    muon_with_adamw(model, position_rate=20.0, **SETTINGS).step()
+    biases = [name for name in before if "relative_attention_bias" in name]
+    assert len(biases) == num_biases
+    for name in [*biases, *(name for name in before if name.endswith("norm.weight"))]:
+        step = (model.get_parameter(name) - before[name]).abs().max().item()
+        assert step == pytest.approx((20.0 if name in biases else 1.0) * SETTINGS["lr"], rel=1e-3), name
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_a_head_of_tokens_is_no_matrix_of_muons(is_tied: bool) -> None:
     model = fresh("t5", None)

@@ -29,6 +29,8 @@ from hf_lowrank.training.settings import PretrainingSettings
         ({"start": "reference", "base_rank": 3}, "start brings its own model: leave out base_rank"),
         ({"budgets": [1.5]}, r"budgets must be a list of different numbers in \(0, 1\), found \[1.5\]"),
         ({"budgets": [0.5, 0.5]}, r"budgets must be a list of different numbers in \(0, 1\), found \[0.5, 0.5\]"),
+        ({"position_rate": 0.0}, r"position_rate must be above 0, found 0.0"),
+        ({"position_rate": 20.0, "muon": False}, r"position_rate is for muon, which is false"),
         ({"budgets": [0.5], "budget_share": 0.0}, r"budget_share must be in \(0, 1\], found 0.0"),
         ({"budgets": [0.5], "base_rank": 3}, "budgets are for a dense model, .* leave out base_rank"),
         ({"trainer": {"optim": "sgd"}}, "trainer: optim cannot be given beside muon; set muon to false"),
