@@ -318,11 +318,7 @@ class Sampling:
 
         A score of -inf is that of none. Logits in float32 are changed: the forbidden ones become -inf.
         """
-        logits = logits.float()
-        for token in self.forbidden:
-            logits[:, token] = -torch.inf
-        if self.temperature not in (None, 1):
-            logits = logits / self.temperature
+        logits = self._scores(logits)
         vocabulary = logits.shape[-1]
         kept = min(self.top_k or vocabulary, vocabulary)
         count = min(kept + 1, vocabulary)
@@ -338,6 +334,13 @@ class Sampling:
             scores = scores.masked_fill(tail <= 1 - self.top_p, -torch.inf)
         return scores, tokens
 
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the softmax is taken of, in float32, before any token is left out but the forbidden ones."""
+        logits = logits.float()
+        for token in self.forbidden:
+            logits[:, token] = -torch.inf
+        return logits if self.temperature in (None, 1) else logits / self.temperature
+
     def draw(self, logits: torch.Tensor, uniform: torch.Tensor | None = None) -> torch.Tensor:
         """One token a path: (N, vocabulary) -> (N,).
 
@@ -345,15 +348,20 @@ class Sampling:
         models that forecast nearly the same draw nearly the same values from the same random state. `uniform`: these numbers,
         (N, 1) in [0, 1); without, PyTorch's random state gives them.
         """
-        scores, tokens = self.candidates(logits)
-        tokens, order = tokens.sort(dim=-1)
-        total = scores.softmax(dim=-1).gather(1, order).cumsum(dim=-1)
+        tokens = None
+        if self.top_k or (self.top_p is not None and self.top_p < 1):
+            scores, tokens = self.candidates(logits)
+            tokens, order = tokens.sort(dim=-1)
+            total = scores.softmax(dim=-1).gather(1, order).cumsum(dim=-1)
+        else:  # all are there, in their order
+            total = self._scores(logits).softmax(dim=-1).cumsum(dim=-1)
         last = total[:, -1:]
         uniform = torch.rand_like(last) if uniform is None else uniform
         level = torch.minimum(uniform * last, last.nextafter(torch.zeros_like(last)))
         drawn = torch.searchsorted(total, level, right=True)
         # Past the end where the scores are NaN, which `sample_paths` says at the end.
-        return tokens.gather(1, drawn.clamp_max_(total.shape[1] - 1)).squeeze(1)
+        drawn.clamp_max_(total.shape[1] - 1)
+        return (drawn if tokens is None else tokens.gather(1, drawn)).squeeze(1)
 
 
 @torch.inference_mode()

@@ -293,6 +293,19 @@ def test_candidates_have_the_probabilities_of_stock(temperature, top_k, top_p, f
     assert_close(found, expected.softmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_all_tokens_are_drawn_from_as_from_the_likeliest_of_all(temperature: float | None) -> None:
+    """Without a top-k nothing is sorted; the draws are those of a top-k that holds the whole vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(500, VOCABULARY, generator=generator)
+    uniform = torch.rand(500, 1, generator=generator)
+    drawn = [Sampling(temperature, k, None, (1,)).draw(logits.clone(), uniform) for k in (0, None, VOCABULARY)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].unique()) > 20
+    assert not (drawn[0] == 1).any()
+
+
 @pytest.mark.parametrize("sampling", [Sampling(1.0, 8, 1.0, (1,)), Sampling(0.7, 30, 0.8, (1,)), Sampling()])
 def test_tokens_are_drawn_with_the_frequencies_of_stock(sampling):
     """Chi-square: with a fixed seed, the chance of a right sampler to fail was one in a thousand when this was written."""
