@@ -1,4 +1,4 @@
-"""Fresh Chronos models that a short training can teach: where their weights begin.
+"""Chronos models that a short training can teach: where the weights of fresh ones begin, and finer positions for others.
 
 A transformer of this size, trained for minutes rather than days, spends most of its time on what is known beforehand: the order of the
 4,096 bins, and that the last values of a context matter most. Both are put into the initial weights.
