@@ -15,7 +15,7 @@ from chronos.chronos import ChronosModel
 from conftest import randomise
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest, spearmanr
 from torch.testing import assert_close
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
-from hf_lowrank.models.decoding import Decoder, Sampling, encode, sample_paths
+from hf_lowrank.models import decoding
+from hf_lowrank.models.decoding import Decoder, Sampling, encode, latin_hypercube, sample_paths
 from hf_lowrank.models.pipeline_lowrank_t5 import LowRankChronosPipeline
 
 BATCH, TOKENS, SAMPLES, STEPS = 3, 9, 4, 6
@@ -262,8 +263,8 @@ def stock_scores(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return scores
 
 
-def stock_draw(self: Sampling, logits: torch.Tensor) -> torch.Tensor:
-    """As `generate` draws: from all the vocabulary."""
+def stock_draw(self: Sampling, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """As `generate` draws: from all the vocabulary, with numbers of its own."""
     return torch.multinomial(stock_scores(logits, self).softmax(-1), 1).squeeze(1)
 
 
@@ -312,13 +313,39 @@ def test_tokens_are_drawn_with_the_frequencies_of_stock(sampling):
     draws = 40_000
     logits = torch.randn(1, VOCABULARY)
     probabilities = stock_scores(logits.clone(), sampling).softmax(-1)[0].double().numpy()
-    counts = sampling.draw(logits.repeat(draws, 1)).bincount(minlength=VOCABULARY).numpy()
+    counts = sampling.draw(logits.repeat(draws, 1), torch.rand(draws, 1)).bincount(minlength=VOCABULARY).numpy()
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     expected = draws * probabilities[possible] / probabilities.sum()
     assert len(expected) > 5
     assert expected.min() > 5
     assert chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+def test_the_paths_of_a_series_draw_from_all_parts_of_a_distribution() -> None:
+    """One in each part at every step; each path's numbers are uniform, and those of two steps have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = latin_hypercube(20, 3000, 2, generator=generator)
+    assert numbers.shape == (3000, 2, 20)
+    assert torch.equal((20 * numbers).long().sort(-1).values, torch.arange(20).expand(3000, 2, 20))
+    for path in (0, 19):
+        assert kstest(numbers[:, 0, path].numpy(), "uniform").pvalue > 1e-3
+        assert abs(spearmanr(numbers[:, 0, path], numbers[:, 1, path]).statistic) < 0.06
+
+
+def test_quantiles_vary_less_than_with_independent_paths(monkeypatch, mixed) -> None:
+    """Of the mean over twenty paths, the variance at every step, relative to that with independent numbers."""
+    given = inputs()
+    arguments: dict[str, Any] = {"num_samples": SAMPLES, "steps": STEPS, "start": 0, "sampling": Sampling()}
+
+    def variance() -> torch.Tensor:
+        torch.manual_seed(0)
+        runs = [sample_paths(mixed, given["input_ids"], given["attention_mask"], **arguments) for _ in range(100)]
+        return torch.stack(runs).double().mean(dim=2).var(dim=0)
+
+    spread = variance()
+    monkeypatch.setattr(decoding, "latin_hypercube", lambda num_samples, *shape, **_: torch.rand(*shape, num_samples))
+    assert (spread < 0.5 * variance()).all()
 
 
 # ---- The pipeline ----------------------------------------------------------------------------------------------------
@@ -349,6 +376,7 @@ def test_forecasts_are_those_of_chronos_when_tokens_are_drawn_alike(monkeypatch,
     """All but the draw: the logits, the processors and their order, the paths of a series side by side, EOS, the passes."""
     stock, ours = pipelines(chronos_t5 if name == "dense" else mixed)
     monkeypatch.setattr(Sampling, "draw", stock_draw)
+    monkeypatch.setattr(decoding, "latin_hypercube", lambda num_samples, *shape, **_: torch.zeros(*shape, num_samples))
     forecasts = []
     for pipeline in (stock, ours):
         torch.manual_seed(11)
@@ -480,10 +508,11 @@ def test_other_ways_to_generate_are_refused(mixed):
 def test_models_that_forecast_nearly_alike_draw_nearly_alike():
     logits = 3 * torch.randn(4000, 64)
     sampling = Sampling(top_k=50, forbidden=(1,))
-    drawn = []
-    for other in (logits, logits + 1e-3 * torch.randn(logits.shape), torch.randn(logits.shape)):
-        torch.manual_seed(5)
-        drawn.append(sampling.draw(other.clone()))
+    uniform = torch.rand(len(logits), 1)
+    drawn = [
+        sampling.draw(other.clone(), uniform)
+        for other in (logits, logits + 1e-3 * torch.randn(logits.shape), torch.randn(logits.shape))
+    ]
     assert (drawn[0] == drawn[1]).float().mean() > 0.99
     assert (drawn[0] == drawn[2]).float().mean() < 0.3
     assert not any((tokens == 1).any() for tokens in drawn)
