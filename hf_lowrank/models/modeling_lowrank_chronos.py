@@ -1,7 +1,8 @@
 """Chronos-Bolt and Chronos-2 models whose attention and feed-forward layers have ranks of their own.
 
 Patching, scaling, the REG token, the quantile head and the loss are chronos-forecasting's; the transformers between them are ours.
-Shapes: B batch, S patches, d d_model, n heads, r rank. Group attention has the batch where time attention has the patches.
+Shapes: B batch, S patches, d d_model, n heads, r rank, G groups of M series. Group attention has the batch where time attention has
+the patches.
 """
 
 from __future__ import annotations
@@ -87,6 +88,23 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
 # --- Chronos-2 -----------------------------------------------------------------------------------------------------
 
 
+# The groups of each size, (G, M) indices of series, and what is added to their logits, (G S, 1, 1, M).
+Groups = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def groups_by_size(group_ids: torch.Tensor, attention_mask: torch.Tensor, dtype: torch.dtype) -> Groups:
+    """The series of a batch by their groups, `group_ids` (B,), a series in a patch being seen where `attention_mask` (B, S) is true."""
+    _, group, sizes = group_ids.unique(return_inverse=True, return_counts=True)
+    together = group.argsort(stable=True)
+    size_of = sizes[group[together]]
+    groups = []
+    for size in sizes.unique().tolist():
+        members = together[size_of == size].view(-1, size)
+        is_seen = attention_mask[members].transpose(1, 2).flatten(0, 1)  # (G S, M)
+        groups.append((members, masked(is_seen.new_zeros((), dtype=dtype), is_seen[:, None, None])))
+    return groups
+
+
 class GroupAttention(LowRankAttention):
     """Attention without order, between the series of a group: softmax(q . k). A form comes after it among the bases."""
 
@@ -100,13 +118,43 @@ class GroupAttention(LowRankAttention):
         mixed, weights = self.attend(query, key, value, mask, output_attentions=output_attentions)
         return self.project_output(mixed.flatten(2)), weights
 
+    def alone(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, S, d) -> (B, S, d), of series that are groups of their own: softmax over one is 1, whatever the query and the key."""
+        raise NotImplementedError
+
+    def within(self, hidden_states: torch.Tensor, groups: Groups) -> torch.Tensor:
+        """(B, S, d) -> (B, S, d): what `forward` gives wherever a patch has a value, looking at no pair of series of two groups.
+
+        Time and memory are linear in the number of groups, where the mask over the whole batch makes both quadratic. (Of a patch in which
+        no series of the group has a value `forward` makes the mean over the batch. No other patch sees it.)
+        """
+        if all(members.shape[1] == 1 for members, _ in groups):
+            return self.alone(hidden_states)
+        output = torch.empty_like(hidden_states)
+        for members, mask in groups:
+            states = hidden_states[members]  # (G, M, S, d)
+            if members.shape[1] == 1:
+                found = self.alone(states[:, 0])[:, None]
+            else:
+                by_patch = states.transpose(1, 2)  # (G, S, M, d)
+                found, _ = self(by_patch.flatten(0, 1), mask)
+                found = found.view_as(by_patch).transpose(1, 2)
+            output[members] = found.to(output.dtype)
+        return output
+
 
 class PerHeadGroupAttention(GroupAttention, PerHeadAttention):
     """Group attention with smaller heads."""
 
+    def alone(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.o(self.v(hidden_states))
+
 
 class LatentGroupAttention(GroupAttention, LatentAttention):
     """Group attention, all heads on one latent a token."""
+
+    def alone(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.project_output(self.latent(hidden_states).repeat(1, 1, self.n_heads))
 
 
 class TimeAttention(PerHeadAttention):
@@ -192,11 +240,15 @@ class GroupSelfAttention(Sublayer):
         self.self_attention = attention_class(ranks, PerHeadGroupAttention, LatentGroupAttention)(config, **ranks)
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, groups: torch.Tensor | Groups, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, S, d), and the groups, or what is added to the logits of the whole batch, (S, 1, B, B) -> (B, S, d) and the weights."""
+        if not torch.is_tensor(groups):
+            output = self.self_attention.within(self.layer_norm(hidden_states), groups)
+            return hidden_states + self.dropout(output), None
         hidden_states = hidden_states.transpose(0, 1)
         output, weights = self.self_attention(
-            self.layer_norm(hidden_states), mask, output_attentions=output_attentions
+            self.layer_norm(hidden_states), groups, output_attentions=output_attentions
         )
         return (hidden_states + self.dropout(output)).transpose(0, 1), weights
 
@@ -230,13 +282,13 @@ class LowRankChronos2Block(nn.Module):
         self,
         hidden_states: torch.Tensor,
         time_mask: torch.Tensor,
-        group_mask: torch.Tensor,
+        groups: torch.Tensor | Groups,
         turns: tuple[torch.Tensor, torch.Tensor],
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The hidden states (B, S, d), and the weights of time and of group attention."""
         hidden_states, time_weights = self.layer[0](hidden_states, time_mask, turns, output_attentions)
-        hidden_states, group_weights = self.layer[1](hidden_states, group_mask, output_attentions)
+        hidden_states, group_weights = self.layer[1](hidden_states, groups, output_attentions)
         return self.layer[2](hidden_states), time_weights, group_weights
 
 
@@ -250,11 +302,18 @@ class LowRankChronos2EncoderOutput(ModelOutput):
 
 
 class LowRankChronos2Encoder(nn.Module):
-    """The encoder of Chronos-2 with the layers that its `LowRankChronos2Config` describes."""
+    """The encoder of Chronos-2 with the layers that its `LowRankChronos2Config` describes.
+
+    Attributes:
+        by_group: Whether group attention is computed inside each group alone, for the same forecasts sooner; a series that is a group of
+            its own then calls neither `q` nor `k`. Set by `LowRankChronos2Pipeline`; not in training, nor where weights are asked for
+            or the model is compiled or exported.
+    """
 
     def __init__(self, config: LowRankChronos2Config) -> None:
         super().__init__()
         self.config = config
+        self.by_group = False
         self.block = nn.ModuleList([LowRankChronos2Block(config, index) for index in range(config.num_layers)])
         self.final_layer_norm = RMSNorm(config)
         self.dropout = nn.Dropout(config.dropout_rate)
@@ -277,15 +336,19 @@ class LowRankChronos2Encoder(nn.Module):
         attention_mask = attention_mask.bool()
         nothing = inputs_embeds.new_zeros(())
         time_mask = masked(nothing, attention_mask[:, None, None])
-        # A series attends to those of its group that have a value in the patch: (S, 1, B, B).
-        same_group = group_ids[:, None] == group_ids[None, :]
-        group_mask = masked(nothing, same_group & attention_mask.T[:, None, None])
+        # A series attends to those of its group that have a value in the patch.
+        groups: torch.Tensor | Groups
+        if self.by_group and not (self.training or output_attentions or torch.compiler.is_compiling()):
+            groups = groups_by_size(group_ids, attention_mask, inputs_embeds.dtype)
+        else:
+            same_group = group_ids[:, None] == group_ids[None, :]
+            groups = masked(nothing, same_group & attention_mask.T[:, None, None])  # (S, 1, B, B)
         turns = rotary_turns(position_ids, self.config, inputs_embeds.dtype)
 
         hidden_states = self.dropout(inputs_embeds)
         time_weights, group_weights = [], []
         for block in self.block:
-            hidden_states, *weights = block(hidden_states, time_mask, group_mask, turns, output_attentions)
+            hidden_states, *weights = block(hidden_states, time_mask, groups, turns, output_attentions)
             time_weights.append(weights[0])
             group_weights.append(weights[1])
         hidden_states = self.dropout(self.final_layer_norm(hidden_states))

@@ -23,10 +23,15 @@ from .decoding import NOT_FINITE
 
 
 def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrainedModel:
-    """The model of a folder or Hub id through AutoModel, after a look at its `model_type`."""
+    """The model of a folder or Hub id through AutoModel, after a look at its `model_type`; a dense Chronos-2 as one of ours at full rank."""
     # Whether the checkpoint's own code may run is for the caller to say, and not asked.
     kwargs.setdefault("trust_remote_code", False)
-    named = AutoConfig.from_pretrained(name, **kwargs).model_type
+    config = AutoConfig.from_pretrained(name, **kwargs)
+    named = config.model_type
+    if model_type == "lowrank_chronos2" and config.architectures == ["Chronos2Model"]:
+        from .modeling_lowrank_chronos import LowRankChronos2Model  # which imports this file
+
+        return LowRankChronos2Model.from_pretrained(name, *args, **kwargs)
     if named != model_type:
         raise ValueError(
             f"{name} must hold a model of type {model_type!r}, found {named!r}; "
@@ -124,14 +129,28 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
 
 
 class LowRankChronos2Pipeline(Chronos2Pipeline):
-    """[`chronos.Chronos2Pipeline`] of a low-rank Chronos-2."""
+    """[`chronos.Chronos2Pipeline`] of a low-rank Chronos-2: the same forecasts, group attention being computed inside each group alone.
+
+    Chronos' own makes logits of every two series of a batch at every patch, and masks those of different groups; here the work grows with
+    the number of groups, and a series that is a group of its own needs no queries, keys or logits. `BaseChronosPipeline.from_pretrained`
+    chooses it for low-rank checkpoints; for a dense one call its own `from_pretrained`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._forecast_by_group(True)
+
+    def _forecast_by_group(self, by_group: bool) -> None:
+        for module in self.model.modules():
+            if hasattr(module, "by_group"):
+                module.by_group = by_group
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> BaseChronosPipeline:
         """Load from a folder, the Hub or S3, with the arguments of `AutoModel.from_pretrained`; a LoRA adapter is merged.
 
         Raises:
-            ValueError: The model, or the one below the adapter, is not a low-rank Chronos-2.
+            ValueError: The model, or the one below the adapter, is no Chronos-2, dense or low-rank.
             ImportError: It is an adapter, and the package peft is missing.
         """
         name = pretrained_model_name_or_path
@@ -150,6 +169,14 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
     def predict(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         """As [`chronos.Chronos2Pipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
         return finite(super().predict(*args, **kwargs))
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As [`chronos.Chronos2Pipeline.embed`], the states of patches without a value too, which depend on the whole batch."""
+        self._forecast_by_group(False)
+        try:
+            return super().embed(*args, **kwargs)
+        finally:
+            self._forecast_by_group(True)
 
     def fit(self, *args: Any, **kwargs: Any) -> LowRankChronos2Pipeline:
         """Fine-tune a copy of the model; see [`chronos.Chronos2Pipeline.fit`] for the arguments.

@@ -148,6 +148,55 @@ def test_groups_and_covariates_matter():
             assert (one - other).abs().max() > 1e-2
 
 
+@given(
+    group_ids=st.lists(st.integers(-2, 3), min_size=6, max_size=6),
+    missing=st.lists(st.integers(0, 43), min_size=6, max_size=6),
+    is_latent=st.booleans(),
+    implementation=st.sampled_from(["eager", "sdpa"]),
+)
+def test_group_attention_inside_each_group_is_that_of_the_batch(group_ids, missing, is_latent, implementation):
+    """Of whatever sizes the groups are, and in whatever order their series come; some series have no value in some patches, or none at all."""
+    group = [{"latent": 7, "query": 5, "output": 6}] * 2 if is_latent else [{"qk": 3, "vo": 5}] * 2
+    model = chronos2(attention_ranks={"group": group}, attn_implementation=implementation)
+    context = series()
+    for row, count in zip(context, missing):
+        row[:count] = torch.nan
+    arguments = {"context": context, "group_ids": torch.tensor(group_ids), "num_output_patches": 2}
+    with torch.no_grad():
+        expected = model(**arguments).quantile_preds
+        model.encoder.by_group = True
+        found = model(**arguments).quantile_preds
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_series_of_their_own_need_no_queries(by_group):
+    model = chronos2()
+    model.encoder.by_group = by_group
+    calls = []
+    for block in model.encoder.block:
+        block.layer[1].self_attention.q.register_forward_hook(lambda *_: calls.append(1))
+    predict(model)
+    assert len(calls) == (0 if by_group else 2)
+
+
+@pytest.mark.parametrize("way", ["training", "weights"])
+def test_what_needs_the_whole_batch_has_it(way):
+    model = chronos2(dropout_rate=0.1)
+    model.encoder.by_group = True
+    model.train(way == "training")
+    context = series()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = model(context, group_ids=GROUPS, output_attentions=way == "weights")
+        if way == "weights":
+            assert [weights.shape for weights in found.enc_group_self_attn_weights] == [(10, 2, 6, 6)] * 2
+        else:
+            model.encoder.by_group = False
+            torch.manual_seed(0)
+            assert torch.equal(model(context, group_ids=GROUPS).quantile_preds, found.quantile_preds)
+
+
 @IMPLEMENTATIONS
 def test_attention_weights_are_chronos2s(implementation):
     dense, context = dense_chronos2(attn_implementation=implementation), series()
