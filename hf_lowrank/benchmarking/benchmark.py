@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.pipelines import in_lean_pipeline, known_device, known_dtype
+from ..checkpoints.devices import known_device, known_dtype
+from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
 from ..files import temporary_folder
 from ..progress import progress_display

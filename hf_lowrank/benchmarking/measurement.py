@@ -20,8 +20,7 @@ from huggingface_hub import snapshot_download
 from transformers import T5Config, T5ForConditionalGeneration
 
 from ..checkpoints.loading import checkpoint_path
-from ..checkpoints.pipelines import in_stock_pipeline, load_pipeline
-from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from ..checkpoints.pipelines import in_lean_pipeline, in_stock_pipeline, load_pipeline
 from ..timing import Case
 from .rounds import Timing, timed
 
@@ -72,7 +71,7 @@ class Memory:
 class LoadedCheckpoint:
     """A checkpoint of any Chronos family in the pipeline that its configuration names.
 
-    If `lean`, it is a Chronos-T5 in LowRankChronosPipeline.
+    If `lean`, it is a dense Chronos-T5 or Chronos-2 in the pipeline of our models.
 
     Attributes:
         name: What messages and results call it.
@@ -80,7 +79,7 @@ class LoadedCheckpoint:
         pipeline: Its pipeline in this process.
         dtype: `"float32"` or `"bfloat16"`, of weights and computation.
         device: `"cpu"` or `"cuda"`.
-        lean: Whether a Chronos-T5 is in LowRankChronosPipeline whatever its configuration names.
+        lean: Whether it is in that pipeline whatever its configuration names.
     """
 
     name: str
@@ -94,9 +93,8 @@ class LoadedCheckpoint:
     def load(cls, path: str, name: str, *, dtype: str, device: str, lean: bool = False) -> LoadedCheckpoint:
         """Load a folder or a Hub id; `name` is what messages and results call it."""
         path = checkpoint_path(path)
-        pipeline_class = LowRankChronosPipeline if lean else BaseChronosPipeline
-        pipeline = pipeline_class.from_pretrained(path, dtype=dtype, device_map=device, trust_remote_code=False)
-        return cls(name, path, pipeline, dtype, device, lean)
+        pipeline = BaseChronosPipeline.from_pretrained(path, dtype=dtype, device_map=device, trust_remote_code=False)
+        return cls(name, path, in_lean_pipeline(pipeline) if lean else pipeline, dtype, device, lean)
 
     @classmethod
     def checked(cls, path: str, name: str, *, argument: str, dtype: str, device: str) -> LoadedCheckpoint:

@@ -68,8 +68,8 @@ class Side:
 class Comparison:
     """Two checkpoints in one case.
 
-    `against_lean`, for a Chronos-T5 alone, is the second one once more, uncompressed, in LowRankChronosPipeline. Ratios are the value of the
-    model, or of `against_lean`, over that of `against`, repeat by repeat. Rounds that something else on the machine disturbed are
+    `against_lean`, of a dense Chronos-T5 or Chronos-2, is the second one once more, uncompressed, in LowRankChronosPipeline or
+    LowRankChronos2Pipeline. Ratios are the value of the model, or of `against_lean`, over that of `against`, repeat by repeat. Rounds that something else on the machine disturbed are
     repeated: `repeated_rounds` were, and `disturbed_rounds` of those that count were disturbed too.
     """
 
@@ -144,7 +144,7 @@ class Benchmark:
         """For programs: the ratios over all repeats of all cases, the `machine`, the cases as `results`, and `remarks`.
 
         The ratios are `time_ratio`, `memory_ratio`, `floor_ratio`, and `lean_time_ratio` and `lean_memory_ratio` of the second checkpoint in
-        LowRankChronosPipeline.
+        the pipeline of our models.
         """
         pooled: dict[str, list[float]] = {}
         for comparison in self.comparisons:
@@ -169,8 +169,8 @@ class Benchmark:
         """For people: the figures of each case, then the two checkpoints."""
         model, against = self.comparisons[0].model, self.comparisons[0].against
         figures = Table("", "against", "model", "ratio (min to max)", title=f"{model.name} against {against.name}")
-        if self.comparisons[0].against_lean is not None:
-            figures.add_column("against, in LowRankChronosPipeline")
+        if (lean := self.comparisons[0].against_lean) is not None:
+            figures.add_column(f"against, in {lean.pipeline}")
             figures.add_column("ratio (min to max)")
         figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
         for comparison in self.comparisons:

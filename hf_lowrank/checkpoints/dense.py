@@ -18,9 +18,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from .devices import known_device, known_dtype
 from .families import DENSE_CLASSES, Family, family_of
 from .loading import check_finite, checkpoint_path, load_model, public_name
-from .pipelines import known_device, known_dtype
 from .rank_table import LayerName
 
 __all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from chronos import BaseChronosPipeline, ChronosConfig, ChronosPipeline, ForecastType
+from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from ..models.pipeline_lowrank_chronos import is_adapter
+from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from .connection import from_hub_or_cache
-from .families import FAMILIES, T5, family_of
+from .dense import as_full_rank
+from .devices import known_device, known_dtype
+from .families import CHRONOS2, FAMILIES, T5, family_of
 from .loading import checkpoint_path, load_model
 
 __all__ = [
@@ -28,8 +30,6 @@ __all__ = [
     "fingerprint",
     "in_lean_pipeline",
     "in_stock_pipeline",
-    "known_device",
-    "known_dtype",
     "load_pipeline",
     "predict_quantiles",
     "stable_seed",
@@ -37,7 +37,6 @@ __all__ = [
 
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Sizes of values of which the sums of thousands of squares, and parts of them, are normal in float32.
 BEARABLE = (1e-12, 1e15)
 QUANTILE_LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]  # of forecasts and scores, as in the Chronos papers
@@ -53,46 +52,6 @@ def as_pipeline(model: PreTrainedModel) -> BaseChronosPipeline:
     return LowRankChronosPipeline(
         tokenizer=chronos_config.create_tokenizer(), model=ChronosModel(chronos_config, model)
     )
-
-
-def known_device(device: str | None) -> str:
-    """The device, or by default the GPU if there is one.
-
-    Raises:
-        ValueError: It is none, or this machine has none.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
-    if kind == "meta":
-        raise ValueError(f"device must be one that computes, such as 'cpu' or 'cuda', found {device!r}.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device must be one that this machine has, found {device!r}: {reason}") from None
-    return device
-
-
-def known_dtype(dtype: torch.dtype | str, *, has_auto: bool = True) -> torch.dtype | str:
-    """The dtype that a name stands for, or one of `torch`'s itself.
-
-    Args:
-        dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`.
-        has_auto: Whether it may be `"auto"`, that of the file, which stays a word.
-
-    Raises:
-        ValueError: It is another.
-    """
-    if dtype in DTYPES.values() or (has_auto and dtype == "auto"):
-        return dtype
-    if dtype not in DTYPES:
-        names = [*(["auto"] if has_auto else []), *DTYPES]
-        raise ValueError(f"dtype must be one of {', '.join(names)}, found {str(dtype)!r}.")
-    return DTYPES[str(dtype)]
 
 
 @from_hub_or_cache
@@ -143,13 +102,15 @@ def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> P
 
 
 def in_lean_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
-    """A dense Chronos-T5 in LowRankChronosPipeline; any other pipeline as it is.
+    """A dense Chronos-T5 or Chronos-2 in chronos' own pipeline in that of our models, sharing its weights; any other as it is.
 
-    So dense and compressed models draw their samples in the same way.
+    So a dense Chronos-T5 draws its samples as compressed models do, and a dense Chronos-2 attends to the series of a group alone.
     """
-    return (
-        LowRankChronosPipeline(pipeline.tokenizer, pipeline.model) if type(pipeline) is ChronosPipeline else pipeline
-    )
+    if type(pipeline) is ChronosPipeline:
+        return LowRankChronosPipeline(pipeline.tokenizer, pipeline.model)
+    if type(pipeline) is Chronos2Pipeline and type(pipeline.model) in CHRONOS2.classes:
+        return LowRankChronos2Pipeline(as_full_rank(pipeline.model))
+    return pipeline
 
 
 def in_stock_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:

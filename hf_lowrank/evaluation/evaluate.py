@@ -27,12 +27,11 @@ import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 
+from ..checkpoints.devices import known_device, known_dtype
 from ..checkpoints.loading import public_name
 from ..checkpoints.pipelines import (
     QUANTILE_LEVELS,
     fingerprint,
-    known_device,
-    known_dtype,
     load_pipeline,
     predict_quantiles,
     stable_seed,

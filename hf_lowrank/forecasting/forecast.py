@@ -22,7 +22,8 @@ import pandas as pd
 from chronos import BaseChronosPipeline
 from rich.progress import Progress, TimeRemainingColumn
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, known_dtype, load_pipeline
+from ..checkpoints.devices import known_dtype
+from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
 from ..data.series import series_by_item
 from ..data.tables import LongColumns, check_suffix
 from ..data.times import Spacing, known_frequency

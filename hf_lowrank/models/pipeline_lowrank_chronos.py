@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 try:
     import chronos
@@ -27,14 +27,14 @@ def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrai
     # Whether the checkpoint's own code may run is for the caller to say, and not asked.
     kwargs.setdefault("trust_remote_code", False)
     config = AutoConfig.from_pretrained(name, **kwargs)
-    named = config.model_type
     if model_type == "lowrank_chronos2" and config.architectures == ["Chronos2Model"]:
-        from .modeling_lowrank_chronos import LowRankChronos2Model  # which imports this file
-
-        return LowRankChronos2Model.from_pretrained(name, *args, **kwargs)
-    if named != model_type:
+        values, _ = PreTrainedConfig.get_config_dict(name, **kwargs)  # as they are: AutoConfig makes a T5's of them
+        for key in ("model_type", "architectures", "transformers_version", "chronos_pipeline_class"):
+            values.pop(key, None)
+        kwargs["config"] = AutoConfig.for_model(model_type, **values)
+    elif config.model_type != model_type:
         raise ValueError(
-            f"{name} must hold a model of type {model_type!r}, found {named!r}; "
+            f"{name} must hold a model of type {model_type!r}, found {config.model_type!r}; "
             "BaseChronosPipeline.from_pretrained chooses the pipeline by itself."
         )
     return AutoModel.from_pretrained(name, *args, **kwargs)

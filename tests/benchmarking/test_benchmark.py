@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from chronos import BaseChronosPipeline
+from chronos_models import dense_chronos2
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
@@ -425,6 +426,18 @@ def test_the_command_says_what_is_wrong(arguments, message):
     result = CliRunner().invoke(app, ["bench", *arguments])
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_a_dense_chronos2_is_measured_by_group_too(tmp_path, monkeypatch):
+    dense_chronos2().save_pretrained(tmp_path)
+    monkeypatch.setattr("hf_lowrank.benchmarking.benchmark.MEMORY_REPEATS", 0)
+    lengths = {"batch_size": [4], "context_length": [30], "prediction_length": [5]}
+    result = benchmark(str(tmp_path), str(tmp_path), **lengths, repeats=1, threads=1)
+    (comparison,) = result.comparisons
+    assert [side.pipeline for side in comparison.sides] == [*["Chronos2Pipeline"] * 2, "LowRankChronos2Pipeline"]
+    assert comparison.against_lean.parameters == comparison.against.parameters
+    assert comparison.against_lean.product_flops < comparison.against.product_flops
+    assert "against, in LowRankChronos2Pipeline" in [column.header for column in result.tables()[0].columns]
 
 
 def test_lists_of_integers_are_joined():

@@ -1,0 +1,49 @@
+"""Devices and dtypes by their names, checked before anything is loaded to them."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["known_device", "known_dtype"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def known_device(device: str | None) -> str:
+    """The device, or by default the GPU if there is one.
+
+    Raises:
+        ValueError: It is none, or this machine has none.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as 'cpu' or 'cuda', found {device!r}: {error}") from None
+    if kind == "meta":
+        raise ValueError(f"device must be one that computes, such as 'cpu' or 'cuda', found {device!r}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one that this machine has, found {device!r}: {reason}") from None
+    return device
+
+
+def known_dtype(dtype: torch.dtype | str, *, has_auto: bool = True) -> torch.dtype | str:
+    """The dtype that a name stands for, or one of `torch`'s itself.
+
+    Args:
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`.
+        has_auto: Whether it may be `"auto"`, that of the file, which stays a word.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if dtype in DTYPES.values() or (has_auto and dtype == "auto"):
+        return dtype
+    if dtype not in DTYPES:
+        names = [*(["auto"] if has_auto else []), *DTYPES]
+        raise ValueError(f"dtype must be one of {', '.join(names)}, found {str(dtype)!r}.")
+    return DTYPES[str(dtype)]
