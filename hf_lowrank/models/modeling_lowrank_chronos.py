@@ -105,6 +105,18 @@ def groups_by_size(group_ids: torch.Tensor, attention_mask: torch.Tensor, dtype:
     return groups
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a matrix of floating-point numbers and nothing else: no adapter, no quantizer, no hook, nothing offloaded."""
+    hooks = [
+        *module._forward_hooks,
+        *module._forward_pre_hooks,
+        *(["accelerate"] if hasattr(module, "_hf_hook") else []),
+    ]
+    return (
+        type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hooks and not module.weight.is_meta
+    )
+
+
 class GroupAttention(LowRankAttention):
     """Attention without order, between the series of a group: softmax(q . k). A form comes after it among the bases."""
 
@@ -147,6 +159,11 @@ class PerHeadGroupAttention(GroupAttention, PerHeadAttention):
     """Group attention with smaller heads."""
 
     def alone(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled() and is_plain(self.v) and is_plain(self.o):
+            # Where heads are large, W_o W_v is the smaller matrix, and made sooner than two are multiplied with many tokens.
+            inner, tokens = self.o.in_features, hidden_states.numel() // self.d_model
+            if tokens * (2 * inner - self.d_model) > self.d_model * inner:
+                return nn.functional.linear(hidden_states, self.o.weight @ self.v.weight)
         return self.o(self.v(hidden_states))
 
 

@@ -34,6 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Trainer, TrainingArguments
 
 from hf_lowrank import (
@@ -178,6 +179,22 @@ def test_series_of_their_own_need_no_queries(by_group):
         block.layer[1].self_attention.q.register_forward_hook(lambda *_: calls.append(1))
     predict(model)
     assert len(calls) == (0 if by_group else 2)
+
+
+def test_values_and_output_of_large_heads_are_one_matrix():
+    """Where that is less work, and nothing but a matrix stands in either place."""
+    attention = layers(chronos2(), 1)[0]
+    few, many = torch.randn(1, 1, attention.d_model), torch.randn(9, 11, attention.d_model)
+    expected = attention.o(attention.v(many))
+    with torch.no_grad(), FlopCounterMode(display=False) as one:
+        assert torch.equal(attention.alone(few), attention.o(attention.v(few)))
+        found = attention.alone(many)
+    assert_close(found, expected)
+    attention.o.register_forward_hook(lambda *_: None)
+    with torch.no_grad(), FlopCounterMode(display=False) as two:
+        attention.o(attention.v(few)), attention.o(attention.v(few))
+        assert torch.equal(attention.alone(many), expected)
+    assert one.get_total_flops() < two.get_total_flops()
 
 
 @pytest.mark.parametrize("way", ["training", "weights"])

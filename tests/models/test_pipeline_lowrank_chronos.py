@@ -134,7 +134,7 @@ def test_a_dense_chronos2_is_forecast_with_by_group(tmp_path):
     assert type(ours.model) is LowRankChronos2Model
     assert ours.model.encoder.by_group
     inputs = list(series())
-    assert_same(ours.predict(inputs), stock.predict(inputs))
+    assert_same(ours.predict(inputs), stock.predict(inputs), 1e-4)
 
 
 @FAMILIES
@@ -153,10 +153,12 @@ def test_the_other_family_is_refused(tmp_path, family):
 def test_forecasts_are_the_stock_pipelines(family, horizon):
     stock, ours = both(family)
     inputs = list(series())
-    assert_same(ours.predict(inputs, horizon), stock.predict(inputs, horizon))
+    tolerance = {"bolt": 0.0, "chronos2": 1e-4}[family]  # group attention is computed in another order
+    assert_same(ours.predict(inputs, horizon), stock.predict(inputs, horizon), tolerance)
     for levels in (DECILES, [0.25, 0.5, 0.85]):
         arguments = {"prediction_length": horizon, "quantile_levels": levels}
-        assert_same(ours.predict_quantiles(inputs, **arguments), stock.predict_quantiles(inputs, **arguments))
+        found, expected = (one.predict_quantiles(inputs, **arguments) for one in (ours, stock))
+        assert_same(found, expected, tolerance)
     assert_same(ours.embed(inputs), stock.embed(inputs))
 
 
