@@ -3,8 +3,7 @@
 A step with a budget inserts the projections A_r B_r^T that `compress_pretrained` would merge into the weights, and the gradient goes through
 them. What the directions that are cut off know is so learned by those that stay. One sampled size a step is how slimmable and elastic
 networks are trained ("Slimmable Neural Networks", arXiv 1812.08928; "MatFormer", arXiv 2310.07707); here the sizes are nested in bases that
-balanced truncation finds, made anew as the model changes. Such a step can learn from the whole model as it is at the moment ("Universally
-Slimmable Networks", arXiv 1903.05134, section 3.3).
+balanced truncation finds, made anew as the model changes.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..compression.compress import projections_within
 from ..compression.layers import Projection
 from ..compression.sensitivity import inserted
-from .distillation import distillation_loss, logits_of_both
 from .runs import checkpoint_file
 
-__all__ = ["CALIBRATION", "BudgetSteps", "BudgetTrainer"]
+__all__ = ["CALIBRATION", "BudgetSteps"]
 
 FILE = "budgets.safetensors"
 # Of each calibration, less than in a compression: in a training many of them even out.
@@ -56,7 +54,6 @@ class BudgetSteps(TrainerCallback):
         self.budgets = tuple(budgets)
         self.share, self.start, self.renewal, self.seed = share, start, renewal, seed
         self.projections: dict[float, list[Projection]] = {}
-        self.current: float | None = None  # the budget of the step under way
         self._inserted = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,12 +68,10 @@ class BudgetSteps(TrainerCallback):
             self.renew(state.global_step)
         rng = np.random.default_rng([self.seed, 5, state.global_step + 1])
         if rng.random() < self.share:
-            self.current = self.budgets[rng.integers(len(self.budgets))]
-            self._inserted.enter_context(self.within(self.current))
+            self._inserted.enter_context(self.within(self.budgets[rng.integers(len(self.budgets))]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._inserted.close()
-        self.current = None
         if control.should_save and self.projections and state.is_world_process_zero:
             _save(self.projections, checkpoint_file(args, state, FILE))
 
@@ -93,31 +88,6 @@ class BudgetSteps(TrainerCallback):
             for projection in self.projections[budget]:
                 stack.enter_context(inserted(self.model, projection))
             yield
-
-    @contextmanager
-    def without(self) -> Iterator[None]:
-        """The whole model, for as long as the block runs in a step that has a budget."""
-        assert self.current is not None
-        self._inserted.close()
-        try:
-            yield
-        finally:
-            self._inserted.enter_context(self.within(self.current))
-
-
-class BudgetTrainer(Trainer):
-    """A Trainer whose steps within a budget learn from the whole model too: by `distillation_loss`, w the `distillation`."""
-
-    budgets: BudgetSteps | None = None
-    distillation: float = 0.0
-
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        if self.budgets is None or self.budgets.current is None or self.distillation == 0:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        student, teacher, labels = logits_of_both(
-            model, self.accelerator.unwrap_model(model), inputs, as_teacher=self.budgets.without()
-        )
-        return distillation_loss(student.float(), teacher.float(), labels, weight=self.distillation, temperature=1.0)
 
 
 def _save(projections: Mapping[float, Sequence[Projection]], path: Path) -> None:

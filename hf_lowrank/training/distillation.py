@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from .runs import earlier_run, end, working_folder
 from .settings import DistillationSettings, check_count
 from .trainer import Diverged, run_trainer, training_arguments
 
-__all__ = ["RecoveryScore", "distillation_loss", "logits_of_both", "recover"]
+__all__ = ["RecoveryScore", "distillation_loss", "recover"]
 
 # Teacher and student may sample differently, and see less of the past; a token must mean the same to both.
 NOT_OF_THE_TOKENIZER = {"context_length", "prediction_length", "num_samples", "temperature", "top_k", "top_p"}
@@ -274,7 +273,7 @@ class _DistillationTrainer(Trainer):
     ) -> torch.Tensor:
         """`distillation_loss` of a batch; Trainer calls it."""
         model.eval()  # dropout would be noise on the way to an answer that is known
-        student, teacher, labels = logits_of_both(model, self.teacher, inputs)
+        student, teacher, labels = _logits(model, self.teacher, inputs)
         loss = distillation_loss(
             student,
             teacher,
@@ -287,17 +286,10 @@ class _DistillationTrainer(Trainer):
         return loss
 
 
-def logits_of_both(
-    student: Any,
-    teacher: Any,
-    batch: dict[str, torch.Tensor],
-    *,
-    as_teacher: AbstractContextManager[None] | None = None,
+def _logits(
+    student: Any, teacher: PreTrainedModel, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits of two Chronos-T5 where there is a label, float of shape (tokens, vocabulary), and the labels, (tokens,).
-
-    Those of the teacher come first, without gradients, inside `as_teacher`.
-    """
+    """Both models' logits where there is a label, float of shape (tokens, vocabulary), and the labels, (tokens,)."""
     inputs = {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
@@ -305,7 +297,7 @@ def logits_of_both(
         "use_cache": False,
     }
     is_labelled = batch["labels"] != IGNORED_LABEL
-    with torch.no_grad(), as_teacher or nullcontext():
+    with torch.no_grad():
         theirs = teacher(**inputs).logits[is_labelled]
     return student(**inputs).logits[is_labelled], theirs, batch["labels"][is_labelled]
 
@@ -314,9 +306,7 @@ def logits_of_both(
 def _score(student: Any, teacher: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> RecoveryScore:
     totals, tokens = np.zeros(3), 0
     for batch in batches:
-        ours, theirs, labels = logits_of_both(
-            student, teacher, {name: x.to(teacher.device) for name, x in batch.items()}
-        )
+        ours, theirs, labels = _logits(student, teacher, {name: x.to(teacher.device) for name, x in batch.items()})
         losses = (
             F.kl_div(ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1), log_target=True, reduction="sum"),
             F.cross_entropy(ours, labels, reduction="sum"),

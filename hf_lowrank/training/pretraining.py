@@ -15,14 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    T5ForConditionalGeneration,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoints.families import DENSE_CLASSES
 from ..checkpoints.loading import public_name
@@ -32,7 +25,7 @@ from ..data.windows import single_batch
 from ..files import check_output, new_folder, without_folders, write_json
 from .averaging import WeightAverage
 from .batches import RunData, run_data
-from .budgets import CALIBRATION, BudgetSteps, BudgetTrainer
+from .budgets import CALIBRATION, BudgetSteps
 from .optimizers import MuonWithAdamW, muon_with_adamw
 from .plan import initial_model
 from .runs import earlier_run, end, working_folder
@@ -88,7 +81,7 @@ def pretrain(
     with working_folder(output, "pretraining", described | {"processes": processes}, resume=resume) as folder:
         arguments = _arguments(settings, folder, model.config)
         data = _data(settings, model.config, settings.steps * processes * arguments.gradient_accumulation_steps)
-        trainer = BudgetTrainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=data.batches,
@@ -98,8 +91,7 @@ def pretrain(
             callbacks=[_Finite(settings.learning_rate), *(callbacks or [])],
         )
         trainer.model_accepts_loss_kwargs = False  # its loss is the mean of a batch, whatever is accumulated
-        trainer.budgets = budgets = _budget_steps(model, settings)
-        trainer.distillation = settings.budget_distillation
+        budgets = _budget_steps(model, settings)
         last = [*([budgets] if budgets else []), WeightAverage(model, settings.averaged_steps)]
         run_trainer(trainer, "Pretraining", show_progress=show_progress, last=last)
         history = _history(trainer, settings)
@@ -143,10 +135,6 @@ def _check_budgets(model: PreTrainedModel, settings: PretrainingSettings) -> Non
     if settings.budgets and type(model) not in DENSE_CLASSES:
         raise ValueError(
             f"budgets are for a dense model, which is compressed later; start is a {type(model).__name__}."
-        )
-    if settings.budgets and settings.budget_distillation and not isinstance(model, T5ForConditionalGeneration):
-        raise ValueError(
-            f"budget_distillation is for a Chronos-T5; leave it out, the model is a {type(model).__name__}."
         )
     for budget in settings.budgets or ():
         try:

@@ -111,8 +111,6 @@ class PretrainingSettings:
             `compress_pretrained`: see `hf_lowrank.training.budgets`.
         budget_share: The share of the steps that have a budget, each as often; of a fresh model they begin after a fifth of all.
         budget_steps: After so many steps it is found out anew how the model would be compressed, which takes as long as ten or twenty.
-        budget_distillation: Of a Chronos-T5: how far a step within a budget learns from the whole model's forecasts in place of the
-            series, in [0, 1] (the w of `distillation_loss`).
         averaged: The share of the steps, the last ones, whose weights are averaged; 0 for the weights of the last step.
         save_steps: Steps between checkpoints and evaluations.
         evaluation_batches: Batches in the held-out set, at most; 0 for none.
@@ -154,7 +152,6 @@ class PretrainingSettings:
     budgets: list[float] | None = None
     budget_share: float = 0.6
     budget_steps: int = 500
-    budget_distillation: float = 0.0
     averaged: float = 0.05
     save_steps: int = 500
     evaluation_batches: int = 32
@@ -182,7 +179,6 @@ class PretrainingSettings:
                     self.budgets is None or _are_shares(self.budgets),
                 ),
                 ("budget_share", "in (0, 1]", 0 < self.budget_share <= 1),
-                ("budget_distillation", "in [0, 1]", 0 <= self.budget_distillation <= 1),
                 ("dtype", "'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
                 ("family", "'t5', 'bolt' or 'chronos2'", self.family in (None, "t5", "bolt", "chronos2")),
                 ("shape", f"one of {', '.join(SHAPES)}", self.shape is None or self.shape in SHAPES),

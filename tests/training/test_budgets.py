@@ -17,9 +17,8 @@ from hf_lowrank import PretrainingSettings, calibrate, compress_pretrained, pret
 from hf_lowrank.compression.compress import projections_within
 from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.sensitivity import PROBE_ARITHMETIC, inserted
-from hf_lowrank.training.budgets import CALIBRATION, BudgetSteps, BudgetTrainer
+from hf_lowrank.training.budgets import CALIBRATION, BudgetSteps
 from hf_lowrank.training.plan import initial_model
-from hf_lowrank.training.trainer import training_arguments
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 2, "d_kv": 8, "num_layers": 2}
 BUDGETS = [0.5, 0.25]
@@ -121,48 +120,6 @@ def test_a_run_with_budgets_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     resumed = pretrain(tmp_path / "cut", settings)
     theirs = resumed.state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in whole.state_dict().items())
-
-
-@pytest.mark.parametrize("distillation", [0.0, 0.4, 1.0])
-def test_a_step_within_a_budget_learns_from_the_whole_model(tmp_path: Path, distillation: float) -> None:
-    """Its loss is that of distillation, from the model with all hooks taken out to the one with those of the budget."""
-    model = initial_model(replace(TINY, family="t5"))
-    steps = BudgetSteps(model, BUDGETS, share=1.0, start=0, renewal=100, seed=0)
-    trainer = BudgetTrainer(model, training_arguments(tmp_path, max_steps=1))
-    trainer.model_accepts_loss_kwargs = False
-    trainer.budgets, trainer.distillation = steps, distillation
-    (batch,), _ = objective_of(model.config, type(model)).batches("synthetic", 1, 3)
-    whole = model(**batch)
-    assert torch.equal(trainer.compute_loss(model, batch), whole.loss)
-    state = type("State", (), {"global_step": 0, "is_world_process_zero": True})()
-    steps.on_step_begin(None, state, None)
-    before = projections(model)
-    within = model(**batch)
-    assert before > 0
-    is_labelled = batch["labels"] != -100
-    p, q = (output.logits[is_labelled].double().log_softmax(-1) for output in (within, whole))
-    divergence = (q.exp() * (q - p)).sum(-1).mean()
-    assert divergence > 1e-6
-    loss = trainer.compute_loss(model, batch)
-    torch.testing.assert_close(
-        loss.double(), (1 - distillation) * within.loss.double() + distillation * divergence, rtol=1e-4, atol=1e-7
-    )
-    assert projections(model) == before
-    loss.backward()  # through the budget alone
-    steps.on_step_end(None, state, type("Control", (), {"should_save": False})())
-    assert projections(model) == 0
-    assert torch.equal(trainer.compute_loss(model, batch), whole.loss)
-
-
-def test_distillation_is_for_tokens(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="budget_distillation is for a Chronos-T5; leave it out, the model is a Chronos"
-    ):
-        pretrain(tmp_path / "out", replace(TINY, budget_distillation=0.5))
-    settings = replace(TINY, family="t5", budget_distillation=0.5, steps=3)
-    pretrain(tmp_path / "out", settings)
-    record = json.loads((tmp_path / "out" / "pretraining.json").read_text())
-    assert record["budget_distillation"] == 0.5
 
 
 def test_what_cannot_be_compressed_is_refused_before_any_training(tmp_path: Path) -> None:

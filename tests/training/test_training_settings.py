@@ -32,7 +32,6 @@ from hf_lowrank.training.settings import PretrainingSettings
         ({"position_rate": 0.0}, r"position_rate must be above 0, found 0.0"),
         ({"position_rate": 20.0, "muon": False}, r"position_rate is for muon, which is false"),
         ({"budgets": [0.5], "budget_share": 0.0}, r"budget_share must be in \(0, 1\], found 0.0"),
-        ({"budgets": [0.5], "budget_distillation": 1.1}, r"budget_distillation must be in \[0, 1\], found 1.1"),
         ({"budgets": [0.5], "base_rank": 3}, "budgets are for a dense model, .* leave out base_rank"),
         ({"trainer": {"optim": "sgd"}}, "trainer: optim cannot be given beside muon; set muon to false"),
         ({"trainer": {"max_steps": 3}}, "trainer: max_steps cannot be given here"),
