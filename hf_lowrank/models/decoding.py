@@ -391,7 +391,7 @@ def sample_paths(
     """Draw `num_samples` continuations of `steps` tokens of each series: (B, T) -> (B, num_samples, steps).
 
     At each step the paths of a series draw from equal parts of the distribution (`latin_hypercube`), so that quantiles over 20 of them
-    are about as good as over 50 independent ones.
+    are as good as over 50 independent ones.
 
     Args:
         tokens, mask: The context and where it is none of padding.

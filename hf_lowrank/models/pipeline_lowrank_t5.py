@@ -123,7 +123,7 @@ def start_token(model: PreTrainedModel) -> int:
 class LowRankChronosPipeline(ChronosPipeline):
     """Forecasts of a Chronos-T5, dense or low-rank, with the same distribution as [`~chronos.ChronosPipeline`]'s, sooner.
 
-    The sample paths of a series are a Latin hypercube of it: quantiles over 20 of them are as good as over about 50 of ChronosPipeline's.
+    The sample paths of a series are a Latin hypercube of it: quantiles over 20 of them are as good as over 50 of ChronosPipeline's.
 
     `BaseChronosPipeline.from_pretrained` chooses it for low-rank checkpoints; for a dense one call its own
     `from_pretrained`. Everything that ChronosPipeline can do, it can.
