@@ -169,7 +169,7 @@ def _run(sublayer: nn.Module, stack: nn.Module, stream: _Stream, *, is_dense: bo
     if isinstance(sublayer, TimeSelfAttention):
         return sublayer(hidden, given["time_mask"], given["turns"])[0]
     if isinstance(sublayer, GroupSelfAttention):
-        return sublayer(hidden, given["group_mask"])[0]
+        return sublayer(hidden, given["groups"])[0]
     if isinstance(sublayer, CrossAttentionLayer):
         assert stream.encoded is not None
         return sublayer(hidden, stream.encoded[0 if is_dense else 1], given["encoder_bias"])[0]

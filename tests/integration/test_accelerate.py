@@ -80,11 +80,16 @@ def forecasts(pipeline: BaseChronosPipeline) -> list[torch.Tensor]:
         return [*pipeline.predict(inputs, prediction_length=length), *pipeline.embed(inputs)[0]]
 
 
-def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+def tolerance(name: str) -> float:
+    """A Chronos-2 whose weights a hook fetches multiplies with two matrices where another one has their product."""
+    return 1e-5 if name == "chronos2" else 0.0
+
+
+def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor], within: float = 0.0) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
         assert one.device == CPU
-        assert torch.equal(one, other)
+        assert_close(one, other, rtol=within, atol=within)
 
 
 def auto_class(model: PreTrainedModel) -> Any:
@@ -196,7 +201,8 @@ def test_outputs_and_forecasts_are_those_of_the_model_in_one_piece(tmp_path, mak
     assert placed.device == CPU
     # In this order: `generate` leaves a hook of accelerate's on the encoder.
     assert_equal(outputs(placed), in_one_piece(name, "outputs"))
-    assert_equal(forecasts(pipeline_of(placed)), in_one_piece(name, "drawn" if place in WHOLE else "generate"))
+    expected = in_one_piece(name, "drawn" if place in WHOLE else "generate")
+    assert_equal(forecasts(pipeline_of(placed)), expected, tolerance(name))
 
 
 @FAMILIES
@@ -252,7 +258,8 @@ def test_pipelines_pass_the_device_map_on(tmp_path, make, in_one_piece, name, de
     )
     is_offloaded = device_map == {"": "disk"}
     assert any(parameter.is_meta for parameter in pipeline.inner_model.parameters()) == is_offloaded
-    assert_equal(forecasts(pipeline), in_one_piece(name, "generate" if is_offloaded else "drawn"))
+    expected = in_one_piece(name, "generate" if is_offloaded else "drawn")
+    assert_equal(forecasts(pipeline), expected, tolerance(name))
 
 
 @pytest.mark.parametrize("name", MODELS)
