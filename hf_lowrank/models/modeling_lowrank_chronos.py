@@ -323,8 +323,8 @@ class LowRankChronos2Encoder(nn.Module):
 
     Attributes:
         by_group: Whether group attention is computed inside each group alone, for the same forecasts sooner; a series that is a group of
-            its own then calls neither `q` nor `k`. Set by `LowRankChronos2Pipeline`; not in training, nor where weights are asked for
-            or the model is compiled or exported.
+            its own then calls neither `q` nor `k`. `LowRankChronos2Pipeline` sets it while it forecasts. Not in training, nor where weights
+            are asked for, or the model is compiled or exported.
     """
 
     def __init__(self, config: LowRankChronos2Config) -> None:

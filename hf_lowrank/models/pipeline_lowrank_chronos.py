@@ -128,6 +128,19 @@ class LowRankChronosBoltPipeline(ChronosBoltPipeline):
         return finite(super().predict(*args, **kwargs))
 
 
+@contextmanager
+def by_group(model: PreTrainedModel) -> Iterator[None]:
+    """Let a low-rank Chronos-2 compute group attention inside each group alone, for as long as the block runs."""
+    encoders = [module for module in model.modules() if hasattr(module, "by_group")]
+    for encoder in encoders:
+        encoder.by_group = True
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.by_group = False
+
+
 class LowRankChronos2Pipeline(Chronos2Pipeline):
     """[`chronos.Chronos2Pipeline`] of a low-rank Chronos-2: the same forecasts, group attention being computed inside each group alone.
 
@@ -135,15 +148,6 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
     the number of groups, and a series that is a group of its own needs no queries, keys or logits. `BaseChronosPipeline.from_pretrained`
     chooses it for low-rank checkpoints; for a dense one call its own `from_pretrained`.
     """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        self._forecast_by_group(True)
-
-    def _forecast_by_group(self, by_group: bool) -> None:
-        for module in self.model.modules():
-            if hasattr(module, "by_group"):
-                module.by_group = by_group
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> BaseChronosPipeline:
@@ -168,15 +172,8 @@ class LowRankChronos2Pipeline(Chronos2Pipeline):
 
     def predict(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         """As [`chronos.Chronos2Pipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
-        return finite(super().predict(*args, **kwargs))
-
-    def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`chronos.Chronos2Pipeline.embed`], the states of patches without a value too, which depend on the whole batch."""
-        self._forecast_by_group(False)
-        try:
-            return super().embed(*args, **kwargs)
-        finally:
-            self._forecast_by_group(True)
+        with by_group(self.model):
+            return finite(super().predict(*args, **kwargs))
 
     def fit(self, *args: Any, **kwargs: Any) -> LowRankChronos2Pipeline:
         """Fine-tune a copy of the model; see [`chronos.Chronos2Pipeline.fit`] for the arguments.

@@ -135,9 +135,16 @@ def test_a_dense_chronos2_is_forecast_with_by_group(tmp_path):
     stock.model.save_pretrained(tmp_path)
     ours = LowRankChronos2Pipeline.from_pretrained(tmp_path)
     assert type(ours.model) is LowRankChronos2Model
-    assert ours.model.encoder.by_group
+    calls: list[str] = []
+    attention = ours.model.encoder.block[0].layer[1].self_attention
+    for name in ("q", "v"):
+        attention.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     inputs = list(series())
     assert_same(ours.predict(inputs), stock.predict(inputs), TOLERANCE["chronos2"])
+    assert set(calls) == {"v"}
+    assert not ours.model.encoder.by_group  # whoever looks into the model sees all of it
+    ours.embed(inputs)
+    assert set(calls) == {"q", "v"}
 
 
 @FAMILIES
