@@ -74,11 +74,10 @@ def load_pipeline(
     loaded = _chronos_model(model, argument, dtype=dtype, device=device)
     if loaded is not None:
         return as_pipeline(loaded.eval())
-    return in_lean_pipeline(
-        BaseChronosPipeline.from_pretrained(
-            checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
-        )
+    pipeline = BaseChronosPipeline.from_pretrained(
+        checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
     )
+    return as_pipeline(pipeline.inner_model)
 
 
 def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:
