@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from .modeling_lowrank_layers import distances, relative_position_bias
+from .modeling_lowrank_layers import distances, is_matrix, relative_position_bias
 
 # Tokens that go through the encoder together: on a CPU what its caches hold, elsewhere what keeps a GPU busy.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
@@ -40,7 +40,7 @@ def apply_linear(module: nn.Module, states: torch.Tensor, *, relu: bool = False)
         *first, module = module
         for part in first:
             states = apply_linear(part, states)
-    is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and states.dtype == torch.float32
+    is_plain = is_matrix(module) and states.dtype == torch.float32
     is_plain = is_plain and states.device.type == "cpu" and module.weight.numel() >= ONEDNN_WEIGHTS
     if ONEDNN is None or not is_plain or torch.compiler.is_compiling():
         states = module(states)

@@ -38,6 +38,7 @@ from .modeling_lowrank_layers import (
     RMSNorm,
     Sublayer,
     attention_class,
+    is_matrix,
     masked,
 )
 from .modeling_lowrank_stack import LowRankT5PreTrainedModel, Placed, build_stacks, initialize
@@ -106,15 +107,9 @@ def groups_by_size(group_ids: torch.Tensor, attention_mask: torch.Tensor, dtype:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a matrix of floating-point numbers and nothing else: no adapter, no quantizer, no hook, nothing offloaded."""
-    hooks = [
-        *module._forward_hooks,
-        *module._forward_pre_hooks,
-        *(["accelerate"] if hasattr(module, "_hf_hook") else []),
-    ]
-    return (
-        type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hooks and not module.weight.is_meta
-    )
+    """Whether a module is a matrix whose weight is there to be read: no hook would see the call or fetch the weight."""
+    is_hooked = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+    return is_matrix(module) and not is_hooked and not module.weight.is_meta
 
 
 class GroupAttention(LowRankAttention):

@@ -46,6 +46,11 @@ def matrix(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     return linear
 
 
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module is a linear layer as PyTorch has it, no adapter or quantizer having put itself or its weight in the place."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
+
+
 # --- attention ---------------------------------------------------------------------------------------------------
 
 
