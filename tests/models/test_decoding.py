@@ -334,7 +334,7 @@ def test_the_paths_of_a_series_draw_from_all_parts_of_a_distribution() -> None:
 
 
 def test_quantiles_vary_less_than_with_independent_paths(monkeypatch, mixed) -> None:
-    """Of the mean over twenty paths, the variance at every step, relative to that with independent numbers."""
+    """Of the mean over the paths, the variance at every step, relative to that with independent numbers."""
     given = inputs()
     arguments: dict[str, Any] = {"num_samples": SAMPLES, "steps": STEPS, "start": 0, "sampling": Sampling()}
 
