@@ -69,8 +69,9 @@ class Comparison:
     """Two checkpoints in one case.
 
     `against_lean`, of a dense Chronos-T5 or Chronos-2, is the second one once more, uncompressed, in LowRankChronosPipeline or
-    LowRankChronos2Pipeline. Ratios are the value of the model, or of `against_lean`, over that of `against`, repeat by repeat. Rounds that something else on the machine disturbed are
-    repeated: `repeated_rounds` were, and `disturbed_rounds` of those that count were disturbed too.
+    LowRankChronos2Pipeline. Ratios are the value of the model, or of `against_lean`, over that of `against`, repeat by repeat. Rounds that
+    something else on the machine disturbed are repeated: `repeated_rounds` were, and `disturbed_rounds` of those that count were
+    disturbed too.
     """
 
     case: Case
