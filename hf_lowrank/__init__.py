@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .evaluation.tasks import EvaluationTask, file_task, find_tasks, list_tasks
     from .experiments.demo import packaged_series
     from .experiments.sweep import SweepResult, sweep
+    from .exporting.export import export_model
     from .forecasting.forecast import forecast_file, forecast_frame
     from .hub.model_card import render_card
     from .hub.push import push_to_hub
@@ -79,6 +80,7 @@ __all__ = [
     "calibrate",
     "compress_pretrained",
     "evaluate",
+    "export_model",
     "export_stock_t5",
     "file_task",
     "find_tasks",
@@ -119,6 +121,7 @@ _LAZY = {
     ".evaluation.tasks": ("EvaluationTask", "file_task", "find_tasks", "list_tasks"),
     ".experiments.demo": ("packaged_series",),
     ".experiments.sweep": ("SweepResult", "sweep"),
+    ".exporting.export": ("export_model",),
     ".forecasting.forecast": ("forecast_file", "forecast_frame"),
     ".hub.model_card": ("render_card",),
     ".hub.push": ("push_to_hub",),
@@ -163,6 +166,8 @@ def _register(module: ModuleType) -> None:
     # chronos imports transformers: where it is only half there, it comes here at its own end.
     if module.__name__ == "chronos" or "chronos" not in sys.modules:
         import_module(f"{__name__}.models")
+        if "chronos" in sys.modules:
+            import_module(f"{__name__}.runtime.pipelines")
 
 
 for _name in ("transformers", "chronos"):

@@ -21,6 +21,7 @@ import torch
 from ..checkpoints.devices import known_device, known_dtype
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
+from ..exporting.export import export_model
 from ..files import temporary_folder
 from ..progress import progress_display
 from ..timing import Case
@@ -62,7 +63,7 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
 
     Args:
         model, against: Folders or Hub ids of checkpoints of any Chronos family, dense or compressed; `"reference"` is the one
-            in the package.
+            in the package. Also what `export_model` has written, of which no floor is known.
         batch_size: Numbers of series that are forecast at once.
         context_length, prediction_length: Numbers of time steps of past and of future.
         num_samples: Numbers of sample paths a series of sampling models (Chronos-T5), 20 by default; other models take none.
@@ -119,23 +120,49 @@ def benchmark(  # noqa: PLR0913 a public call names all of its options
 
 
 def benchmark_shape(
-    shape: str, *, ratio: float | None = None, form: str = "per_head", feed_forward_ratio: float = 1.0, **options: Any
+    shape: str,
+    *,
+    ratio: float | None = None,
+    form: str = "per_head",
+    feed_forward_ratio: float = 1.0,
+    total_ratio: float | None = None,
+    format: str | None = None,
+    quantize: str | None = None,
+    **options: Any,
 ) -> Benchmark:
     """Measure a published shape with random weights: low-rank against dense, or, without ratios, dense against itself.
 
-    The arguments are those of `build_checkpoint` and of `benchmark`.
+    The arguments are those of `build_checkpoint` and of `benchmark`; with `format`, and `quantize`, the low-rank side is exported first,
+    as `export_model` does it.
     """
+    if quantize is not None and format is None:
+        raise ValueError(f"quantize is of an export: give format='onnx' too, found quantize={quantize!r} alone.")
     arguments: dict[str, Any] = {
         "dtype": known_dtype(options.get("dtype", "float32"), has_auto=False),
         "seed": options.get("seed", 0),
     }
     with temporary_folder() as folder:
         dense, compressed = f"{folder}/dense", f"{folder}/compressed"
-        build_checkpoint(compressed, shape, ratio=ratio, form=form, feed_forward_ratio=feed_forward_ratio, **arguments)
+        build_checkpoint(
+            compressed,
+            shape,
+            ratio=ratio,
+            form=form,
+            feed_forward_ratio=feed_forward_ratio,
+            total_ratio=total_ratio,
+            **arguments,
+        )
         build_checkpoint(dense, shape, **arguments)
         label = shape if ratio is None else f"{shape} {form} {ratio:g}"
         if feed_forward_ratio != 1:
             label += f", feed-forward {feed_forward_ratio:g}"
+        if total_ratio is not None:
+            label += f" {total_ratio:g}"
+        if format is not None:
+            exported = f"{folder}/exported"
+            progress = options.get("show_progress")
+            export_model(compressed, exported, format=format, quantize=quantize, show_progress=progress)
+            compressed, label = exported, f"{label}, {format}{'' if quantize is None else f' {quantize}'}"
         return benchmark(compressed, dense, names=(label, shape), **options)
 
 
@@ -156,7 +183,7 @@ def _compare(
             of_side.append(side.memory(case, seed=seed))
             advance()
     for needed, seconds in zip(products, rounds.seconds):
-        for _ in range(FLOOR_RETRIES):
+        for _ in range(FLOOR_RETRIES if needed else 0):
             if measure_floor(needed, machine).seconds > min(seconds):
                 machine.time_again(needed)
     model, against, *lean = map(partial(_side, case, machine), sides, products, rounds.seconds, memory)
@@ -164,8 +191,11 @@ def _compare(
 
 
 def _warm_up(side: LoadedCheckpoint, case: Case, seed: int) -> list[Product]:
-    """Forecast once, and say which matrix products that needs."""
+    """Forecast once, and say which matrix products that needs; nothing of an exported model, into which nobody looks."""
     forecast = partial(side.forecast, case, seed=seed)
+    if side.exported is not None:
+        forecast()
+        return []
     if not side.samples:
         return recorded_products(forecast)
     forecast()
@@ -181,7 +211,7 @@ def _side(
     memory: Sequence[Memory],
 ) -> Side:
     model = side.pipeline.inner_model
-    floor = measure_floor(products, machine)
+    floor = None if side.exported is not None else measure_floor(products, machine)
     cache: tuple[int, int] | tuple[None, None] = (None, None)
     if side.samples:
         sizes = {name: value for name, value in asdict(case).items() if name != "batch_size"}
@@ -189,15 +219,15 @@ def _side(
     return Side(
         name=side.name,
         pipeline=type(side.pipeline).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=side.parameters(),
         bytes_on_disk=side.bytes_on_disk(),
         seconds=tuple(seconds),
         memory=tuple(memory),
         cache_bytes=cache[0],
         cache_bytes_repeated=cache[1],
-        product_flops=floor.flops,
-        floor_seconds=floor.seconds,
-        roofline_seconds=floor.roofline_seconds,
+        product_flops=None if floor is None else floor.flops,
+        floor_seconds=None if floor is None else floor.seconds,
+        roofline_seconds=None if floor is None else floor.roofline_seconds,
     )
 
 

@@ -21,6 +21,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..checkpoints.loading import checkpoint_path
 from ..checkpoints.pipelines import in_lean_pipeline, in_stock_pipeline, load_pipeline
+from ..runtime.folder import ExportRecord
+from ..runtime.pipelines import ExportedModel
 from ..timing import Case
 from .rounds import Timing, timed
 
@@ -140,8 +142,22 @@ class LoadedCheckpoint:
             )
         return Memory(**json.loads(process.stdout.splitlines()[-1]))
 
+    @property
+    def exported(self) -> ExportRecord | None:
+        """What an exported model says of itself; None of a checkpoint."""
+        model = self.pipeline.inner_model
+        return model.forecaster.record if isinstance(model, ExportedModel) else None
+
+    def parameters(self) -> int:
+        """How many numbers all weights have; of an exported model those that it was made of."""
+        if self.exported is not None:
+            return self.exported.made["parameters"]
+        return sum(parameter.numel() for parameter in self.pipeline.inner_model.parameters())
+
     def bytes_on_disk(self) -> int:
-        """The size of the weight files."""
+        """The size of the weight files, of an exported model of all that is read in a forecast."""
+        if self.exported is not None:
+            return sum(one["bytes"] for one in self.exported.files.values())
         folder = Path(self.path)
         if not folder.is_dir():
             folder = Path(snapshot_download(self.path, local_files_only=True))

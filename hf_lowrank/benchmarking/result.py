@@ -34,7 +34,8 @@ class Side:
         cache_bytes: The key/value cache of one series with all its samples, cross-attention held once; None for models that
             decode in one pass.
         cache_bytes_repeated: That cache with cross-attention held once a sample, as transformers' `generate` does.
-        product_flops, floor_seconds, roofline_seconds: What the matrix products alone take: see `matmul_floor.Floor`.
+        product_flops, floor_seconds, roofline_seconds: What the matrix products alone take: see `matmul_floor.Floor`. None of an
+            exported model.
     """
 
     name: str
@@ -45,14 +46,15 @@ class Side:
     memory: tuple[Memory, ...]
     cache_bytes: int | None
     cache_bytes_repeated: int | None
-    product_flops: int
-    floor_seconds: float
-    roofline_seconds: float
+    product_flops: int | None
+    floor_seconds: float | None
+    roofline_seconds: float | None
 
     @property
     def floor_ratio(self) -> list[float]:
-        """Measured time over floor: 1.0 is the limit."""
-        return [seconds / self.floor_seconds for seconds in self.seconds]
+        """Measured time over floor: 1.0 is the limit; nothing where no floor is known."""
+        floor = self.floor_seconds
+        return [] if floor is None else [seconds / floor for seconds in self.seconds]
 
     def figures(self) -> dict[str, list[float]]:
         """What the table shows, by its heading there."""
@@ -105,7 +107,7 @@ class Comparison:
                 f"{self.case}: other work of the machine disturbed {self.repeated_rounds} rounds, which were repeated{still}."
             )
         for side in self.sides:
-            if min(side.floor_ratio) < 1:
+            if min(side.floor_ratio, default=1.0) < 1:
                 found.append(
                     f"{self.case}: {side.name} beats its floor (time / floor {min(side.floor_ratio):.2f}): the machine was busier when "
                     "the products were timed alone."

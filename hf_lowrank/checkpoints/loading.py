@@ -24,6 +24,7 @@ from ..models.checked_loading import check_finite, load_checked, stored_weights
 from ..models.checked_settings import check_settings
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel
 from ..models.weight_files import StoredTensor
+from ..runtime.folder import is_export
 from .connection import REFERENCES, checkpoint_path, from_hub_or_cache, is_hub_id, nearly
 from .families import DENSE_CLASSES, FAMILIES, LOWRANK_CLASSES, family_of
 
@@ -159,6 +160,8 @@ def load_model(
             configuration says; or one holds NaN or infinite values.
     """
     path = checkpoint_path(source)
+    if is_export(path):
+        raise ValueError(f"{argument}: {path} is an exported model, which only forecasts; it must be {wanted}.")
     config = load_config(source, argument=argument)
     model_class = named_class(config)
     if model_class is None or model_class not in classes:

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, is_adapter
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
+from ..runtime.folder import is_export
+from ..runtime.pipelines import ExportedModel, exported_folder, load_exported
 from .connection import from_hub_or_cache
 from .dense import as_full_rank
 from .devices import known_device, known_dtype
@@ -64,19 +66,27 @@ def load_pipeline(
 ) -> BaseChronosPipeline:
     """The pipeline of a folder, a Hub id or a shipped reference; `argument` is what messages call `model`.
 
-    A folder with an adapter, and what is on S3, chronos loads by itself.
+    A folder with an adapter, and what is on S3, chronos loads by itself. What `export_model` has written is run by its own engine, on the
+    CPU and in the numbers that it was exported with, whatever `device` and `dtype`.
 
     Raises:
         OSError: There is no such checkpoint, or its files cannot be read.
-        ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`).
+        ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`, and `read_export` of exported ones).
+        ImportError: The engine of an exported model is not installed.
     """
     device, dtype = known_device(device), known_dtype(dtype)
-    loaded = _chronos_model(model, argument, dtype=dtype, device=device)
+    path = checkpoint_path(model)
+    if is_export(path):
+        return load_exported(path)
+    try:
+        loaded = _chronos_model(model, argument, dtype=dtype, device=device)
+    except OSError:
+        if os.path.isdir(path) or (folder := exported_folder(path)) is None:
+            raise
+        return load_exported(folder)
     if loaded is not None:
         return as_pipeline(loaded.eval())
-    pipeline = BaseChronosPipeline.from_pretrained(
-        checkpoint_path(model), device_map=device, dtype=dtype, trust_remote_code=False
-    )
+    pipeline = BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype, trust_remote_code=False)
     return as_pipeline(pipeline.inner_model)
 
 
@@ -119,8 +129,10 @@ def in_stock_pipeline(pipeline: BaseChronosPipeline) -> BaseChronosPipeline:
 
 
 def fingerprint(pipeline: BaseChronosPipeline) -> str:
-    """A hash of the configuration and of all weights, wherever they came from."""
+    """A hash of the configuration and of all weights, wherever they came from; of an exported model that of its files."""
     model = pipeline.inner_model
+    if isinstance(model, ExportedModel):
+        return model.forecaster.record.fingerprint
     changing = {"_name_or_path", "transformers_version", "auto_map", "dtype"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in changing}
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)

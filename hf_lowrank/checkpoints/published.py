@@ -75,6 +75,7 @@ def build_checkpoint(
     ratio: float | None = None,
     form: str = "per_head",
     feed_forward_ratio: float = 1.0,
+    total_ratio: float | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> None:
@@ -88,22 +89,30 @@ def build_checkpoint(
             latent.
         form: `"per_head"` or `"latent"`.
         feed_forward_ratio: The share of the feed-forward width that is kept, in (0, 1].
+        total_ratio: In place of these: the share of attention and feed-forward weights that is kept, in (0, 1): head dimensions as of
+            `ratio`, and feed-forward matrices as thin factors, as `compress_pretrained` makes them.
         dtype: Of the saved weights.
         seed: Of the random weights.
 
     Raises:
-        ValueError: An unknown shape or form, or a ratio outside (0, 1].
+        ValueError: An unknown shape or form, a ratio outside (0, 1], or `total_ratio` beside another.
     """
-    model = _random_model(shape, ratio, form, feed_forward_ratio, seed)
+    if total_ratio is not None and (ratio is not None or feed_forward_ratio != 1 or form != "per_head"):
+        raise ValueError("total_ratio says all that ratio, feed_forward_ratio and form say: leave those out.")
+    model = _random_model(
+        shape, ratio if total_ratio is None else total_ratio, form, feed_forward_ratio, total_ratio, seed
+    )
     model.to(dtype).save_pretrained(folder)
 
 
-def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio: float, seed: int) -> PreTrainedModel:
+def _random_model(
+    shape: str, ratio: float | None, form: str, feed_forward_ratio: float, total_ratio: float | None, seed: int
+) -> PreTrainedModel:
     if shape not in SHAPES:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}; found {shape!r}.")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; found {form!r}.")
-    for name, value in (("ratio", ratio), ("feed_forward_ratio", feed_forward_ratio)):
+    for name, value in (("total_ratio", total_ratio), ("ratio", ratio), ("feed_forward_ratio", feed_forward_ratio)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must be in (0, 1], found {value}.")
     model_class, config = _dense(shape)
@@ -111,13 +120,15 @@ def _random_model(shape: str, ratio: float | None, form: str, feed_forward_ratio
     assert family is not None
     if ratio is not None or feed_forward_ratio != 1:
         model_class, config = family.classes[model_class], family.lowrank_config(config)
-        width = max(1, round(feed_forward_ratio * config.d_ff))
+        width, thin = max(1, round(feed_forward_ratio * config.d_ff)), None
+        if total_ratio is not None:
+            thin = max(1, int(total_ratio * config.d_model * config.d_ff / (config.d_model + config.d_ff)))
         config.attention_ranks = {
             kind: [_attention_entry(config, ratio or 1.0, form, is_rotary=kind in family.rotary) for _ in layers]
             for kind, layers in config.attention_ranks.items()
         }
         config.feed_forward_ranks = {
-            stack: [{"width": width, "wi": None, "wo": None} for _ in layers]
+            stack: [{"width": width, "wi": thin, "wo": thin} for _ in layers]
             for stack, layers in config.feed_forward_ranks.items()
         }
         config.validate_ranks()

@@ -19,6 +19,7 @@ from .benchmarking import bench
 from .compression import compress
 from .evaluation import evaluate
 from .experiments import demo, sweep
+from .exporting import export
 from .forecasting import forecast
 from .hub import push
 from .output import DEBUG, interruptions
@@ -26,7 +27,7 @@ from .training import pretrain, recover
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS = (compress, recover, demo, evaluate, pretrain, forecast, bench, push, sweep, analyze)
+COMMANDS = (compress, recover, demo, evaluate, pretrain, forecast, export, bench, push, sweep, analyze)
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 

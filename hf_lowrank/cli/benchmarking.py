@@ -24,6 +24,13 @@ def bench(
     feed_forward_ratio: Annotated[
         float | None, typer.Option(help="For --shape: the share of the feed-forward width to keep.")
     ] = None,
+    total_ratio: Annotated[
+        float | None, typer.Option(help="For --shape: the share of attention and feed-forward weights to keep.")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="For --shape: export it first, to 'onnx', 'openvino' or 'torch'.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With --format onnx: products in int8.")] = False,
     batch_size: Annotated[
         list[str] | None, typer.Option(help="Series at once; this and the next three take lists such as 1,8.")
     ] = None,
@@ -54,7 +61,14 @@ def bench(
         }
         options |= {"dtype": dtype, "device": device, "threads": threads, "repeats": repeats, "seed": seed}
         options["show_progress"] = True
-        only_shape: dict[str, Any] = {"ratio": ratio, "form": form, "feed_forward_ratio": feed_forward_ratio}
+        only_shape: dict[str, Any] = {
+            "ratio": ratio,
+            "form": form,
+            "feed_forward_ratio": feed_forward_ratio,
+            "total_ratio": total_ratio,
+            "format": format_,
+            "quantize": "int8" if int8 else None,
+        }
         only_shape = {name: value for name, value in only_shape.items() if value is not None}
         if shape is not None:
             if against is not None:

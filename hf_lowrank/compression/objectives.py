@@ -338,13 +338,13 @@ class PatchObjective(Objective):
         head = model.get_submodule("output_patch_embedding")  # behind it the scale of every series is put back
         handle = head.register_forward_hook(lambda _, __, output: caught.append(output))
         try:
-            model(**self._inputs({name: tensor.to(model.device) for name, tensor in batch.items()}))
+            model(**self.inputs({name: tensor.to(model.device) for name, tensor in batch.items()}))
         finally:
             handle.remove()
         # (batch, patches, levels * size) -> (batch, levels, patches * size)
         return caught[0].unflatten(-1, (len(self.levels), -1)).transpose(1, 2).flatten(2)
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         return batch
 
     def surrogate(self, predictions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -408,7 +408,7 @@ class GroupObjective(PatchObjective):
         future = context.new_ones(len(context), batch["future_covariates"].shape[1] // self.patch)
         return {"encoder": torch.cat([context, future], dim=1)}
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         return batch | {"num_output_patches": batch["future_covariates"].shape[1] // self.patch}
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:

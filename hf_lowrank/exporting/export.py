@@ -1,0 +1,336 @@
+"""A Chronos-Bolt or Chronos-2, dense or compressed, for ONNX Runtime, OpenVINO or as a PyTorch program, with proof of its accuracy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from chronos import BaseChronosPipeline
+from numpy.typing import NDArray
+from torch import nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from ..checkpoints.dense import as_full_rank
+from ..checkpoints.families import BOLT, CHRONOS2, family_of
+from ..checkpoints.loading import public_name
+from ..checkpoints.pipelines import load_pipeline
+from ..compression.objectives import PatchObjective, objective_of
+from ..files import new_folder, temporary_folder, without_folders, write_json
+from ..progress import progress
+from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_export
+from ..runtime.forecaster import Forecaster
+from ..versions import versions
+from .graphs import Alone, BoltGraph, Grouped, standardize
+from .onnx_files import as_onnx, in_int8, write_graphs
+from .quantization import spared_products
+
+__all__ = ["export_model"]
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
+PIPELINE_CLASSES = {"bolt": "ExportedBoltPipeline", "chronos2": "ExportedChronos2Pipeline"}
+LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
+TOLERANCE = 3e-4
+BATCHES = 2  # of windows that decide which products are spared; the next ones measure what all others cost
+SERIES, VALUES = 24, 512  # of each
+EXAMPLE = {"batch": 3, "patches": 4, "ahead": 3, "groups": 2, "members": 3}
+Feeds = list[dict[str, Any]]
+
+
+def export_model(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
+    output: str | os.PathLike,
+    *,
+    format: str = "onnx",
+    quantize: str | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> ExportRecord:
+    """Write a Chronos-Bolt or Chronos-2 as a folder that forecasts without PyTorch, and measure how near it is to PyTorch.
+
+    Batch and context are dynamic. `hf_lowrank.load_pipeline` and `BaseChronosPipeline.from_pretrained` (after `import hf_lowrank`) load the
+    folder as one of chronos' own pipelines; `hf_lowrank.runtime.forecaster.Forecaster` forecasts with numpy and the runtime alone.
+
+    Args:
+        model: A folder, a Hub id, `"reference-bolt"` or `"reference-2"`, a loaded model or a pipeline; dense or compressed.
+        output: The folder to write, all or nothing.
+        format: `"onnx"` (for ONNX Runtime), `"openvino"` or `"torch"` (`torch.export`).
+        quantize: None for float32; `"int8"`, of ONNX, for products in int8 but for those that the accuracy needs in float.
+        tolerance: What the products in int8 may add to the expected loss all together, as a share of it, on synthetic series. Those that
+            cost most for their size are spared until the rest stays within it.
+        seed: Of those series.
+        overwrite: Replace an export that is there.
+        show_progress: Show a progress bar; by default in a terminal or a notebook.
+
+    Returns:
+        What the folder says of itself, `parity` among it: `relative_difference`, the largest between its quantiles and PyTorch's in
+        float32, relative to the largest of the series; and `added_loss`, what that adds to the expected loss, as a share of it.
+
+    Raises:
+        ValueError: An unknown format; the model is none of these families; int8 in another format than ONNX.
+        OSError: There is no such checkpoint.
+        FileExistsError: `output` exists and is not empty, and `overwrite` is false or it is no export.
+        ImportError: A package of the format is missing: `pip install 'hf-lowrank[export]'`.
+        RuntimeError: In float its forecasts are further than 1e-4 from PyTorch's; nothing is written.
+    """
+    _check(format, quantize, tolerance)
+    source = public_name(model.inner_model if isinstance(model, BaseChronosPipeline) else model)
+    dense = _float_model(model)
+    family = family_of(type(dense))
+    assert family is not None
+    kinds = {"forecast": BoltGraph} if family is BOLT else {"alone": Alone, "grouped": Grouped}
+    graphs = {name: kind(dense).eval().requires_grad_(False) for name, kind in kinds.items()}
+    check = _Check(dense)
+    made: dict[str, Any] = {
+        "source": source,
+        "parameters": dense.num_parameters(),
+        "seed": seed,
+        **versions(*PACKAGES[format]),
+    }
+    with new_folder(output, overwrite=overwrite, is_replaceable=is_export) as folder:
+        spared: dict[str, list[str]] = {}
+        if quantize:
+            batches = check.batches(BATCHES, seed)
+            for name, graph in graphs.items():
+                loss = check.loss_of(graph, batches)
+                spared[name], losses = spared_products(graph, loss, tolerance, show_progress=show_progress)
+                made.setdefault("int8", {"tolerance": tolerance})[name] = {
+                    "in_float": spared[name],
+                    "losses": [asdict(one) for one in losses],
+                }
+        files = _write(graphs, folder, format, spared if quantize else None, show_progress)
+        settings = dense.config.chronos_config
+        record = ExportRecord(
+            family=family.name,
+            format=format,
+            quantize=quantize,
+            graphs=files,
+            files={path.name: _described(path) for path in sorted(folder.iterdir())},
+            settings={key: value for key, value in settings.items() if key in vars(dense.chronos_config)},
+            parity={},
+            made=without_folders(made),
+        )
+        write_json(folder / RECORD, record.to_dict())
+        parity = check.parity(Forecaster(folder), check.batches(2 * BATCHES, seed)[BATCHES:])
+        if not quantize and not parity["relative_difference"] <= LARGEST_DIFFERENCE:
+            raise RuntimeError(
+                f"The {format} export of {source} forecasts {parity['relative_difference']:.2g} (relative) away from PyTorch, "
+                f"more than {LARGEST_DIFFERENCE}; its packages are {made}."
+            )
+        write_json(folder / RECORD, record.to_dict() | {"parity": parity})
+        # For `BaseChronosPipeline.from_pretrained`, which asks it for the pipeline alone.
+        config = {"model_type": "t5", "architectures": [], "chronos_config": record.settings}
+        write_json(folder / "config.json", config | {"chronos_pipeline_class": PIPELINE_CLASSES[family.name]})
+    return read_export(output)
+
+
+def _check(format: str, quantize: str | None, tolerance: float) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize must be None or 'int8', found {quantize!r}.")
+    if quantize and format != "onnx":
+        raise ValueError(f"quantize='int8' is for format='onnx', found format={format!r}.")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, found {tolerance}.")
+    for name in PACKAGES[format]:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f"An export to {format} needs the package {name}: pip install 'hf-lowrank[export]'"
+            ) from error
+
+
+def _float_model(model: Any) -> PreTrainedModel:
+    """The model as one of ours, in float32 on the CPU, in eager attention, which is what all runtimes take."""
+    if isinstance(model, (str, os.PathLike)):
+        model = load_pipeline(model, device="cpu", dtype="float32")
+    if isinstance(model, BaseChronosPipeline):
+        model = model.inner_model
+    family = family_of(type(model))
+    if family not in (BOLT, CHRONOS2):
+        raise ValueError(
+            f"model must be a Chronos-Bolt or a Chronos-2, dense or compressed, found a {type(model).__name__}; "
+            "Chronos-T5 draws its forecasts token by token, and is not exported."
+        )
+    settings = model.chronos_config
+    if settings.input_patch_stride != settings.input_patch_size:
+        raise ValueError(
+            "model: its patches overlap (input_patch_stride is not input_patch_size); it is not exported."
+        )
+    return as_full_rank(model).float().cpu().eval()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**24):
+            digest.update(part)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+# --- the files ---------------------------------------------------------------------------------------------------
+
+
+def _write(
+    graphs: Mapping[str, nn.Module],
+    folder: Path,
+    format: str,
+    spared: Mapping[str, list[str]] | None,
+    show_progress: bool | None,
+) -> dict[str, str]:
+    """Write the graphs; the file of each."""
+    programs = {}
+    for name, graph in progress(graphs.items(), "Exporting", show_progress):
+        inputs, shapes = _example(graph)
+        if format == "torch":
+            programs[name] = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+        else:
+            programs[name] = as_onnx(graph, inputs, shapes)
+            if spared is not None:
+                programs[name] = in_int8(programs[name], spared[name])
+    if format == "torch":
+        for name, program in programs.items():
+            torch.export.save(program, folder / f"{name}.pt2")
+        return {name: f"{name}.pt2" for name in programs}
+    if format == "onnx":
+        return write_graphs(programs, folder)
+    import openvino
+
+    with temporary_folder() as place:
+        for name, file in write_graphs(programs, place).items():
+            converted = openvino.convert_model(place / file)
+            openvino.save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
+    return {name: f"{name}.xml" for name in programs}
+
+
+def _example(graph: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Inputs by name, and which of their sizes are dynamic."""
+    rows = ("groups", "members") if isinstance(graph, Grouped) else ("batch",)
+    sizes = tuple(EXAMPLE[row] for row in rows)
+    leading = {axis: Dim(row) for axis, row in enumerate(rows)}
+    last = len(rows)
+    if isinstance(graph, BoltGraph):
+        steps = {"context": ("patches", graph.patch_size)}
+    else:
+        assert isinstance(graph, (Alone, Grouped))
+        settings = graph.settings
+        steps = {
+            "context": ("patches", settings.input_patch_size),
+            "future": ("ahead", settings.output_patch_size),
+        }
+    inputs, shapes = {}, {}
+    for name, (count, size) in steps.items():
+        values = torch.arange(float(np.prod(sizes)) * EXAMPLE[count] * size).sin()
+        inputs[name] = values.view(*sizes, EXAMPLE[count] * size)
+        shapes[name] = leading | {last: size * Dim(count)}
+    return inputs, shapes
+
+
+# --- how near it is ----------------------------------------------------------------------------------------------
+
+
+class _Check:
+    """Forecasts of a model and of what was made of it, on the same synthetic windows."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        objective = objective_of(model.config, type(model))
+        assert isinstance(objective, PatchObjective)
+        self.objective = objective
+
+    def batches(self, count: int, seed: int) -> Feeds:
+        """Windows: the model's own calibration batches, cut to sizes that are soon computed."""
+        drawn, _ = self.objective.batches("synthetic", count, seed)
+        return [_cut(batch, self.objective.patch) for batch in drawn]
+
+    @torch.no_grad()
+    def quantiles(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Of the model, (B, Q, H)."""
+        return self.model(**self.objective.inputs(dict(batch))).quantile_preds
+
+    def loss_of(self, graph: nn.Module, batches: Feeds) -> Callable[[], float]:
+        """A function that says what a graph in PyTorch adds to the expected loss now, as a share of it."""
+
+        def forecast(batch: Mapping[str, Any]) -> torch.Tensor:
+            if isinstance(graph, BoltGraph):
+                return graph(batch["context"])
+            context, future = batch["context"], batch["future_covariates"]
+            if isinstance(graph, Grouped):
+                pairs = (one[: len(one) // 2 * 2].unflatten(0, (-1, 2)) for one in (context, future))
+                return graph(*pairs).flatten(0, 1)
+            return graph(context, future)
+
+        batches = [self._as_grouped(batch, graph) for batch in batches]
+        return partial(self._loss, forecast, batches, list(map(self.quantiles, batches)))
+
+    def _as_grouped(self, batch: Mapping[str, Any], graph: nn.Module) -> dict[str, Any]:
+        """The same series in the groups that a graph is tried on: pairs, or each alone."""
+        if isinstance(graph, BoltGraph):
+            return dict(batch)
+        count = len(batch["context"]) // 2 * 2
+        ids = torch.arange(count)
+        cut = {name: values[:count] for name, values in batch.items()}
+        return cut | {"group_ids": ids // 2 if isinstance(graph, Grouped) else ids}
+
+    def _loss(
+        self,
+        forecast: Callable[[Mapping[str, Any]], torch.Tensor],
+        batches: Feeds,
+        wanted: Sequence[torch.Tensor],
+    ) -> float:
+        added, rows = 0.0, 0
+        for batch, quantiles in zip(batches, wanted):
+            found = self._scaled(forecast(batch), batch)
+            added += self.objective.divergence(self._scaled(quantiles, batch), found)
+            rows += len(quantiles)
+        return added / rows
+
+    def _scaled(self, quantiles: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Quantiles on the model's own scale, on which its loss is."""
+        _, _, mean, deviation = standardize(batch["context"], self.model.instance_norm.eps)
+        scaled = (quantiles - mean[..., None]) / deviation[..., None]
+        return torch.asinh(scaled) if self.model.instance_norm.use_arcsinh else scaled
+
+    def parity(self, forecaster: Forecaster, batches: Feeds) -> dict[str, float]:
+        """How far an export is from the model."""
+
+        def forecast(batch: Mapping[str, Any]) -> torch.Tensor:
+            ids, future = (batch.get(name) for name in ("group_ids", "future_covariates"))
+            horizon = 0 if future is None else future.shape[1]
+            arrays: list[NDArray | None] = [None if one is None else one.numpy() for one in (ids, future)]
+            return torch.from_numpy(forecaster.forecast(batch["context"].numpy(), horizon, *arrays))
+
+        difference = 0.0
+        for batch in [*batches, *map(_first, batches)]:
+            wanted, found = self.quantiles(batch), forecast(batch)
+            relative = (found - wanted).abs().amax(dim=(1, 2)) / wanted.abs().amax(dim=(1, 2)).clamp_min(1e-30)
+            difference = max(difference, float(relative.max()))
+        return {
+            "relative_difference": difference,
+            "added_loss": self._loss(forecast, batches, list(map(self.quantiles, batches))),
+        }
+
+
+def _cut(batch: Mapping[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
+    """The first series of a batch, their last values in whole patches."""
+    cut = {name: values[:SERIES] for name, values in batch.items()}
+    context = cut["context"][:, -VALUES:]
+    return cut | {"context": nn.functional.pad(context, (-context.shape[1] % patch, 0), value=torch.nan)}
+
+
+def _first(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The first series of a batch alone, its context short."""
+    cut = {name: values[:1] for name, values in batch.items()}
+    return cut | {"context": cut["context"][:, -20:]}

@@ -1,0 +1,89 @@
+"""Int8 products: which of a graph's may have them, by what each would cost.
+
+A product x W^T in int8 rounds each row of W to 255 steps between -max and max, and x, as it comes, to 256 steps between its smallest and
+largest value (W8A8, dynamic), as ONNX Runtime computes it. Most products bear that; those that read the values themselves, or write the
+quantiles, may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..progress import progress
+
+__all__ = ["ProductLoss", "products_of", "spared_products"]
+
+
+@dataclass(frozen=True)
+class ProductLoss:
+    """What one product in int8 costs: the added expected loss, as a share of the loss, all others being float."""
+
+    name: str
+    parameters: int
+    loss: float
+
+
+def products_of(graph: nn.Module) -> dict[str, nn.Linear]:
+    """The products of a graph with one matrix each, by name."""
+    return {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _rounded_rows(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return (weight / scale).round() * scale
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    low, high = values.min().clamp_max(0), values.max().clamp_min(0)
+    scale = ((high - low) / 255).clamp_min(1e-30)
+    zero = (-low / scale).round()
+    return ((values / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+
+def _in_int8(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """A forward hook: what ONNX Runtime makes of the same input."""
+    return nn.functional.linear(_rounded(inputs[0]), _rounded_rows(module.weight), module.bias)
+
+
+@torch.no_grad()
+def spared_products(
+    graph: nn.Module, loss: Callable[[], float], tolerance: float, *, show_progress: bool | None = None
+) -> tuple[list[str], list[ProductLoss]]:
+    """The names of the products that stay in float, for what all others add together to be at most `tolerance`; and what each costs.
+
+    Losses of small errors add up. Those are spared first that cost most for their size.
+
+    Args:
+        graph: In float32.
+        loss: The added expected loss of the graph as it is, as a share of the loss.
+        tolerance: The bound of the sum.
+    """
+    found = []
+    products = products_of(graph)
+    for name, module in progress(products.items(), "Rounding", show_progress):
+        handle = module.register_forward_hook(_in_int8)
+        try:
+            found.append(ProductLoss(name, module.weight.numel(), max(loss(), 0.0)))
+        finally:
+            handle.remove()
+    return spared_names(found, tolerance), found
+
+
+def spared_names(losses: Sequence[ProductLoss], tolerance: float) -> list[str]:
+    """Few weights to spare for the losses of all others to add up to at most `tolerance`: greedily by loss a weight, and none in vain."""
+    total = sum(one.loss for one in losses)
+    spared: list[ProductLoss] = []
+    for one in sorted(losses, key=lambda one: one.loss / one.parameters, reverse=True):
+        if total <= tolerance:
+            break
+        spared.append(one)
+        total -= one.loss
+    for one in sorted(spared, key=lambda one: one.parameters, reverse=True):
+        if total + one.loss <= tolerance:
+            spared.remove(one)
+            total += one.loss
+    return [one.name for one in spared]

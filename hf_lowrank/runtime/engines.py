@@ -1,0 +1,95 @@
+"""What runs the graphs of an exported model: ONNX Runtime, OpenVINO, or PyTorch."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .folder import ExportRecord
+
+__all__ = ["Engine", "engine_of"]
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"This export needs the package {name}: pip install 'hf-lowrank[export]'") from error
+
+
+class Engine(ABC):
+    """The graphs of one export, each loaded when it is first run."""
+
+    def __init__(self, folder: str | os.PathLike, record: ExportRecord, threads: int | None) -> None:
+        self.paths = {name: Path(folder, file) for name, file in record.graphs.items()}
+        self.threads = threads
+        self.loaded: dict[str, Any] = {}
+
+    def run(self, graph: str, inputs: Arrays) -> NDArray[np.float32]:
+        """The quantiles that a graph makes of its inputs, by name."""
+        if graph not in self.loaded:
+            self.loaded[graph] = self.load(self.paths[graph])
+        return self.compute(self.loaded[graph], inputs)
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """The graph of a file, ready to run."""
+
+    @abstractmethod
+    def compute(self, graph: Any, inputs: Arrays) -> NDArray[np.float32]:
+        """The graph on its inputs."""
+
+
+class OnnxEngine(Engine):
+    """ONNX Runtime, on the CPU."""
+
+    def load(self, path: Path) -> Any:
+        runtime = _package("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads or 0
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def compute(self, graph: Any, inputs: Arrays) -> NDArray[np.float32]:
+        (quantiles,) = graph.run(None, inputs)
+        return quantiles
+
+
+class OpenVinoEngine(Engine):
+    """OpenVINO, on the CPU, in float32: of itself it would compute in bfloat16 where the processor can."""
+
+    def load(self, path: Path) -> Any:
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if self.threads:
+            settings["INFERENCE_NUM_THREADS"] = self.threads
+        return _package("openvino").Core().compile_model(path, "CPU", settings)
+
+    def compute(self, graph: Any, inputs: Arrays) -> NDArray[np.float32]:
+        return np.array(graph(inputs)[0])
+
+
+class TorchEngine(Engine):
+    """A program of `torch.export`, with as many threads as PyTorch has."""
+
+    def load(self, path: Path) -> Any:
+        return _package("torch").export.load(path).module()
+
+    def compute(self, graph: Any, inputs: Arrays) -> NDArray[np.float32]:
+        torch = _package("torch")
+        with torch.inference_mode():
+            return graph(*map(torch.from_numpy, inputs.values())).numpy()
+
+
+ENGINES: dict[str, type[Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine, "torch": TorchEngine}
+
+
+def engine_of(folder: str | os.PathLike, record: ExportRecord, *, threads: int | None = None) -> Engine:
+    """The engine of an exported folder; `threads` are by default as many as the engine chooses."""
+    return ENGINES[record.format](folder, record, threads)

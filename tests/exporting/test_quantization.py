@@ -1,0 +1,82 @@
+"""Which products may be in int8: what each costs, and which are spared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_lowrank.exporting.onnx_files import as_onnx, in_int8
+from hf_lowrank.exporting.quantization import ProductLoss, products_of, spared_names, spared_products
+
+LOSSES = st.lists(
+    st.builds(ProductLoss, name=st.uuids().map(str), parameters=st.integers(1, 1000), loss=st.floats(0, 1)),
+    max_size=12,
+)
+
+
+@given(losses=LOSSES, tolerance=st.floats(1e-6, 3))
+def test_the_others_stay_within_the_tolerance_and_none_is_spared_in_vain(losses, tolerance) -> None:
+    spared = spared_names(losses, tolerance)
+    rest = [one for one in losses if one.name not in spared]
+    assert sum(one.loss for one in rest) <= tolerance + 1e-9
+    for one in losses:
+        assert one.name not in spared or sum(other.loss for other in rest) + one.loss > tolerance - 1e-9
+
+
+def test_what_costs_most_for_its_size_is_spared_first() -> None:
+    losses = [ProductLoss("large", 1000, 0.4), ProductLoss("small", 10, 0.3), ProductLoss("cheap", 10, 0.01)]
+    assert spared_names(losses, 0.45) == ["small"]
+    assert spared_names(losses, 0.1) == ["small", "large"]
+    assert spared_names(losses, 1.0) == []
+
+
+class Net(nn.Module):
+    """An input of which one value is a thousand times as large as the others, so that its product bears no int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first.weight.data[:, 0] = 0.0
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(values)))
+
+
+def test_losses_are_those_of_rounded_products() -> None:
+    net, values = Net().requires_grad_(False), torch.randn(64, 8)
+    values[:, 0] *= 1000
+    wanted = net(values)
+    calls = []
+
+    def loss() -> float:
+        calls.append(1)
+        return float((net(values) - wanted).square().mean())
+
+    spared, losses = spared_products(net, loss, 1e-4, show_progress=False)
+    assert [one.name for one in losses] == ["first", "second"] == list(products_of(net))
+    assert losses[0].loss > 100 * losses[1].loss > 0
+    assert spared == ["first"]
+    assert len(calls) == 2
+    assert loss() == 0.0  # nothing is left behind
+
+
+def test_rounding_is_onnx_runtimes() -> None:
+    """The simulated products against ONNX Runtime's own on the same numbers."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, values = Net().requires_grad_(False).eval(), torch.randn(16, 3, 8)
+    model = as_onnx(net, {"values": values}, {"values": {0: torch.export.Dim("rows")}})
+
+    def run(spared: list[str]) -> torch.Tensor:
+        session = onnxruntime.InferenceSession(in_int8(model, spared).SerializeToString())
+        return torch.from_numpy(session.run(None, {"values": values.numpy()})[0])
+
+    simulated = []
+    spared_products(net, lambda: float(simulated.append(net(values)) or 0.0), 1.0, show_progress=False)
+    exact = net(values)
+    for other, wanted in zip(["second", "first"], simulated):
+        assert (run([other]) - wanted).abs().max() < 0.05 * (wanted - exact).abs().max()
+    torch.testing.assert_close(run(["first", "second"]), exact)
