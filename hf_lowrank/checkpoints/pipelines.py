@@ -80,7 +80,7 @@ def load_pipeline(
         return load_exported(path)
     try:
         loaded = _chronos_model(model, argument, dtype=dtype, device=device)
-    except OSError:
+    except (OSError, ValueError):
         if os.path.isdir(path) or (folder := exported_folder(path)) is None:
             raise
         return load_exported(folder)

@@ -129,7 +129,7 @@ def export_model(
             )
         write_json(folder / RECORD, record.to_dict() | {"parity": parity})
         # For `BaseChronosPipeline.from_pretrained`, which asks it for the pipeline alone.
-        config = {"model_type": "t5", "architectures": [], "chronos_config": record.settings}
+        config = {"model_type": "t5", "architectures": ["ExportedModel"], "chronos_config": record.settings}
         write_json(folder / "config.json", config | {"chronos_pipeline_class": PIPELINE_CLASSES[family.name]})
     return read_export(output)
 
