@@ -30,7 +30,7 @@ def bench(
     format_: Annotated[
         str | None, typer.Option("--format", help="For --shape: export it first, to 'onnx', 'openvino' or 'torch'.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="With --format onnx: products in int8.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="With --format onnx or openvino: products in int8.")] = False,
     batch_size: Annotated[
         list[str] | None, typer.Option(help="Series at once; this and the next three take lists such as 1,8.")
     ] = None,

@@ -20,7 +20,8 @@ def export(
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     format_: Annotated[str, typer.Option("--format", help="'onnx', 'openvino' or 'torch'.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Of ONNX: products in int8, but for those that the accuracy needs in float.")
+        bool,
+        typer.Option("--int8", help="Not of torch: products in int8, but for those that the accuracy needs in float."),
     ] = False,
     tolerance: Annotated[
         float | None,

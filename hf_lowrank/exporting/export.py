@@ -24,14 +24,15 @@ from ..checkpoints.families import BOLT, CHRONOS2, family_of
 from ..checkpoints.loading import public_name
 from ..checkpoints.pipelines import load_pipeline
 from ..compression.objectives import PatchObjective, objective_of
-from ..files import new_folder, temporary_folder, without_folders, write_json
+from ..files import new_folder, without_folders, write_json
 from ..progress import progress
 from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_export
 from ..runtime.forecaster import Forecaster
 from ..versions import versions
 from .graphs import Alone, BoltGraph, Grouped, standardize
 from .onnx_files import as_onnx, in_int8, write_graphs
-from .quantization import spared_products
+from .openvino_files import write_openvino
+from .quantization import ROUNDED, spared_products
 
 __all__ = ["export_model"]
 
@@ -65,7 +66,7 @@ def export_model(
         model: A folder, a Hub id, `"reference-bolt"` or `"reference-2"`, a loaded model or a pipeline; dense or compressed.
         output: The folder to write, all or nothing.
         format: `"onnx"` (for ONNX Runtime), `"openvino"` or `"torch"` (`torch.export`).
-        quantize: None for float32; `"int8"`, of ONNX, for products in int8 but for those that the accuracy needs in float.
+        quantize: None for float32; `"int8"`, not of `"torch"`, for products in int8 but for those that the accuracy needs in float.
         tolerance: What the products in int8 may add to the expected loss all together, as a share of it, on synthetic series. Those that
             cost most for their size are spared until the rest stays within it.
         seed: Of those series.
@@ -77,7 +78,7 @@ def export_model(
         float32, relative to the largest of the series; and `added_loss`, what that adds to the expected loss, as a share of it.
 
     Raises:
-        ValueError: An unknown format; the model is none of these families; int8 in another format than ONNX.
+        ValueError: An unknown format; the model is none of these families; int8 in a format that has none.
         OSError: There is no such checkpoint.
         FileExistsError: `output` exists and is not empty, and `overwrite` is false or it is no export.
         ImportError: A package of the format is missing: `pip install 'hf-lowrank[export]'`.
@@ -103,7 +104,9 @@ def export_model(
             batches = check.batches(BATCHES, seed)
             for name, graph in graphs.items():
                 loss = check.loss_of(graph, batches)
-                spared[name], losses = spared_products(graph, loss, tolerance, show_progress=show_progress)
+                spared[name], losses = spared_products(
+                    graph, loss, tolerance, format=format, show_progress=show_progress
+                )
                 made.setdefault("int8", {"tolerance": tolerance})[name] = {
                     "in_float": spared[name],
                     "losses": [asdict(one) for one in losses],
@@ -139,8 +142,8 @@ def _check(format: str, quantize: str | None, tolerance: float) -> None:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be None or 'int8', found {quantize!r}.")
-    if quantize and format != "onnx":
-        raise ValueError(f"quantize='int8' is for format='onnx', found format={format!r}.")
+    if quantize and format not in ROUNDED:
+        raise ValueError(f"quantize='int8' is for format='onnx' or 'openvino', found format={format!r}.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, found {tolerance}.")
     for name in PACKAGES[format]:
@@ -198,21 +201,15 @@ def _write(
             programs[name] = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
         else:
             programs[name] = as_onnx(graph, inputs, shapes)
-            if spared is not None:
-                programs[name] = in_int8(programs[name], spared[name])
-    if format == "torch":
-        for name, program in programs.items():
-            torch.export.save(program, folder / f"{name}.pt2")
-        return {name: f"{name}.pt2" for name in programs}
+    if format == "openvino":
+        return write_openvino(programs, folder, spared)
     if format == "onnx":
+        if spared is not None:
+            programs = {name: in_int8(program, spared[name]) for name, program in programs.items()}
         return write_graphs(programs, folder)
-    import openvino
-
-    with temporary_folder() as place:
-        for name, file in write_graphs(programs, place).items():
-            converted = openvino.convert_model(place / file)
-            openvino.save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
-    return {name: f"{name}.xml" for name in programs}
+    for name, program in programs.items():
+        torch.export.save(program, folder / f"{name}.pt2")
+    return {name: f"{name}.pt2" for name in programs}
 
 
 def _example(graph: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

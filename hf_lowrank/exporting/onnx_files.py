@@ -17,7 +17,7 @@ from torch import nn
 
 from ..files import temporary_folder
 
-__all__ = ["as_onnx", "in_int8", "write_graphs"]
+__all__ = ["as_onnx", "in_int8", "modules_of", "write_graphs"]
 
 OPSET = 20
 WEIGHTS = "weights.bin"
@@ -63,14 +63,21 @@ def _module_of(node: Any) -> str:
     return names[-2] if len(names) > 1 else ""
 
 
+def modules_of(model: Any) -> dict[str, str]:
+    """The PyTorch module of each product with a matrix of its own, by the name of its node."""
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
+    return {node.name: _module_of(node) for node in products}
+
+
 def in_int8(model: Any, spared: Collection[str]) -> Any:
     """The graph with its products in int8, but for those of the modules in `spared` and those with several matrices."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
-    keep = [node.name for node in products if constants.get(node.input[1]) != 2 or _module_of(node) in spared]
+    modules = modules_of(model)
+    rounded = {name for name, module in modules.items() if module not in spared}
+    keep = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in rounded]
     with _quiet(), temporary_folder() as folder:
         quantize_dynamic(
             copy.deepcopy(model),  # it changes what it is given

@@ -1,21 +1,24 @@
 """Int8 products: which of a graph's may have them, by what each would cost.
 
-A product x W^T in int8 rounds each row of W to 255 steps between -max and max, and x, as it comes, to 256 steps between its smallest and
-largest value (W8A8, dynamic), as ONNX Runtime computes it. Most products bear that; those that read the values themselves, or write the
-quantiles, may not.
+A product x W^T in int8 rounds each row of W to 255 steps between -max and max, and x as it comes (W8A8, dynamic): ONNX Runtime all of it
+to 256 steps between its smallest and largest value, OpenVINO each 64 numbers of a token to 255 steps between -max and max, where the
+processor has products of int8. Most products bear that; those that read the values themselves, or write the quantiles, may not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from ..progress import progress
 
-__all__ = ["ProductLoss", "products_of", "spared_products"]
+__all__ = ["ProductLoss", "products_of", "spared_names", "spared_products"]
+
+GROUP = 64  # numbers of a token that OpenVINO rounds together: see `runtime.engines`
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,42 @@ def _rounded_rows(weight: torch.Tensor) -> torch.Tensor:
     return (weight / scale).round() * scale
 
 
-def _rounded(values: torch.Tensor) -> torch.Tensor:
+def _rounded_whole(values: torch.Tensor) -> torch.Tensor:
     low, high = values.min().clamp_max(0), values.max().clamp_min(0)
     scale = ((high - low) / 255).clamp_min(1e-30)
     zero = (-low / scale).round()
     return ((values / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
-def _in_int8(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    """A forward hook: what ONNX Runtime makes of the same input."""
-    return nn.functional.linear(_rounded(inputs[0]), _rounded_rows(module.weight), module.bias)
+def _rounded_groups(values: torch.Tensor) -> torch.Tensor:
+    size = values.shape[-1]
+    padded = nn.functional.pad(values, (0, -size % GROUP)).unflatten(-1, (-1, GROUP))
+    scale = padded.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((padded / scale).round() * scale).flatten(-2)[..., :size]
+
+
+# How each format rounds what comes in.
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"onnx": _rounded_whole, "openvino": _rounded_groups}
+
+
+def _in_int8(
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    output: torch.Tensor,
+) -> torch.Tensor:
+    """A forward hook: what the runtime makes of the same input."""
+    return nn.functional.linear(rounded(inputs[0]), _rounded_rows(module.weight), module.bias)
 
 
 @torch.no_grad()
 def spared_products(
-    graph: nn.Module, loss: Callable[[], float], tolerance: float, *, show_progress: bool | None = None
+    graph: nn.Module,
+    loss: Callable[[], float],
+    tolerance: float,
+    *,
+    format: str = "onnx",
+    show_progress: bool | None = None,
 ) -> tuple[list[str], list[ProductLoss]]:
     """The names of the products that stay in float, for what all others add together to be at most `tolerance`; and what each costs.
 
@@ -61,11 +85,12 @@ def spared_products(
         graph: In float32.
         loss: The added expected loss of the graph as it is, as a share of the loss.
         tolerance: The bound of the sum.
+        format: Whose rounding it is: `"onnx"` or `"openvino"`.
     """
     found = []
     products = products_of(graph)
     for name, module in progress(products.items(), "Rounding", show_progress):
-        handle = module.register_forward_hook(_in_int8)
+        handle = module.register_forward_hook(partial(_in_int8, ROUNDED[format]))
         try:
             found.append(ProductLoss(name, module.weight.numel(), max(loss(), 0.0)))
         finally:

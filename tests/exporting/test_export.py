@@ -155,8 +155,10 @@ def test_other_formats(tmp_path, bolt_model, format) -> None:
     assert far([load_pipeline(tmp_path / "out").predict(one, 6)], [as_pipeline(bolt_model).predict(one, 6)]) < 1e-4
 
 
-def test_int8(tmp_path, bolt_model) -> None:
-    record = export_model(bolt_model, tmp_path / "int8", quantize="int8", tolerance=1e-3, show_progress=False)
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8(tmp_path, bolt_model, format) -> None:
+    options = {"format": format, "quantize": "int8", "tolerance": 1e-3}
+    record = export_model(bolt_model, tmp_path / "int8", **options, show_progress=False)
     graph = record.made["int8"]["forecast"]
     losses = {one["name"]: one["loss"] for one in graph["losses"]}
     assert "encoder.0.first" in losses
@@ -271,7 +273,7 @@ def test_bad_arguments_write_nothing(tmp_path, bolt_model, exported_bolt) -> Non
         (
             bolt_model,
             {"quantize": "int8", "format": "torch"},
-            "quantize='int8' is for format='onnx', found format='torch'",
+            "quantize='int8' is for format='onnx' or 'openvino', found format='torch'",
         ),
         (bolt_model, {"tolerance": 0.0}, "tolerance must be above 0, found 0.0"),
         (

@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 from chronos import BaseChronosPipeline
-from chronos_models import BOLT_RANKS, bolt
+from chronos_models import BOLT_RANKS, bolt, dense_bolt
 from conftest import randomise
 from hub_server import serve
 from transformers import PreTrainedModel
@@ -97,6 +97,17 @@ def test_compress(tmp_path: Path) -> None:
 def test_compress_on_synthetic_series(tmp_path: Path, sales: Path) -> None:
     run("compress", "reference", tmp_path / "small")
     forecasts(tmp_path / "small")
+
+
+@pytest.mark.slow
+def test_compare_formats(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    dense_bolt().save_pretrained(tmp_path / "dense")
+    sizes = ["--batch-size", 2, "--context-length", 30, "--prediction-length", 4, "--repeats", 1]
+    printed = run("compare_formats", tmp_path / "dense", "--no-dense", *sizes, "--json", tmp_path / "all.json")
+    rows = json.loads((tmp_path / "all.json").read_text())
+    assert [row["format"] for row in rows] == ["checkpoint", "torch", "onnx", "onnx int8", "openvino", "openvino int8"]
+    assert "added loss" in printed
 
 
 def test_evaluate(tmp_path: Path, small: dict[str, Path], sales: Path) -> None:
