@@ -34,7 +34,7 @@ from ..files import new_file
 from ..linear_algebra import product_over_rows
 from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
-from .objectives import BATCH_TOKENS, Batch, Objective, objective_of
+from .objectives import Batch, Objective, objective_of
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -43,8 +43,6 @@ __all__ = ["Calibration", "calibrate"]
 DAMPING = 1e-3
 # The matrix of what all cross-attention reads.
 ENCODER_OUTPUT = "encoder_output"
-# Batches by default, at least and at most; between them as many as so many multiplications of the layers' forward pass pay for.
-NUM_BATCHES, ARITHMETIC = (32, 96), 820_000_000_000
 
 
 @lru_cache(maxsize=8)
@@ -167,7 +165,7 @@ def calibrate(
     model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline | DenseCheckpoint,
     data: Any = "synthetic",
     *,
-    num_batches: int | None = None,
+    num_batches: int = 32,
     feed_forward: bool = True,
     seed: int = 0,
     show_progress: bool | None = None,
@@ -179,8 +177,7 @@ def calibrate(
         data: `"synthetic"` (the mixture of `data.synthesis`, for Chronos checkpoints); series of the user's, as
             `read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
             list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
-        num_batches: Batches of about 2,048 tokens that are made from series. By default 32; of a Chronos-T5, whose tokens are single values,
-            more where it has less than 12 million parameters in its layers, up to 96 at 4 million.
+        num_batches: Batches of about 2,048 tokens that are made from series.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
         show_progress: Show a progress bar; by default in a terminal or a notebook.
@@ -189,11 +186,9 @@ def calibrate(
         ValueError: No data for this kind of model, no observed value, or a prediction that is not finite.
     """
     dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
-    objective = objective_of(dense.config, dense.model_class)
-    if num_batches is None:
-        num_batches = usual_batches(dense, objective)
     if not isinstance(num_batches, int) or num_batches < 1:
         raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
+    objective = objective_of(dense.config, dense.model_class)
     batches, record = _batches(objective, data, num_batches, seed)
     collector = Collector(dense, objective, seed, feed_forward=feed_forward)
     for batch in progress(batches, "Calibrating", show_progress):
@@ -206,15 +201,6 @@ def calibrate(
         "shape": _shape(dense),
     }
     return Calibration(collector.result(), tuple(batches), record)
-
-
-def usual_batches(dense: DenseCheckpoint, objective: Objective) -> int:
-    """How many batches are made by default; of single values as many as arithmetic pays for, within bounds."""
-    least, most = NUM_BATCHES
-    if objective.patch > 1:
-        return least
-    weights = sum(weight.numel() for name, weight in dense.weights.items() if ".block." in name)
-    return min(max(ARITHMETIC // (BATCH_TOKENS * weights), least), most)
 
 
 def _batches(objective: Objective, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:

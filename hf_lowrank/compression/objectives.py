@@ -29,7 +29,7 @@ from ..data.series import calibration_series
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
 from ..data.windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
-__all__ = ["BATCH_TOKENS", "Batch", "Objective", "objective_of", "output_mask"]
+__all__ = ["Batch", "Objective", "objective_of", "output_mask"]
 
 Batch = dict[str, torch.Tensor]
 # Series in a backward pass: its activations are what takes memory.

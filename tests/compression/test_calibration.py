@@ -15,13 +15,12 @@ from chronos_models import dense_bolt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from transformers import PreTrainedModel, T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Model
+from transformers import PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration, T5Model
 
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, load_dense
 from hf_lowrank.checkpoints.rank_table import LayerName
-from hf_lowrank.compression.calibration import Calibration, calibrate, usual_batches
+from hf_lowrank.compression.calibration import Calibration, calibrate
 from hf_lowrank.compression.layers import attention_layer, feed_forward_layer
-from hf_lowrank.compression.objectives import objective_of
 
 CLASSES = (T5ForConditionalGeneration, T5Model, T5EncoderModel)
 Batch = dict[str, torch.Tensor]
@@ -424,16 +423,6 @@ def test_a_batch_without_a_mask_counts_every_token(dense_t5):
 
 
 # Errors
-
-
-@pytest.mark.parametrize(("millions", "count"), [(0.01, 96), (4, 96), (4.5, 88), (8, 50), (13, 32), (700, 32)])
-def test_small_models_of_single_values_have_more_batches_by_default(millions, count):
-    """Of models in name alone: the number of their weights is all that counts."""
-    weights = {"encoder.block.0.a": torch.empty(int(millions * 1e6), device="meta"), "shared": torch.empty(9)}
-    dense = DenseCheckpoint(T5Config(), None, T5EncoderModel, weights, {}, "a", is_shared=False)
-    assert usual_batches(dense, objective_of(dense.config, T5EncoderModel)) == count
-    bolt = dense_bolt()
-    assert usual_batches(dense, objective_of(bolt.config, type(bolt))) == 32
 
 
 @pytest.mark.parametrize("num_batches", [0, -1, 2.5, "many"])
