@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -156,8 +157,9 @@ def _check(format: str, quantize: str | None, tolerance: float) -> None:
 
 
 def _float_model(model: Any) -> PreTrainedModel:
-    """The model as one of ours, in float32 on the CPU, in eager attention, which is what all runtimes take."""
-    if isinstance(model, (str, os.PathLike)):
+    """The model as one of ours, in float32 on the CPU: a copy of one that is given."""
+    is_given = not isinstance(model, (str, os.PathLike))
+    if not is_given:
         model = load_pipeline(model, device="cpu", dtype="float32")
     if isinstance(model, BaseChronosPipeline):
         model = model.inner_model
@@ -172,7 +174,7 @@ def _float_model(model: Any) -> PreTrainedModel:
         raise ValueError(
             "model: its patches overlap (input_patch_stride is not input_patch_size); it is not exported."
         )
-    return as_full_rank(model).float().cpu().eval()
+    return as_full_rank(copy.deepcopy(model) if is_given else model).float().cpu().eval()
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from chronos import BaseChronosPipeline
-from chronos_models import BOLT_RANKS, CHRONOS2_RANKS, bolt, chronos2
+from chronos_models import BOLT_RANKS, CHRONOS2_RANKS, bolt, chronos2, dense_bolt
 from hub_server import serve_this_process
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
@@ -170,6 +170,19 @@ def test_int8(tmp_path, bolt_model, format) -> None:
     assert record.parity["relative_difference"] > 0
     found, wanted = (one.predict(SERIES, 6) for one in (load_pipeline(tmp_path / "int8"), as_pipeline(bolt_model)))
     assert 1e-5 < far([found], [wanted]) < 0.2
+
+
+def test_a_given_model_stays_as_it_is(tmp_path) -> None:
+    for model in (bolt(**BOLT), dense_bolt(num_layers=1, num_decoder_layers=1)):
+        model.to(torch.bfloat16).train()
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        export_model(model, tmp_path / type(model).__name__, format="torch", show_progress=False)
+        assert model.training
+        assert all(weight.requires_grad for weight in model.parameters())
+        after = model.state_dict()
+        assert all(
+            after[name].dtype == weight.dtype and torch.equal(after[name], weight) for name, weight in before.items()
+        )
 
 
 @pytest.mark.slow
