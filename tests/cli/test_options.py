@@ -22,6 +22,7 @@ ARGUMENTS = {
     "evaluate": ["small"],
     "pretrain": ["new"],
     "forecast": ["small", "in.csv", "out.csv"],
+    "export": ["small", "out"],
     "bench": ["small", "--against", "dense"],
     "push": ["small", "ann/small"],
     "sweep": ["dense"],
