@@ -211,7 +211,7 @@ def _side(
     memory: Sequence[Memory],
 ) -> Side:
     model = side.pipeline.inner_model
-    floor = None if side.exported is not None else measure_floor(products, machine)
+    floor = measure_floor(products, machine) if products else None
     cache: tuple[int, int] | tuple[None, None] = (None, None)
     if side.samples:
         sizes = {name: value for name, value in asdict(case).items() if name != "batch_size"}

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ..files import new_folder, without_folders, write_json
 from ..progress import progress
 from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_export
 from ..runtime.forecaster import Forecaster
+from ..runtime.pipelines import PIPELINES
 from ..versions import versions
 from .graphs import Alone, BoltGraph, Grouped, standardize
 from .onnx_files import as_onnx, in_int8, write_graphs
@@ -38,7 +38,6 @@ from .quantization import ROUNDED, spared_products
 __all__ = ["export_model"]
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
-PIPELINE_CLASSES = {"bolt": "ExportedBoltPipeline", "chronos2": "ExportedChronos2Pipeline"}
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
 TOLERANCE = 3e-4
 BATCHES = 2  # of windows that decide which products are spared; the next ones measure what all others cost
@@ -93,6 +92,7 @@ def export_model(
     kinds = {"forecast": BoltGraph} if family is BOLT else {"alone": Alone, "grouped": Grouped}
     graphs = {name: kind(dense).eval().requires_grad_(False) for name, kind in kinds.items()}
     check = _Check(dense)
+    windows = check.batches(2 * BATCHES, seed)
     made: dict[str, Any] = {
         "source": source,
         "parameters": dense.num_parameters(),
@@ -102,9 +102,8 @@ def export_model(
     with new_folder(output, overwrite=overwrite, is_replaceable=is_export) as folder:
         spared: dict[str, list[str]] = {}
         if quantize:
-            batches = check.batches(BATCHES, seed)
             for name, graph in graphs.items():
-                loss = check.loss_of(graph, batches)
+                loss = check.loss_of(graph, windows[:BATCHES])
                 spared[name], losses = spared_products(
                     graph, loss, tolerance, format=format, show_progress=show_progress
                 )
@@ -125,7 +124,7 @@ def export_model(
             made=without_folders(made),
         )
         write_json(folder / RECORD, record.to_dict())
-        parity = check.parity(Forecaster(folder), check.batches(2 * BATCHES, seed)[BATCHES:])
+        parity = check.parity(Forecaster(folder), windows[BATCHES:])
         if not quantize and not parity["relative_difference"] <= LARGEST_DIFFERENCE:
             raise RuntimeError(
                 f"The {format} export of {source} forecasts {parity['relative_difference']:.2g} (relative) away from PyTorch, "
@@ -134,7 +133,7 @@ def export_model(
         write_json(folder / RECORD, record.to_dict() | {"parity": parity})
         # For `BaseChronosPipeline.from_pretrained`, which asks it for the pipeline alone.
         config = {"model_type": "t5", "architectures": ["ExportedModel"], "chronos_config": record.settings}
-        write_json(folder / "config.json", config | {"chronos_pipeline_class": PIPELINE_CLASSES[family.name]})
+        write_json(folder / "config.json", config | {"chronos_pipeline_class": PIPELINES[family.name].__name__})
     return read_export(output)
 
 
@@ -265,14 +264,14 @@ class _Check:
         def forecast(batch: Mapping[str, Any]) -> torch.Tensor:
             if isinstance(graph, BoltGraph):
                 return graph(batch["context"])
-            context, future = batch["context"], batch["future_covariates"]
+            inputs = [batch["context"], batch["future_covariates"]]
             if isinstance(graph, Grouped):
-                pairs = (one[: len(one) // 2 * 2].unflatten(0, (-1, 2)) for one in (context, future))
-                return graph(*pairs).flatten(0, 1)
-            return graph(context, future)
+                return graph(*(one.unflatten(0, (-1, 2)) for one in inputs)).flatten(0, 1)
+            return graph(*inputs)
 
         batches = [self._as_grouped(batch, graph) for batch in batches]
-        return partial(self._loss, forecast, batches, list(map(self.quantiles, batches)))
+        wanted = list(map(self.quantiles, batches))
+        return lambda: self._loss(batches, wanted, list(map(forecast, batches)))
 
     def _as_grouped(self, batch: Mapping[str, Any], graph: nn.Module) -> dict[str, Any]:
         """The same series in the groups that a graph is tried on: pairs, or each alone."""
@@ -283,18 +282,13 @@ class _Check:
         cut = {name: values[:count] for name, values in batch.items()}
         return cut | {"group_ids": ids // 2 if isinstance(graph, Grouped) else ids}
 
-    def _loss(
-        self,
-        forecast: Callable[[Mapping[str, Any]], torch.Tensor],
-        batches: Feeds,
-        wanted: Sequence[torch.Tensor],
-    ) -> float:
-        added, rows = 0.0, 0
-        for batch, quantiles in zip(batches, wanted):
-            found = self._scaled(forecast(batch), batch)
-            added += self.objective.divergence(self._scaled(quantiles, batch), found)
-            rows += len(quantiles)
-        return added / rows
+    def _loss(self, batches: Feeds, wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+        """What quantiles add to the expected loss where others are wanted, as a share of it."""
+        added = [
+            self.objective.divergence(self._scaled(ours, batch), self._scaled(theirs, batch))
+            for batch, ours, theirs in zip(batches, wanted, found)
+        ]
+        return sum(added) / sum(map(len, wanted))
 
     def _scaled(self, quantiles: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Quantiles on the model's own scale, on which its loss is."""
@@ -311,15 +305,13 @@ class _Check:
             arrays: list[NDArray | None] = [None if one is None else one.numpy() for one in (ids, future)]
             return torch.from_numpy(forecaster.forecast(batch["context"].numpy(), horizon, *arrays))
 
+        tried = [*batches, *map(_first, batches)]
+        wanted, found = list(map(self.quantiles, tried)), list(map(forecast, tried))
         difference = 0.0
-        for batch in [*batches, *map(_first, batches)]:
-            wanted, found = self.quantiles(batch), forecast(batch)
-            relative = (found - wanted).abs().amax(dim=(1, 2)) / wanted.abs().amax(dim=(1, 2)).clamp_min(1e-30)
+        for ours, theirs in zip(wanted, found):
+            relative = (theirs - ours).abs().amax(dim=(1, 2)) / ours.abs().amax(dim=(1, 2)).clamp_min(1e-30)
             difference = max(difference, float(relative.max()))
-        return {
-            "relative_difference": difference,
-            "added_loss": self._loss(forecast, batches, list(map(self.quantiles, batches))),
-        }
+        return {"relative_difference": difference, "added_loss": self._loss(batches, wanted, found)}
 
 
 def _cut(batch: Mapping[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:

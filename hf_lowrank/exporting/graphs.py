@@ -38,14 +38,28 @@ __all__ = ["Alone", "BoltGraph", "Grouped"]
 # --- products ----------------------------------------------------------------------------------------------------
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+def _product(weight: torch.Tensor) -> nn.Linear:
     """x -> weight x, with its own copy of the weight (out, in)."""
     with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
+
+
+def _copied(module: nn.Module, gain: torch.Tensor | None = None) -> nn.Module:
+    """A matrix, thin factors, or the identity in their place; behind a norm whose weight is `gain`, (in,), that goes into the first matrix."""
+    if isinstance(module, nn.Identity):
+        return module
+    if isinstance(module, ThinFactors):
+        return nn.Sequential(_copied(module.down, gain), _copied(module.up))
+    return _product(module.weight if gain is None else module.weight * gain)
+
+
+def _reg_token(model: PreTrainedModel) -> nn.Parameter:
+    """The embedding of the REG token, (1, d); (0, d) of a model that has none."""
+    tokens = model.shared.weight.detach()
+    first = model.config.reg_token_id if model.chronos_config.use_reg_token else len(tokens)
+    return nn.Parameter(tokens[first : first + 1].clone(), requires_grad=False)
 
 
 class Norm(nn.Module):
@@ -59,19 +73,8 @@ class Norm(nn.Module):
         return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps)
 
 
-def _scaled(module: nn.Module, gain: torch.Tensor) -> nn.Module:
-    """A matrix, or thin factors, behind a norm of this weight (d,)."""
-    if isinstance(module, ThinFactors):
-        return nn.Sequential(_product(module.down.weight * gain), _product(module.up.weight))
-    return _product(module.weight * gain)
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    return _scaled(module, torch.ones(()))
-
-
 class FeedForward(nn.Module):
-    """x + feed_forward(norm(x)); a gated one has both inner matrices in one product."""
+    """x + feed_forward(norm(x))"""
 
     def __init__(self, norm: RMSNorm, inner: LowRankFeedForward) -> None:
         super().__init__()
@@ -79,8 +82,8 @@ class FeedForward(nn.Module):
         self.is_gated = inner.is_gated
         self.act = inner.act
         for name in ("wi_0", "wi_1") if inner.is_gated else ("wi",):
-            self.add_module(name, _scaled(getattr(inner, name), norm.weight))
-        self.wo = _plain(inner.wo)
+            self.add_module(name, _copied(getattr(inner, name), norm.weight))
+        self.wo = _copied(inner.wo)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         inner = self.norm(states)
@@ -106,9 +109,8 @@ class Attention(nn.Module):
         self.norm = Norm(norm)
         self.n_heads = inner.n_heads
         self.turned = turned
-        gain = norm.weight
+        self.is_latent = isinstance(inner, LatentAttention)
         if isinstance(inner, LatentAttention):
-            self.qk, self.vo = None, inner.latent.out_features
             sketch = inner.query_sketch
             has_sketch = isinstance(sketch, nn.Linear)
             first = [sketch.weight if has_sketch else inner.q.weight, inner.latent.weight]
@@ -116,12 +118,11 @@ class Attention(nn.Module):
             self.o = nn.Sequential(_product(inner.o.weight), _copied(inner.output_sketch))
         else:
             assert isinstance(inner, PerHeadAttention)
-            self.qk, self.vo = inner.q.out_features // self.n_heads, inner.v.out_features // self.n_heads
             first = [inner.q.weight, inner.k.weight, inner.v.weight]
             self.q = nn.Identity()
             self.o = _product(inner.o.weight)
         self.sizes = [len(weight) for weight in first]
-        self.first = _product(torch.cat(first) * gain)
+        self.first = _product(torch.cat(first) * norm.weight)
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """(B, S, n r) -> (B, n, S, r)"""
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         """(B, S, d) and what is added to the logits -> (B, S, d)."""
         parts = self.first(self.norm(states)).split(self.sizes, dim=-1)
         query = self.heads(self.q(parts[0]))
-        if self.qk is None:
+        if self.is_latent:
             key = value = parts[1].unsqueeze(1)
         else:
             key, value = self.heads(parts[1]), self.heads(parts[2])
@@ -142,10 +143,6 @@ class Attention(nn.Module):
             query, key = (self.turned.rotate(one, *turns) for one in (query, key))
         weights = torch.softmax(query @ key.mT + bias, dim=-1)
         return states + self.o((weights @ value).transpose(1, 2).flatten(2))
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    return _product(module.weight) if isinstance(module, nn.Linear) else nn.Identity()
 
 
 class AttentionToOne(nn.Module):
@@ -183,9 +180,10 @@ class AttentionOfOne(nn.Module):
         self.n_heads = inner.n_heads
         self.is_latent = isinstance(inner, LatentAttention)
         if isinstance(inner, LatentAttention):
-            self.query = nn.Sequential(*map(_copied_scaled, (inner.query_sketch, inner.q), (norm.weight, None)))
-            if not isinstance(inner.query_sketch, nn.Linear):
-                self.query = _product(inner.q.weight * norm.weight)
+            has_sketch = isinstance(inner.query_sketch, nn.Linear)
+            self.query = _copied(inner.q, None if has_sketch else norm.weight)
+            if has_sketch:
+                self.query = nn.Sequential(_copied(inner.query_sketch, norm.weight), self.query)
             self.latent = _product(inner.latent.weight)
             self.o = nn.Sequential(_product(inner.o.weight), _copied(inner.output_sketch))
         else:
@@ -210,12 +208,6 @@ class AttentionOfOne(nn.Module):
         return states + self.o(mixed.flatten(1).unsqueeze(1))
 
 
-def _copied_scaled(module: nn.Module, gain: torch.Tensor | None) -> nn.Module:
-    if not isinstance(module, nn.Linear):
-        return nn.Identity()
-    return _product(module.weight if gain is None else module.weight * gain)
-
-
 # --- values and patches ------------------------------------------------------------------------------------------
 
 
@@ -238,8 +230,6 @@ def standardize(context: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.
 class BoltGraph(nn.Module):
     """Chronos-Bolt: a context (B, L), NaN where a value is missing, L a multiple of the patch -> quantiles (B, Q, H)."""
 
-    inputs = ("context",)
-
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         assert isinstance(model, LowRankChronosBoltModelForForecasting)
@@ -251,8 +241,7 @@ class BoltGraph(nn.Module):
         encoder, decoder = model.encoder, model.decoder
         attention = encoder.block[0].layer[0].SelfAttention
         self.position_bias, self.max_distance = attention.relative_attention_bias, attention.max_distance
-        reg = model.shared.weight[model.config.reg_token_id] if settings.use_reg_token else model.shared.weight[:0]
-        self.reg = nn.Parameter(reg.detach().clone().view(-1, model.config.d_model), requires_grad=False)
+        self.reg = _reg_token(model)
         start = model.shared.weight[model.config.decoder_start_token_id]
         self.start = nn.Parameter(start.detach().clone(), requires_grad=False)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
@@ -307,10 +296,7 @@ class Chronos2Graph(nn.Module):
         self.embed, self.head = model.input_patch_embedding, model.output_patch_embedding
         self.eps, self.use_arcsinh = model.instance_norm.eps, model.instance_norm.use_arcsinh
         self.num_quantiles = model.num_quantiles
-        reg = (
-            model.shared.weight[model.config.reg_token_id] if self.settings.use_reg_token else model.shared.weight[:0]
-        )
-        self.reg = nn.Parameter(reg.detach().clone().view(-1, model.config.d_model), requires_grad=False)
+        self.reg = _reg_token(model)
         self.time, self.group, self.feed_forward = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for block in model.encoder.block:
             time: Sublayer = block.layer[0]
@@ -372,8 +358,6 @@ class Chronos2Graph(nn.Module):
 class Alone(Chronos2Graph):
     """Chronos-2 of series that are groups of their own: context (B, L), known future values (B, H), NaN where none -> quantiles (B, Q, H)."""
 
-    inputs = ("context", "future")
-
     def group_layer(self, norm: RMSNorm, inner: LowRankAttention) -> nn.Module:
         return AttentionToOne(norm, inner)
 
@@ -399,8 +383,6 @@ class AcrossGroup(nn.Module):
 
 class Grouped(Chronos2Graph):
     """Chronos-2 of G groups of M series: context (G, M, L), known future values (G, M, H), NaN where none -> quantiles (G, M, Q, H)."""
-
-    inputs = ("context", "future")
 
     def group_layer(self, norm: RMSNorm, inner: LowRankAttention) -> nn.Module:
         return AcrossGroup(norm, inner)

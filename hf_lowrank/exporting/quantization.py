@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from ..progress import progress
+from ..runtime.engines import OPENVINO_GROUP
 
 __all__ = ["ProductLoss", "products_of", "spared_names", "spared_products"]
-
-GROUP = 64  # numbers of a token that OpenVINO rounds together: see `runtime.engines`
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def _rounded_whole(values: torch.Tensor) -> torch.Tensor:
 
 def _rounded_groups(values: torch.Tensor) -> torch.Tensor:
     size = values.shape[-1]
-    padded = nn.functional.pad(values, (0, -size % GROUP)).unflatten(-1, (-1, GROUP))
+    padded = nn.functional.pad(values, (0, -size % OPENVINO_GROUP)).unflatten(-1, (-1, OPENVINO_GROUP))
     scale = padded.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
     return ((padded / scale).round() * scale).flatten(-2)[..., :size]
 

@@ -40,20 +40,25 @@ def load_model(name: Any, *args: Any, model_type: str, **kwargs: Any) -> PreTrai
     return AutoModel.from_pretrained(name, *args, **kwargs)
 
 
-def is_adapter(name: Any) -> bool:
-    """Whether a folder or a Hub repository holds an adapter of peft. What cannot be reached, and is not in the cache, does not.
+def holds_file(name: Any, file: str) -> bool:
+    """Whether a folder or a Hub repository holds a file of this name. What cannot be reached, and is not in the cache, does not.
 
     A repository is asked once: the cache keeps the answer, also no, for the commit that was looked at last.
     """
     if os.path.isdir(name):
-        return os.path.isfile(os.path.join(name, "adapter_config.json"))
+        return os.path.isfile(os.path.join(name, file))
     try:
-        if (known := try_to_load_from_cache(str(name), "adapter_config.json")) is not None:
+        if (known := try_to_load_from_cache(str(name), file)) is not None:
             return isinstance(known, str)
-        hf_hub_download(str(name), "adapter_config.json")
+        hf_hub_download(str(name), file)
     except (OSError, ValueError):
         return False  # if something is wrong with the name or the connection, the look for a model says what
     return True
+
+
+def is_adapter(name: Any) -> bool:
+    """Whether a folder or a Hub repository holds an adapter of peft; see `holds_file`."""
+    return holds_file(name, "adapter_config.json")
 
 
 COPYING = threading.Lock()  # held while a name of chronos' module is not what it was

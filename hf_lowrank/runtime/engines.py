@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from .folder import ExportRecord
 
-__all__ = ["Engine", "engine_of"]
+__all__ = ["OPENVINO_GROUP", "Engine", "engine_of"]
+
+OPENVINO_GROUP = 64  # numbers of a token that OpenVINO rounds together, where matrices are int8
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -66,7 +68,10 @@ class OpenVinoEngine(Engine):
     """OpenVINO, on the CPU, in float32, or int8 where matrices are: of itself it would compute in bfloat16 where the processor can."""
 
     def load(self, path: Path) -> Any:
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(OPENVINO_GROUP),
+        }
         if self.threads:
             settings["INFERENCE_NUM_THREADS"] = self.threads
         return _package("openvino").Core().compile_model(path, "CPU", settings)

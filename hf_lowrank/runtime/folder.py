@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class ExportRecord:
     settings: dict[str, Any]
     parity: dict[str, float]
     made: dict[str, Any]
-    version: int = field(default=VERSION)
+    version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON has it."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from chronos import Chronos2Pipeline, ChronosBoltPipeline
+from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosBoltPipeline
 from chronos.chronos2.config import Chronos2ForecastingConfig
 from chronos.chronos_bolt import ChronosBoltConfig
-from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from .folder import RECORD, is_export
+from ..models.pipeline_lowrank_chronos import finite, holds_file
+from .folder import RECORD
 from .forecaster import Forecaster
 
-__all__ = ["ExportedBoltPipeline", "ExportedChronos2Pipeline", "ExportedModel", "exported_folder", "load_exported"]
+__all__ = [
+    "PIPELINES",
+    "ExportedBoltPipeline",
+    "ExportedChronos2Pipeline",
+    "ExportedModel",
+    "exported_folder",
+    "load_exported",
+]
 
 
 class ExportedModel(nn.Module):
@@ -58,20 +65,17 @@ def _not_exported(what: str) -> NoReturn:
     raise NotImplementedError(f"An exported model only forecasts: {what} needs the checkpoint that it was made of.")
 
 
-def _finite(forecasts: Any) -> Any:
-    for forecast in forecasts if isinstance(forecasts, list) else [forecasts]:
-        if not torch.isfinite(forecast).all():
-            raise ValueError(
-                "The forecasts hold NaN or infinite values; look for such values, or for extremely large ones, in the series."
-            )
-    return forecasts
+def _load(folder: str | os.PathLike, threads: int | None = None) -> ExportedModel:
+    return ExportedModel(Forecaster(folder, threads=threads or torch.get_num_threads()))
 
 
-def _forecaster(name: str | os.PathLike, family: str, threads: int | None = None) -> Forecaster:
-    forecaster = Forecaster(exported_folder(name) or name, threads=threads or torch.get_num_threads())
-    if forecaster.record.family != family:
-        raise ValueError(f"{name} must be an export of family {family!r}, found {forecaster.record.family!r}.")
-    return forecaster
+def _load_named(name: str | os.PathLike, family: str, threads: int | None) -> ExportedModel:
+    """The exported model of a folder or Hub id; a ValueError where it is of another family."""
+    model = _load(exported_folder(name) or name, threads)
+    found = model.forecaster.record.family
+    if found != family:
+        raise ValueError(f"{name} must be an export of family {family!r}, found {found!r}.")
+    return model
 
 
 class ExportedBoltPipeline(ChronosBoltPipeline):
@@ -80,11 +84,11 @@ class ExportedBoltPipeline(ChronosBoltPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> ExportedBoltPipeline:
         """Load from an exported folder or from the Hub; `threads=` sets those of the engine. `device_map` and `dtype` say nothing here."""
-        return cls(ExportedModel(_forecaster(pretrained_model_name_or_path, "bolt", kwargs.get("threads"))))
+        return cls(_load_named(pretrained_model_name_or_path, "bolt", kwargs.get("threads")))
 
     def predict(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As [`chronos.ChronosBoltPipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
-        return _finite(super().predict(*args, **kwargs))
+        return finite(super().predict(*args, **kwargs))
 
     def embed(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError."""
@@ -99,11 +103,11 @@ class ExportedChronos2Pipeline(Chronos2Pipeline):
         cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> ExportedChronos2Pipeline:
         """Load from an exported folder or from the Hub; `threads=` sets those of the engine. `device_map` and `dtype` say nothing here."""
-        return cls(ExportedModel(_forecaster(pretrained_model_name_or_path, "chronos2", kwargs.get("threads"))))
+        return cls(_load_named(pretrained_model_name_or_path, "chronos2", kwargs.get("threads")))
 
     def predict(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         """As [`chronos.Chronos2Pipeline.predict`]; a forecast that is NaN or infinite is a ValueError."""
-        return _finite(super().predict(*args, **kwargs))
+        return finite(super().predict(*args, **kwargs))
 
     def embed(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError."""
@@ -118,30 +122,25 @@ class ExportedChronos2Pipeline(Chronos2Pipeline):
         _not_exported("save_pretrained")
 
 
-PIPELINES: dict[str, Callable[[ExportedModel], Any]] = {
+PIPELINES: dict[str, type[BaseChronosPipeline]] = {
     "bolt": ExportedBoltPipeline,
     "chronos2": ExportedChronos2Pipeline,
 }
 
 
 def exported_folder(name: str | os.PathLike) -> str | None:
-    """The folder of an exported model, of a Hub id in the cache; None of anything else. What cannot be reached is none.
-
-    A repository is asked once: the cache keeps the answer, also no, for the commit that was looked at last.
-    """
+    """The folder of an exported model, of a Hub id in the cache; None of anything else, and of what cannot be reached."""
+    if not holds_file(name, RECORD):
+        return None
     if os.path.isdir(name):
-        return str(name) if is_export(name) else None
+        return str(name)
     try:
-        if (known := try_to_load_from_cache(str(name), RECORD)) is None:
-            hf_hub_download(str(name), RECORD)
-        elif not isinstance(known, str):
-            return None
         return snapshot_download(str(name))
     except (OSError, ValueError):
-        return None  # if something is wrong with the name or the connection, the look for a model says what
+        return None
 
 
-def load_exported(folder: str | os.PathLike, *, threads: int | None = None) -> Any:
-    """The pipeline of an exported folder, of whichever family; `threads` are by default those of PyTorch."""
-    forecaster = Forecaster(folder, threads=threads or torch.get_num_threads())
-    return PIPELINES[forecaster.record.family](ExportedModel(forecaster))
+def load_exported(folder: str | os.PathLike) -> Any:
+    """The pipeline of an exported folder, of whichever family, with as many threads as PyTorch has."""
+    model = _load(folder)
+    return PIPELINES[model.forecaster.record.family](model)
