@@ -92,6 +92,20 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
 # The groups of each size, (G, M) indices of series, and what is added to their logits, (G S, 1, 1, M).
 Groups = list[tuple[torch.Tensor, torch.Tensor]]
 
+PART_TOKENS = 1280  # that go through the layers together on a CPU: what a layer makes of them stays in its caches
+
+
+def parts_by_group(group_ids: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """The series of a batch, `group_ids` (B,), in parts of whole groups: of up to `size` series, or of one larger group."""
+    _, group, sizes = group_ids.unique(return_inverse=True, return_counts=True)
+    lengths: list[int] = []
+    for members in sizes.tolist():
+        if lengths and lengths[-1] + members <= size:
+            lengths[-1] += members
+        else:
+            lengths.append(members)
+    return group.argsort(stable=True).split(lengths)
+
 
 def groups_by_size(group_ids: torch.Tensor, attention_mask: torch.Tensor, dtype: torch.dtype) -> Groups:
     """The series of a batch by their groups, `group_ids` (B,), a series in a patch being seen where `attention_mask` (B, S) is true."""
@@ -346,17 +360,50 @@ class LowRankChronos2Encoder(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
         attention_mask = attention_mask.bool()
-        nothing = inputs_embeds.new_zeros(())
-        time_mask = masked(nothing, attention_mask[:, None, None])
-        # A series attends to those of its group that have a value in the patch.
-        groups: torch.Tensor | Groups
-        if self.by_group and not (self.training or output_attentions or torch.compiler.is_compiling()):
-            groups = groups_by_size(group_ids, attention_mask, inputs_embeds.dtype)
-        else:
-            same_group = group_ids[:, None] == group_ids[None, :]
-            groups = masked(nothing, same_group & attention_mask.T[:, None, None])  # (S, 1, B, B)
         turns = rotary_turns(position_ids, self.config, inputs_embeds.dtype)
+        # A series attends to those of its group that have a value in the patch.
+        if self.by_group and not (self.training or output_attentions or torch.compiler.is_compiling()):
+            return LowRankChronos2EncoderOutput(
+                last_hidden_state=self._in_parts(inputs_embeds, group_ids, attention_mask, turns),
+                all_time_self_attn_weights=(),
+                all_group_self_attn_weights=(),
+            )
+        same_group = group_ids[:, None] == group_ids[None, :]
+        groups = masked(inputs_embeds.new_zeros(()), same_group & attention_mask.T[:, None, None])  # (S, 1, B, B)
+        return self._through(inputs_embeds, attention_mask, groups, turns, output_attentions)
 
+    def _in_parts(
+        self,
+        inputs_embeds: torch.Tensor,
+        group_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """The last hidden states, by group and, on a CPU, a part of the batch at a time."""
+        batch, length = attention_mask.shape
+        is_whole = inputs_embeds.device.type != "cpu" or batch * length <= PART_TOKENS
+        parts = parts_by_group(group_ids, batch if is_whole else max(1, PART_TOKENS // length))
+        if len(parts) == 1:
+            groups = groups_by_size(group_ids, attention_mask, inputs_embeds.dtype)
+            return self._through(inputs_embeds, attention_mask, groups, turns, False).last_hidden_state
+        last = torch.empty_like(inputs_embeds)
+        for part in parts:
+            mask = attention_mask[part]
+            groups = groups_by_size(group_ids[part], mask, inputs_embeds.dtype)
+            its_turns = tuple(turn if len(turn) == 1 else turn[part] for turn in turns)
+            last[part] = self._through(inputs_embeds[part], mask, groups, its_turns, False).last_hidden_state
+        return last
+
+    def _through(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        groups: torch.Tensor | Groups,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool,
+    ) -> LowRankChronos2EncoderOutput:
+        """All blocks on (B, S, d)."""
+        time_mask = masked(inputs_embeds.new_zeros(()), attention_mask[:, None, None])
         hidden_states = self.dropout(inputs_embeds)
         time_weights, group_weights = [], []
         for block in self.block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -43,11 +44,13 @@ from hf_lowrank import (
     LowRankChronosBoltConfig,
     LowRankChronosBoltModelForForecasting,
 )
+from hf_lowrank.models import modeling_lowrank_chronos
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters, feed_forward_parameters
 from hf_lowrank.models.modeling_lowrank_chronos import (
     LatentGroupAttention,
     PerHeadGroupAttention,
     TimeAttention,
+    parts_by_group,
     rotary_turns,
 )
 
@@ -154,9 +157,13 @@ def test_groups_and_covariates_matter():
     missing=st.lists(st.integers(0, 43), min_size=6, max_size=6),
     is_latent=st.booleans(),
     implementation=st.sampled_from(["eager", "sdpa"]),
+    part_tokens=st.sampled_from([1, 30, 1000]),
 )
-def test_group_attention_inside_each_group_is_that_of_the_batch(group_ids, missing, is_latent, implementation):
-    """Of whatever sizes the groups are, and in whatever order their series come; some series have no value in some patches, or none at all."""
+def test_group_attention_inside_each_group_is_that_of_the_batch(
+    group_ids, missing, is_latent, implementation, part_tokens
+):
+    """Of whatever sizes the groups are, and in whatever order their series come, together or in parts; some series have no value in some
+    patches, or none at all."""
     group = [{"latent": 7, "query": 5, "output": 6}] * 2 if is_latent else [{"qk": 3, "vo": 5}] * 2
     model = chronos2(attention_ranks={"group": group}, attn_implementation=implementation)
     context = series()
@@ -166,8 +173,35 @@ def test_group_attention_inside_each_group_is_that_of_the_batch(group_ids, missi
     with torch.no_grad():
         expected = model(**arguments).quantile_preds
         model.encoder.by_group = True
-        found = model(**arguments).quantile_preds
+        with mock.patch.object(modeling_lowrank_chronos, "PART_TOKENS", part_tokens):
+            found = model(**arguments).quantile_preds
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(group_ids=st.lists(st.integers(-3, 9), min_size=1, max_size=30), size=st.integers(1, 12))
+def test_parts_are_whole_groups_and_no_larger_than_they_may(group_ids, size):
+    groups = torch.tensor(group_ids)
+    parts = parts_by_group(groups, size)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(group_ids)))
+    held = [set(groups[part].tolist()) for part in parts]
+    assert sum(map(len, held)) == len(set(group_ids))
+    assert all(len(part) <= size or len(its) == 1 for part, its in zip(parts, held))
+
+
+def test_a_large_batch_goes_through_in_parts():
+    """With its own positions for each series."""
+    model = chronos2()
+    model.encoder.by_group = True
+    sizes = []
+    model.encoder.block[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    arguments = {"group_ids": torch.tensor([0, 1, 2, 1]), "position_ids": torch.randint(20, (4, 9))}
+    states = torch.randn(4, 9, D_MODEL)
+    with torch.no_grad():
+        whole = model.encoder(states, **arguments).last_hidden_state
+        with mock.patch.object(modeling_lowrank_chronos, "PART_TOKENS", 20):
+            in_parts = model.encoder(states, **arguments).last_hidden_state
+    assert sizes == [4, 1, 2, 1]
+    assert_close(in_parts, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("by_group", [False, True])
