@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_lowrank import benchmark, build_checkpoint, compress_pretrained, export_model
+from hf_lowrank.exporting.export import RANDOM_TOLERANCE, TOLERANCE
 
 FORMATS: tuple[tuple[str, str | None], ...] = (
     ("checkpoint", None),
@@ -28,6 +29,8 @@ FORMATS: tuple[tuple[str, str | None], ...] = (
     ("onnx", "int8"),
     ("openvino", None),
     ("openvino", "int8"),
+    ("inductor", None),
+    ("inductor", "int8"),
 )
 
 
@@ -41,6 +44,9 @@ def main(
     threads: int | None = None,
     repeats: int = 5,
     dense: Annotated[bool, typer.Option(help="Measure the dense model in every format too.")] = True,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A format to measure, in place of all; may be repeated.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Print a row for each format of the dense and of the compressed model."""
@@ -53,7 +59,11 @@ def main(
         "threads": threads,
         "repeats": repeats,
     }
-    rows = []
+    known = dict.fromkeys(name for name, _ in FORMATS)
+    if unknown := set(only or ()) - set(known):
+        raise typer.BadParameter(f"--only must be one of {', '.join(known)}, found {', '.join(unknown)}")
+    tolerance = TOLERANCE if shape is None else RANDOM_TOLERANCE
+    rows, progress = [], Console(stderr=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         stock, small = model or str(folder / "dense"), str(folder / "small")
@@ -64,10 +74,15 @@ def main(
             build_checkpoint(small, shape, total_ratio=total_ratio)
         for name, source in (("dense", stock), (f"{total_ratio:g}", small)):
             for format_, quantize in FORMATS if dense or source == small else ():
+                if only and format_ not in only:
+                    continue
+                progress.log(f"{name}: {format_} {quantize or ''}")
                 measured, parity = source, {}
                 if format_ != "checkpoint":
                     measured = str(folder / f"{name}-{format_}-{quantize}")
-                    parity = export_model(source, measured, format=format_, quantize=quantize).parity
+                    parity = export_model(
+                        source, measured, format=format_, quantize=quantize, tolerance=tolerance
+                    ).parity
                 result = benchmark(measured, stock, **case)
                 (comparison,) = result.comparisons
                 side = comparison.model

@@ -21,7 +21,7 @@ import torch
 from ..checkpoints.devices import known_device, known_dtype
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
-from ..exporting.export import export_model
+from ..exporting.export import RANDOM_TOLERANCE, export_model
 from ..files import temporary_folder
 from ..progress import progress_display
 from ..timing import Case
@@ -133,7 +133,7 @@ def benchmark_shape(
     """Measure a published shape with random weights: low-rank against dense, or, without ratios, dense against itself.
 
     The arguments are those of `build_checkpoint` and of `benchmark`; with `format`, and `quantize`, the low-rank side is exported first,
-    as `export_model` does it.
+    as `export_model` does it, with the tolerance `RANDOM_TOLERANCE`: about as many products stay in float as of a trained model.
     """
     if quantize is not None and format is None:
         raise ValueError(f"quantize is of an export: give format='onnx' too, found quantize={quantize!r} alone.")
@@ -161,7 +161,14 @@ def benchmark_shape(
         if format is not None:
             exported = f"{folder}/exported"
             progress = options.get("show_progress")
-            export_model(compressed, exported, format=format, quantize=quantize, show_progress=progress)
+            export_model(
+                compressed,
+                exported,
+                format=format,
+                quantize=quantize,
+                tolerance=RANDOM_TOLERANCE,
+                show_progress=progress,
+            )
             compressed, label = exported, f"{label}, {format}{'' if quantize is None else f' {quantize}'}"
         return benchmark(compressed, dense, names=(label, shape), **options)
 

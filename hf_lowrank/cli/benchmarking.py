@@ -28,9 +28,10 @@ def bench(
         float | None, typer.Option(help="For --shape: the share of attention and feed-forward weights to keep.")
     ] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="For --shape: export it first, to 'onnx', 'openvino' or 'torch'.")
+        str | None,
+        typer.Option("--format", help="For --shape: export it first, to 'onnx', 'openvino', 'torch' or 'inductor'."),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="With --format onnx or openvino: products in int8.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="With --format, but not torch: products in int8.")] = False,
     batch_size: Annotated[
         list[str] | None, typer.Option(help="Series at once; this and the next three take lists such as 1,8.")
     ] = None,

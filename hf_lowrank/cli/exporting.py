@@ -18,7 +18,9 @@ def export(
         str, typer.Argument(help="Hub id, folder, 'reference-bolt' or 'reference-2'; dense or compressed.")
     ],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
-    format_: Annotated[str, typer.Option("--format", help="'onnx', 'openvino' or 'torch'.")] = "onnx",
+    format_: Annotated[
+        str, typer.Option("--format", help="'onnx', 'openvino', 'torch', or 'inductor' (compiled for this machine).")
+    ] = "onnx",
     int8: Annotated[
         bool,
         typer.Option("--int8", help="Not of torch: products in int8, but for those that the accuracy needs in float."),

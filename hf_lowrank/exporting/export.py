@@ -26,20 +26,29 @@ from ..checkpoints.pipelines import load_pipeline
 from ..compression.objectives import PatchObjective, objective_of
 from ..files import new_folder, without_folders, write_json
 from ..progress import progress
+from ..runtime.engines import processor
 from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_export
 from ..runtime.forecaster import Forecaster
 from ..runtime.pipelines import PIPELINES
 from ..versions import versions
 from .graphs import Alone, BoltGraph, Grouped, standardize
+from .inductor_files import check_compiler, with_int8_products, write_inductor
 from .onnx_files import as_onnx, in_int8, write_graphs
 from .openvino_files import write_openvino
 from .quantization import ROUNDED, spared_products
 
 __all__ = ["export_model"]
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "torch": (),
+    "inductor": (),
+}
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
 TOLERANCE = 3e-4
+# Of random weights, whose quantiles say little: with it about as many products are spared as with the other one of trained weights.
+RANDOM_TOLERANCE = 8e-4
 BATCHES = 2  # of windows that decide which products are spared; the next ones measure what all others cost
 SERIES, VALUES = 24, 512  # of each
 EXAMPLE = {"batch": 3, "patches": 4, "ahead": 3, "groups": 2, "members": 3}
@@ -65,7 +74,8 @@ def export_model(
     Args:
         model: A folder, a Hub id, `"reference-bolt"` or `"reference-2"`, a loaded model or a pipeline; dense or compressed.
         output: The folder to write, all or nothing.
-        format: `"onnx"` (for ONNX Runtime), `"openvino"` or `"torch"` (`torch.export`).
+        format: `"onnx"` (for ONNX Runtime), `"openvino"`, `"torch"` (a program of `torch.export`), or `"inductor"`: compiled by PyTorch's
+            AOTInductor, which takes a minute or more, for the processor and the version of PyTorch that are here, and no other.
         quantize: None for float32; `"int8"`, not of `"torch"`, for products in int8 but for those that the accuracy needs in float.
         tolerance: What the products in int8 may add to the expected loss all together, as a share of it, on synthetic series. Those that
             cost most for their size are spared until the rest stays within it.
@@ -79,7 +89,7 @@ def export_model(
 
     Raises:
         ValueError: An unknown format; the model is none of these families; int8 in a format that has none.
-        OSError: There is no such checkpoint.
+        OSError: There is no such checkpoint; for `"inductor"`, no C++ compiler.
         FileExistsError: `output` exists and is not empty, and `overwrite` is false or it is no export.
         ImportError: A package of the format is missing: `pip install 'hf-lowrank[export]'`.
         RuntimeError: In float its forecasts are further than 1e-4 from PyTorch's; nothing is written.
@@ -98,6 +108,7 @@ def export_model(
         "parameters": dense.num_parameters(),
         "seed": seed,
         **versions(*PACKAGES[format]),
+        **({"compiled_for": processor()} if format == "inductor" else {}),
     }
     with new_folder(output, overwrite=overwrite, is_replaceable=is_export) as folder:
         spared: dict[str, list[str]] = {}
@@ -143,7 +154,7 @@ def _check(format: str, quantize: str | None, tolerance: float) -> None:
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be None or 'int8', found {quantize!r}.")
     if quantize and format not in ROUNDED:
-        raise ValueError(f"quantize='int8' is for format='onnx' or 'openvino', found format={format!r}.")
+        raise ValueError(f"quantize='int8' is for format={' or '.join(map(repr, ROUNDED))}, found format={format!r}.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, found {tolerance}.")
     for name in PACKAGES[format]:
@@ -153,6 +164,8 @@ def _check(format: str, quantize: str | None, tolerance: float) -> None:
             raise ImportError(
                 f"An export to {format} needs the package {name}: pip install 'hf-lowrank[export]'"
             ) from error
+    if format == "inductor":
+        check_compiler()
 
 
 def _float_model(model: Any) -> PreTrainedModel:
@@ -198,19 +211,24 @@ def _write(
     programs = {}
     for name, graph in progress(graphs.items(), "Exporting", show_progress):
         inputs, shapes = _example(graph)
-        if format == "torch":
-            programs[name] = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
-        else:
+        if format in ("onnx", "openvino"):
             programs[name] = as_onnx(graph, inputs, shapes)
+            continue
+        if format == "inductor" and spared is not None:
+            graph = with_int8_products(graph, spared[name])
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+        if format == "inductor":
+            programs[name] = write_inductor(name, program, folder)
+        else:
+            programs[name] = f"{name}.pt2"
+            torch.export.save(program, folder / programs[name])
     if format == "openvino":
         return write_openvino(programs, folder, spared)
     if format == "onnx":
         if spared is not None:
             programs = {name: in_int8(program, spared[name]) for name, program in programs.items()}
         return write_graphs(programs, folder)
-    for name, program in programs.items():
-        torch.export.save(program, folder / f"{name}.pt2")
-    return {name: f"{name}.pt2" for name in programs}
+    return programs
 
 
 def _example(graph: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

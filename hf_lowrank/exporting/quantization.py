@@ -2,7 +2,7 @@
 
 A product x W^T in int8 rounds each row of W to 255 steps between -max and max, and x as it comes (W8A8, dynamic): ONNX Runtime all of it
 to 256 steps between its smallest and largest value, OpenVINO each 64 numbers of a token to 255 steps between -max and max, where the
-processor has products of int8. Most products bear that; those that read the values themselves, or write the quantiles, may not.
+processor has products of int8, and what is compiled each token so. Most products bear that; those that read the values themselves, or write the quantiles, may not.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def products_of(graph: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _rounded_rows(weight: torch.Tensor) -> torch.Tensor:
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
-    return (weight / scale).round() * scale
+def _rounded_rows(values: torch.Tensor) -> torch.Tensor:
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+    return (values / scale).round() * scale
 
 
 def _rounded_whole(values: torch.Tensor) -> torch.Tensor:
@@ -49,12 +49,15 @@ def _rounded_whole(values: torch.Tensor) -> torch.Tensor:
 def _rounded_groups(values: torch.Tensor) -> torch.Tensor:
     size = values.shape[-1]
     padded = nn.functional.pad(values, (0, -size % OPENVINO_GROUP)).unflatten(-1, (-1, OPENVINO_GROUP))
-    scale = padded.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
-    return ((padded / scale).round() * scale).flatten(-2)[..., :size]
+    return _rounded_rows(padded).flatten(-2)[..., :size]
 
 
 # How each format rounds what comes in.
-ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"onnx": _rounded_whole, "openvino": _rounded_groups}
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "onnx": _rounded_whole,
+    "openvino": _rounded_groups,
+    "inductor": _rounded_rows,
+}
 
 
 def _in_int8(
@@ -84,7 +87,7 @@ def spared_products(
         graph: In float32.
         loss: The added expected loss of the graph as it is, as a share of the loss.
         tolerance: The bound of the sum.
-        format: Whose rounding it is: `"onnx"` or `"openvino"`.
+        format: Whose rounding it is: `"onnx"`, `"openvino"` or `"inductor"`.
     """
     found = []
     products = products_of(graph)

@@ -1,8 +1,9 @@
-"""What runs the graphs of an exported model: ONNX Runtime, OpenVINO, or PyTorch."""
+"""What runs the graphs of an exported model: ONNX Runtime, OpenVINO, PyTorch, or the processor itself."""
 
 from __future__ import annotations
 
 import os
+import platform
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from .folder import ExportRecord
 
-__all__ = ["OPENVINO_GROUP", "Engine", "engine_of"]
+__all__ = ["OPENVINO_GROUP", "Engine", "engine_of", "processor"]
 
 OPENVINO_GROUP = 64  # numbers of a token that OpenVINO rounds together, where matrices are int8
 
@@ -27,11 +28,22 @@ def _package(name: str) -> Any:
         raise ImportError(f"This export needs the package {name}: pip install 'hf-lowrank[export]'") from error
 
 
+def processor() -> dict[str, str]:
+    """What a compiled export is compiled for: the processor, and the PyTorch that calls it."""
+    torch = _package("torch")
+    return {
+        "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+    }
+
+
 class Engine(ABC):
     """The graphs of one export, each loaded when it is first run."""
 
     def __init__(self, folder: str | os.PathLike, record: ExportRecord, threads: int | None) -> None:
         self.paths = {name: Path(folder, file) for name, file in record.graphs.items()}
+        self.record = record
         self.threads = threads
         self.loaded: dict[str, Any] = {}
 
@@ -92,7 +104,24 @@ class TorchEngine(Engine):
             return graph(*map(torch.from_numpy, inputs.values())).numpy()
 
 
-ENGINES: dict[str, type[Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine, "torch": TorchEngine}
+class InductorEngine(TorchEngine):
+    """What AOTInductor compiled, on the processor that it was compiled for."""
+
+    def load(self, path: Path) -> Any:
+        here, there = processor(), self.record.made.get("compiled_for")
+        if here != there:
+            raise ValueError(
+                f"{path} was compiled for {there}, and this is {here}; export the model again on this machine."
+            )
+        return _package("torch._inductor").aoti_load_package(str(path))
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "onnx": OnnxEngine,
+    "openvino": OpenVinoEngine,
+    "torch": TorchEngine,
+    "inductor": InductorEngine,
+}
 
 
 def engine_of(folder: str | os.PathLike, record: ExportRecord, *, threads: int | None = None) -> Engine:

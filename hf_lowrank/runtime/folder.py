@@ -12,7 +12,7 @@ __all__ = ["FORMATS", "RECORD", "ExportRecord", "is_export", "read_export"]
 
 RECORD = "hf_lowrank_export.json"
 VERSION = 1  # of what the record says; a newer one is not guessed at
-FORMATS = ("onnx", "openvino", "torch")
+FORMATS = ("onnx", "openvino", "torch", "inductor")
 GRAPHS = {"bolt": ("forecast",), "chronos2": ("alone", "grouped")}
 
 

@@ -144,7 +144,7 @@ def test_both_graphs_share_their_weights(exported_chronos2, chronos2_model) -> N
     assert sizes["weights.bin"] < 1.6 * large  # two of everything would be 2; alignment is much here
 
 
-@pytest.mark.parametrize("format", ["openvino", "torch"])
+@pytest.mark.parametrize("format", ["openvino", "torch", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_other_formats(tmp_path, format) -> None:
     bolt_model = bolt(**BOLT)
     for name, weight in bolt_model.named_parameters():
@@ -159,7 +159,7 @@ def test_other_formats(tmp_path, format) -> None:
     assert far([load_pipeline(tmp_path / "out").predict(one, 6)], [as_pipeline(bolt_model).predict(one, 6)]) < 1e-4
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "inductor"])
 def test_int8(tmp_path, bolt_model, format) -> None:
     options = {"format": format, "quantize": "int8", "tolerance": 1e-3}
     record = export_model(bolt_model, tmp_path / "int8", **options, show_progress=False)
@@ -170,6 +170,19 @@ def test_int8(tmp_path, bolt_model, format) -> None:
     assert record.parity["relative_difference"] > 0
     found, wanted = (one.predict(SERIES, 6) for one in (load_pipeline(tmp_path / "int8"), as_pipeline(bolt_model)))
     assert 1e-5 < far([found], [wanted]) < 0.2
+    if format == "inductor":
+        path = tmp_path / "int8" / RECORD
+        content = json.loads(path.read_text())
+        content["made"]["compiled_for"]["instructions"] = "AVX1024"
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"forecast.pt2 was compiled for .*AVX1024.*, and this is"):
+            load_pipeline(tmp_path / "int8").predict(SERIES, 6)
+
+
+def test_without_a_compiler_nothing_is_compiled(tmp_path, bolt_model, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(OSError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler"):
+        export_model(bolt_model, tmp_path / "out", format="inductor", show_progress=False)
 
 
 def test_a_given_model_stays_as_it_is(tmp_path) -> None:
@@ -285,12 +298,12 @@ def test_bad_arguments_write_nothing(tmp_path, bolt_model, exported_bolt) -> Non
     tiny = dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), 4)
     t5 = T5ForConditionalGeneration(T5Config(**tiny, decoder_start_token_id=0))
     for model, options, said in [
-        (bolt_model, {"format": "onxx"}, "format must be one of onnx, openvino, torch, found 'onxx'"),
+        (bolt_model, {"format": "onxx"}, "format must be one of onnx, openvino, torch, inductor, found 'onxx'"),
         (bolt_model, {"quantize": "int4"}, "quantize must be None or 'int8', found 'int4'"),
         (
             bolt_model,
             {"quantize": "int8", "format": "torch"},
-            "quantize='int8' is for format='onnx' or 'openvino', found format='torch'",
+            "quantize='int8' is for format='onnx' or 'openvino' or 'inductor', found format='torch'",
         ),
         (bolt_model, {"tolerance": 0.0}, "tolerance must be above 0, found 0.0"),
         (

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from hf_lowrank.exporting.inductor_files import with_int8_products
 from hf_lowrank.exporting.onnx_files import as_onnx, in_int8
 from hf_lowrank.exporting.quantization import ProductLoss, products_of, spared_names, spared_products
 
@@ -62,6 +63,20 @@ def test_losses_are_those_of_rounded_products() -> None:
     assert spared == ["first"]
     assert len(calls) == 2
     assert loss() == 0.0  # nothing is left behind
+
+
+def test_rounding_is_that_of_compiled_products() -> None:
+    """The simulated products against those of integers on the same numbers, zeros among them."""
+    net, values = Net().requires_grad_(False), torch.randn(16, 3, 8)
+    values[2] = 0.0
+    simulated = []
+    spared_products(
+        net, lambda: float(simulated.append(net(values)) or 0.0), 1.0, format="inductor", show_progress=False
+    )
+    for spared, wanted in zip(["second", "first"], simulated):
+        found = with_int8_products(net, [spared])(values)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert (found - net(values)).abs().max() > 1e-4
 
 
 def test_rounding_is_onnx_runtimes() -> None:
