@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, T5Config
 
 from ..models.configuration_lowrank_t5 import LowRankT5Config, attention_form, cached_numbers
+from ..models.decoding import ONEDNN
 from ..timing import seconds_of
 
 __all__ = ["SQUARE", "Floor", "Machine", "Product", "cache_bytes", "measure_floor", "recorded_products", "t5_products"]
@@ -299,11 +301,11 @@ class Floor:
 
     Attributes:
         flops: Their floating-point operations, a multiply-add counted as two.
-        seconds: The sum over their shapes of count times the median time of `torch.matmul` at that shape (on a GPU, the
-            launch of a kernel included).
+        seconds: The sum over their shapes of count times the median time of the fastest known way at that shape (`ways_of`; on a GPU,
+            the launch of a kernel included).
         roofline_seconds: The estimate from two rates of the machine: every product at the rate of large ones, or at the
             memory's bandwidth for its right-hand operand (weights, keys, values) where that takes longer. It leaves out what
-            `torch.matmul` loses on narrow shapes, and what it gains when an operand stays in the cache.
+            a product loses on narrow shapes, and what it gains when an operand stays in the cache.
     """
 
     flops: int
@@ -323,7 +325,7 @@ def measure_floor(products: Iterable[Product], machine: Machine) -> Floor:
 
 @torch.inference_mode()
 def product_seconds(product: Product, *, device: torch.device, dtype: torch.dtype) -> float:
-    """The median time of one product with operands in place.
+    """The median time of one product with operands in place, in the fastest of the ways that are known.
 
     Each pass goes through the different right-hand operands (as many as the forecast has, up to 256 MiB), for that is how a decode
     step finds its weights and caches: not in the processor's cache, unless all of them fit there.
@@ -335,15 +337,27 @@ def product_seconds(product: Product, *, device: torch.device, dtype: torch.dtyp
     copies = min(product.operands, max(1, OPERAND_BYTES // (batch * inner * columns * dtype.itemsize)))
     leading = () if batch == 1 else (batch,)
     left = torch.randn(*leading, rows, inner, device=device, dtype=dtype)
-    # Transposed views, as nn.Linear's weights and the keys are.
-    rights = torch.randn(copies, *leading, columns, inner, device=device, dtype=dtype).mT.unbind()
-    out = torch.empty(*leading, rows, columns, device=device, dtype=dtype)
+    rights = torch.randn(copies, *leading, columns, inner, device=device, dtype=dtype)
 
-    def one_pass() -> None:
-        for right in rights:
-            torch.matmul(left, right, out=out)
+    def one_pass(multiply: Callable[[torch.Tensor], torch.Tensor], operands: Sequence[torch.Tensor]) -> None:
+        for right in operands:
+            multiply(right)
 
-    return median_seconds(one_pass, device) / copies * (product.batch / batch)
+    fastest = min(median_seconds(partial(one_pass, *way), device) for way in ways_of(left, rights))
+    return fastest / copies * (product.batch / batch)
+
+
+def ways_of(left: torch.Tensor, rights: torch.Tensor) -> Iterator[tuple[Callable, Sequence[torch.Tensor]]]:
+    """The ways that are known to multiply `left`, (..., rows, inner), with the transpose of each of `rights`, (copies, ..., columns, inner).
+
+    Each is a function and the operands that it takes: `torch.matmul` with transposed views, as nn.Linear's weights and the keys are; the same
+    with operands laid out as they are read; in float32 on a CPU, without a batch, what decoding and torch.compile call of oneDNN.
+    """
+    matmul = partial(torch.matmul, left, out=left.new_empty(*left.shape[:-1], rights.shape[-2]))
+    yield matmul, rights.mT.unbind()
+    yield matmul, rights.mT.contiguous().unbind()
+    if ONEDNN is not None and left.dim() == 2 and left.dtype == torch.float32 and left.device.type == "cpu":
+        yield lambda right: ONEDNN(left, right, None, "none", [], ""), rights.unbind()
 
 
 def median_seconds(action: Callable[[], Any], device: torch.device, *, passes: int = 5) -> float:

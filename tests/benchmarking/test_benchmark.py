@@ -32,6 +32,7 @@ from hf_lowrank.benchmarking.matmul_floor import (
     product_seconds,
     recorded_products,
     t5_products,
+    ways_of,
 )
 from hf_lowrank.benchmarking.measurement import LoadedCheckpoint, Memory, cases
 from hf_lowrank.checkpoints.published import SHAPES, build_checkpoint
@@ -213,10 +214,22 @@ def test_a_shape_is_timed_once():
 def test_a_large_batch_is_timed_in_part(monkeypatch, dtype):
     monkeypatch.setattr("hf_lowrank.benchmarking.matmul_floor.OPERAND_BYTES", 2**12)
     made: list[torch.Tensor] = []
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **options: made.append(empty(*args, **options)) or made[-1])
+    draw = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *args, **options: made.append(draw(*args, **options)) or made[-1])
     assert product_seconds(Product(64, 16, 4, 16, operands=9), device=CPU, dtype=dtype) > 0
+    assert len(made) == 2
     assert all(tensor.numel() * tensor.element_size() <= 2**12 for tensor in made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_every_way_is_the_same_product(leading, dtype):
+    left, rights = torch.randn(*leading, 5, 7).to(dtype), torch.randn(2, *leading, 4, 7).to(dtype)
+    ways = list(ways_of(left, rights))
+    assert len(ways) == (3 if not leading and dtype == torch.float32 else 2)
+    for multiply, operands in ways:
+        for right, operand in zip(rights, operands, strict=True):
+            torch.testing.assert_close(multiply(operand), left @ right.mT)
 
 
 # ---- Shapes with random weights --------------------------------------------------------------------------------------
