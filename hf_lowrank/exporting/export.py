@@ -46,6 +46,7 @@ PACKAGES = {
     "inductor": (),
 }
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
+LARGEST_EXCESS = 10  # of what int8 is found to add to the loss, over what it may
 TOLERANCE = 3e-4
 # Of random weights, whose quantiles say little: with it about as many products are spared as with the other one of trained weights.
 RANDOM_TOLERANCE = 8e-4
@@ -92,7 +93,8 @@ def export_model(
         OSError: There is no such checkpoint; for `"inductor"`, no C++ compiler.
         FileExistsError: `output` exists and is not empty, and `overwrite` is false or it is no export.
         ImportError: A package of the format is missing: `pip install 'hf-lowrank[export]'`.
-        RuntimeError: In float its forecasts are further than 1e-4 from PyTorch's; nothing is written.
+        RuntimeError: In float its forecasts are further than 1e-4 from PyTorch's, or in int8 they add ten times as much to the expected
+            loss as `tolerance` says; nothing is written.
     """
     _check(format, quantize, tolerance)
     source = public_name(model.inner_model if isinstance(model, BaseChronosPipeline) else model)
@@ -103,11 +105,12 @@ def export_model(
     graphs = {name: kind(dense).eval().requires_grad_(False) for name, kind in kinds.items()}
     check = _Check(dense)
     windows = check.batches(2 * BATCHES, seed)
+    packages = versions(*PACKAGES[format])
     made: dict[str, Any] = {
         "source": source,
         "parameters": dense.num_parameters(),
         "seed": seed,
-        **versions(*PACKAGES[format]),
+        **packages,
         **({"compiled_for": processor()} if format == "inductor" else {}),
     }
     with new_folder(output, overwrite=overwrite, is_replaceable=is_export) as folder:
@@ -139,7 +142,12 @@ def export_model(
         if not quantize and not parity["relative_difference"] <= LARGEST_DIFFERENCE:
             raise RuntimeError(
                 f"The {format} export of {source} forecasts {parity['relative_difference']:.2g} (relative) away from PyTorch, "
-                f"more than {LARGEST_DIFFERENCE}; its packages are {made}."
+                f"more than {LARGEST_DIFFERENCE}; its packages are {packages}."
+            )
+        if quantize and not parity["added_loss"] <= LARGEST_EXCESS * tolerance:
+            raise RuntimeError(
+                f"The {format} export of {source} in int8 adds {parity['added_loss']:.2g} of the expected loss where {tolerance:g} was "
+                f"expected at most; its packages are {packages}."
             )
         write_json(folder / RECORD, record.to_dict() | {"parity": parity})
         # For `BaseChronosPipeline.from_pretrained`, which asks it for the pipeline alone.

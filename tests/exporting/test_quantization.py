@@ -79,6 +79,14 @@ def test_rounding_is_that_of_compiled_products() -> None:
         assert (found - net(values)).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("inner", [1, 2, 3, 5, 16, 33])
+def test_compiled_products_are_right_at_every_rank(inner) -> None:
+    """PyTorch's own product of integers is not, at one."""
+    net = nn.Sequential(nn.Linear(inner, 7)).requires_grad_(False)
+    values = torch.randn(5, inner)
+    assert (with_int8_products(net, [])(values) - net(values)).abs().max() < 0.05
+
+
 def test_rounding_is_onnx_runtimes() -> None:
     """The simulated products against ONNX Runtime's own on the same numbers."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -102,11 +102,16 @@ def test_compress_on_synthetic_series(tmp_path: Path, sales: Path) -> None:
 @pytest.mark.slow
 def test_compare_formats(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    dense_bolt().save_pretrained(tmp_path / "dense")
+    model = dense_bolt(num_layers=1, num_decoder_layers=1)
+    model.config.chronos_pipeline_class = (
+        "ChronosBoltPipeline"  # which a T5Config keeps to itself when it is made with it
+    )
+    model.save_pretrained(tmp_path / "dense")
     sizes = ["--batch-size", 2, "--context-length", 30, "--prediction-length", 4, "--repeats", 1]
     printed = run("compare_formats", tmp_path / "dense", "--no-dense", *sizes, "--json", tmp_path / "all.json")
     rows = json.loads((tmp_path / "all.json").read_text())
-    assert [row["format"] for row in rows] == ["checkpoint", "torch", "onnx", "onnx int8", "openvino", "openvino int8"]
+    formats = ["checkpoint", "torch", "onnx", "onnx int8", "openvino", "openvino int8", "inductor", "inductor int8"]
+    assert [row["format"] for row in rows] == formats
     assert "added loss" in printed
 
 
