@@ -179,6 +179,13 @@ def test_int8(tmp_path, bolt_model, format) -> None:
             load_pipeline(tmp_path / "int8").predict(SERIES, 6)
 
 
+def test_int8_that_costs_more_than_it_may_is_not_written(tmp_path, bolt_model, monkeypatch) -> None:
+    monkeypatch.setattr("hf_lowrank.exporting.export.LARGEST_EXCESS", 0.0)
+    with pytest.raises(RuntimeError, match=r"in int8 adds .* of the expected loss where 0.001 was expected at most"):
+        export_model(bolt_model, tmp_path / "out", quantize="int8", tolerance=1e-3, show_progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_compiler_nothing_is_compiled(tmp_path, bolt_model, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(OSError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler"):
