@@ -55,10 +55,10 @@ class Int8Product(nn.Module):
 
 
 def with_int8_products(graph: nn.Module, spared: Collection[str]) -> nn.Module:
-    """A copy of a graph with products in int8, but for those of the modules in `spared`, and of one column, which PyTorch's get wrong."""
+    """A copy of a graph with products in int8, but for those of the modules in `spared`."""
     graph = copy.deepcopy(graph)
     for name, linear in products_of(graph).items():
-        if name not in spared and linear.in_features > 1:
+        if name not in spared:
             graph.set_submodule(name, Int8Product(linear))
     return graph
 
