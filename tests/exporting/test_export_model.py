@@ -159,7 +159,7 @@ def test_other_formats(tmp_path, format) -> None:
     assert far([load_pipeline(tmp_path / "out").predict(one, 6)], [as_pipeline(bolt_model).predict(one, 6)]) < 1e-4
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "inductor"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_int8(tmp_path, bolt_model, format) -> None:
     options = {"format": format, "quantize": "int8", "tolerance": 1e-3}
     record = export_model(bolt_model, tmp_path / "int8", **options, show_progress=False)
