@@ -21,7 +21,7 @@ import torch
 from ..checkpoints.devices import known_device, known_dtype
 from ..checkpoints.pipelines import in_lean_pipeline
 from ..checkpoints.published import build_checkpoint
-from ..exporting.export import RANDOM_TOLERANCE, export_model
+from ..exporting.export import export_model
 from ..files import temporary_folder
 from ..progress import progress_display
 from ..timing import Case
@@ -35,6 +35,9 @@ __all__ = ["Benchmark", "Comparison", "Side", "benchmark", "benchmark_shape"]
 
 MEMORY_REPEATS = 3  # each is a process of its own on both sides, and memory varies far less than time
 DEFAULT_SAMPLES = 20
+# What int8 may add to the loss with random weights, whose quantiles say little: about as many products stay in float as of trained ones with
+# the usual tolerance.
+RANDOM_TOLERANCE = 8e-4
 FLOOR_RETRIES = 2  # how often products are timed again whose sum is more than a whole forecast
 
 

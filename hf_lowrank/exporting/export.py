@@ -32,7 +32,7 @@ from ..runtime.forecaster import Forecaster
 from ..runtime.pipelines import PIPELINES
 from ..versions import versions
 from .graphs import Alone, BoltGraph, Grouped, standardize
-from .inductor_files import check_compiler, with_int8_products, write_inductor
+from .inductor_files import check_compiler, compile_program, with_int8_products
 from .onnx_files import as_onnx, in_int8, write_graphs
 from .openvino_files import write_openvino
 from .quantization import ROUNDED, spared_products
@@ -48,8 +48,6 @@ PACKAGES = {
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
 LARGEST_EXCESS = 10  # of what int8 is found to add to the loss, over what it may
 TOLERANCE = 3e-4
-# Of random weights, whose quantiles say little: with it about as many products are spared as with the other one of trained weights.
-RANDOM_TOLERANCE = 8e-4
 BATCHES = 2  # of windows that decide which products are spared; the next ones measure what all others cost
 SERIES, VALUES = 24, 512  # of each
 EXAMPLE = {"batch": 3, "patches": 4, "ahead": 3, "groups": 2, "members": 3}
@@ -225,11 +223,9 @@ def _write(
         if format == "inductor" and spared is not None:
             graph = with_int8_products(graph, spared[name])
         program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
-        if format == "inductor":
-            programs[name] = write_inductor(name, program, folder)
-        else:
-            programs[name] = f"{name}.pt2"
-            torch.export.save(program, folder / programs[name])
+        save = compile_program if format == "inductor" else torch.export.save
+        programs[name] = f"{name}.pt2"
+        save(program, folder / programs[name])
     if format == "openvino":
         return write_openvino(programs, folder, spared)
     if format == "onnx":

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .quantization import products_of
+from .quantization import products_of, row_scale
 
-__all__ = ["check_compiler", "with_int8_products", "write_inductor"]
+__all__ = ["check_compiler", "compile_program", "with_int8_products"]
 
 # Weights laid out for the processor as they are compiled in; as many threads as PyTorch has when it forecasts.
 SETTINGS = {"freezing": True, "cpp.dynamic_threads": True}
@@ -40,13 +40,13 @@ class Int8Product(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        scale = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale)
+        scale = row_scale(weight)
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale.squeeze(-1))
         self.bias = linear.bias
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        scale = values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+        scale = row_scale(values)
         rounded = (values / scale).round().to(torch.int8).flatten(0, -2)
         product = torch._int_mm(rounded, self.weight.T).to(values.dtype) * scale.flatten(0, -2) * self.scale
         if self.bias is not None:
@@ -63,12 +63,10 @@ def with_int8_products(graph: nn.Module, spared: Collection[str]) -> nn.Module:
     return graph
 
 
-def write_inductor(name: str, program: Any, folder: Path) -> str:
-    """Compile one program of `torch.export`; its file. Takes a minute."""
+def compile_program(program: Any, path: Path) -> None:
+    """Compile a program of `torch.export` to a file. Takes a minute."""
     from torch._inductor import aoti_compile_and_package
 
-    file = f"{name}.pt2"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        aoti_compile_and_package(program, package_path=str(folder / file), inductor_configs=dict(SETTINGS))
-    return file
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(SETTINGS))

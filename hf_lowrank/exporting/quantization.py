@@ -17,7 +17,7 @@ from torch import nn
 from ..progress import progress
 from ..runtime.engines import OPENVINO_GROUP
 
-__all__ = ["ProductLoss", "products_of", "spared_names", "spared_products"]
+__all__ = ["ProductLoss", "products_of", "row_scale", "spared_names", "spared_products"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,13 @@ def products_of(graph: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
 
 
+def row_scale(values: torch.Tensor) -> torch.Tensor:
+    """What one step of int8 is in each row of (..., n), of which -127 to 127 are used: (..., 1)."""
+    return values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+
+
 def _rounded_rows(values: torch.Tensor) -> torch.Tensor:
-    scale = values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+    scale = row_scale(values)
     return (values / scale).round() * scale
 
 
@@ -93,9 +98,9 @@ def spared_products(
     products = products_of(graph)
     # PyTorch's product of integers is wrong where the inner dimension is one (2.13, on a CPU).
     impossible = [name for name, module in products.items() if format == "inductor" and module.in_features == 1]
+    for name in impossible:
+        del products[name]
     for name, module in progress(products.items(), "Rounding", show_progress):
-        if name in impossible:
-            continue
         handle = module.register_forward_hook(partial(_in_int8, ROUNDED[format]))
         try:
             found.append(ProductLoss(name, module.weight.numel(), max(loss(), 0.0)))

@@ -354,56 +354,28 @@ class LowRankChronos2Encoder(nn.Module):
         output_attentions: bool = False,
     ) -> LowRankChronos2EncoderOutput:
         """`inputs_embeds` (B, S, d), `group_ids` (B,), `attention_mask` (B, S), not zero where a patch has a value."""
-        shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+        (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
         if position_ids is None:
-            position_ids = torch.arange(shape[1], device=device)[None]
+            position_ids = torch.arange(length, device=device)[None]
         if attention_mask is None:
-            attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
+            attention_mask = torch.ones(batch, length, dtype=torch.bool, device=device)
         attention_mask = attention_mask.bool()
-        turns = rotary_turns(position_ids, self.config, inputs_embeds.dtype)
+        by_group = self.by_group and not (self.training or output_attentions or torch.compiler.is_compiling())
+        if by_group and device.type == "cpu" and batch * length > PART_TOKENS:
+            parts = parts_by_group(group_ids, max(1, PART_TOKENS // length))
+            if len(parts) > 1:
+                return self._in_parts(parts, inputs_embeds, group_ids, attention_mask, position_ids)
+        nothing = inputs_embeds.new_zeros(())
+        time_mask = masked(nothing, attention_mask[:, None, None])
         # A series attends to those of its group that have a value in the patch.
-        if self.by_group and not (self.training or output_attentions or torch.compiler.is_compiling()):
-            return LowRankChronos2EncoderOutput(
-                last_hidden_state=self._in_parts(inputs_embeds, group_ids, attention_mask, turns),
-                all_time_self_attn_weights=(),
-                all_group_self_attn_weights=(),
-            )
-        same_group = group_ids[:, None] == group_ids[None, :]
-        groups = masked(inputs_embeds.new_zeros(()), same_group & attention_mask.T[:, None, None])  # (S, 1, B, B)
-        return self._through(inputs_embeds, attention_mask, groups, turns, output_attentions)
-
-    def _in_parts(
-        self,
-        inputs_embeds: torch.Tensor,
-        group_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        turns: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """The last hidden states, by group and, on a CPU, a part of the batch at a time."""
-        batch, length = attention_mask.shape
-        is_whole = inputs_embeds.device.type != "cpu" or batch * length <= PART_TOKENS
-        parts = parts_by_group(group_ids, batch if is_whole else max(1, PART_TOKENS // length))
-        if len(parts) == 1:
+        groups: torch.Tensor | Groups
+        if by_group:
             groups = groups_by_size(group_ids, attention_mask, inputs_embeds.dtype)
-            return self._through(inputs_embeds, attention_mask, groups, turns, False).last_hidden_state
-        last = torch.empty_like(inputs_embeds)
-        for part in parts:
-            mask = attention_mask[part]
-            groups = groups_by_size(group_ids[part], mask, inputs_embeds.dtype)
-            its_turns = tuple(turn if len(turn) == 1 else turn[part] for turn in turns)
-            last[part] = self._through(inputs_embeds[part], mask, groups, its_turns, False).last_hidden_state
-        return last
+        else:
+            same_group = group_ids[:, None] == group_ids[None, :]
+            groups = masked(nothing, same_group & attention_mask.T[:, None, None])  # (S, 1, B, B)
+        turns = rotary_turns(position_ids, self.config, inputs_embeds.dtype)
 
-    def _through(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        groups: torch.Tensor | Groups,
-        turns: tuple[torch.Tensor, torch.Tensor],
-        output_attentions: bool,
-    ) -> LowRankChronos2EncoderOutput:
-        """All blocks on (B, S, d)."""
-        time_mask = masked(inputs_embeds.new_zeros(()), attention_mask[:, None, None])
         hidden_states = self.dropout(inputs_embeds)
         time_weights, group_weights = [], []
         for block in self.block:
@@ -416,6 +388,25 @@ class LowRankChronos2Encoder(nn.Module):
             all_time_self_attn_weights=tuple(time_weights) if output_attentions else (),
             all_group_self_attn_weights=tuple(group_weights) if output_attentions else (),
         )
+
+    def _in_parts(
+        self,
+        parts: tuple[torch.Tensor, ...],
+        inputs_embeds: torch.Tensor,
+        group_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+    ) -> LowRankChronos2EncoderOutput:
+        """The whole batch, one part after the other, each of which is none to be parted further."""
+        last = torch.empty_like(inputs_embeds)
+        for part in parts:
+            last[part] = self.forward(
+                inputs_embeds[part],
+                group_ids=group_ids[part],
+                attention_mask=attention_mask[part],
+                position_ids=position_ids if len(position_ids) == 1 else position_ids[part],
+            ).last_hidden_state
+        return LowRankChronos2EncoderOutput(last, all_time_self_attn_weights=(), all_group_self_attn_weights=())
 
 
 class LowRankChronos2Model(ChecksItsWeights, Placed, Chronos2Model):

@@ -103,9 +103,8 @@ def test_compress_on_synthetic_series(tmp_path: Path, sales: Path) -> None:
 def test_compare_formats(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = dense_bolt(num_layers=1, num_decoder_layers=1)
-    model.config.chronos_pipeline_class = (
-        "ChronosBoltPipeline"  # which a T5Config keeps to itself when it is made with it
-    )
+    # A T5Config that is made with it does not save it.
+    model.config.chronos_pipeline_class = "ChronosBoltPipeline"
     model.save_pretrained(tmp_path / "dense")
     sizes = ["--batch-size", 2, "--context-length", 30, "--prediction-length", 4, "--repeats", 1]
     printed = run("compare_formats", tmp_path / "dense", "--no-dense", *sizes, "--json", tmp_path / "all.json")
