@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
+from ..checkpoints.devices import has_fast_bfloat16
+
 __all__ = ["MuonWithAdamW", "StackedMuon", "muon_with_adamw"]
 
 MOMENTUM, NEWTON_SCHULZ, LEAST_NORM = 0.95, ((3.4445, -4.7750, 2.0315),) * 5, 1e-7  # as in torch.optim.Muon
@@ -60,9 +62,10 @@ class StackedMuon(Optimizer):
 
 
 def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearly orthogonal matrices (n, p, q) near the given ones, in bfloat16: five steps of Newton and Schulz."""
+    """Nearly orthogonal matrices (n, p, q) near the given ones: five steps of Newton and Schulz, in bfloat16 where that is fast."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = matrices.mT if is_tall else matrices
+    x = x.bfloat16() if has_fast_bfloat16() else x.float()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(LEAST_NORM)
     for a, b, c in NEWTON_SCHULZ:
         gram = x @ x.mT

@@ -14,6 +14,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from ..checkpoints.devices import has_fast_bfloat16
 from ..interrupts import Interrupted, Postpone, held_back, postponed
 from ..progress import progress_display
 from .runs import Hopeless, last_checkpoint
@@ -52,18 +53,10 @@ def training_arguments(folder: Path, /, **arguments: Any) -> TrainingArguments:
         "disable_tqdm": True,
     }
     if arguments.get("bf16", False) is None:
-        arguments["bf16"] = _has_bfloat16()
+        arguments["bf16"] = has_fast_bfloat16()
     complete = TrainingArguments(output_dir=str(folder), **(defaults | arguments))
     complete._n_gpu = min(1, complete.n_gpu)  # one batch cannot be spread over several
     return complete
-
-
-def _has_bfloat16() -> bool:
-    """Whether products are faster in bfloat16 here; a CPU that emulates them is several times slower than in float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16", False))
 
 
 class _StopOnSignal(TrainerCallback):
