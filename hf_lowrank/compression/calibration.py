@@ -41,6 +41,9 @@ __all__ = ["Calibration", "calibrate"]
 # Directions that the calibration data never used still count this much of an average one, so that a forecast of
 # different data is not left to chance.
 DAMPING = 1e-3
+# The refit has so many batches for each that is measured: its least squares learn a few hundred series by heart, and a batch costs
+# it no backward pass.
+REFIT_BATCHES = 4
 # The matrix of what all cross-attention reads.
 ENCODER_OUTPUT = "encoder_output"
 
@@ -85,8 +88,9 @@ class Calibration:
 
     Attributes:
         grams: By name (`"cross.3.query_input"`), the packed upper triangle of a float64 matrix.
-        batches: The token batches: `input_ids`, `attention_mask` and, but for an encoder, `labels`.
-        record: What the data was, the seed, and the numbers of series and tokens; saved in `config.compression`.
+        batches: What the model read (of a T5 `input_ids`, `attention_mask` and, but for an encoder, `labels`): the batches that were
+            measured, and behind them others of the same data, which the refit is fitted to as well.
+        record: What the data was, the seed, and the numbers of series and tokens that were measured; saved in `config.compression`.
     """
 
     grams: Mapping[str, torch.Tensor]
@@ -166,6 +170,7 @@ def calibrate(
     data: Any = "synthetic",
     *,
     num_batches: int = 32,
+    num_refit_batches: int | None = None,
     feed_forward: bool = True,
     seed: int = 0,
     show_progress: bool | None = None,
@@ -177,7 +182,9 @@ def calibrate(
         data: `"synthetic"` (the mixture of `data.synthesis`, for Chronos checkpoints); series of the user's, as
             `read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
             list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
-        num_batches: Batches of about 2,048 tokens that are made from series.
+        num_batches: Batches of about 2,048 tokens that are made from series and measured.
+        num_refit_batches: Batches for the refit, at least those that are measured; by default four times as many. Of batches of tokens
+            all are measured, and there are no others.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
         show_progress: Show a progress bar; by default in a terminal or a notebook.
@@ -188,16 +195,21 @@ def calibrate(
     dense = model if isinstance(model, DenseCheckpoint) else load_dense(model)
     if not isinstance(num_batches, int) or num_batches < 1:
         raise ValueError(f"num_batches must be a positive integer, found {num_batches!r}.")
+    if num_refit_batches is None:
+        num_refit_batches = REFIT_BATCHES * num_batches
+    if not isinstance(num_refit_batches, int) or num_refit_batches < num_batches:
+        raise ValueError(f"num_refit_batches must be an integer of at least {num_batches}, found {num_refit_batches!r}.")
     objective = objective_of(dense.config, dense.model_class)
-    batches, record = _batches(objective, data, num_batches, seed)
+    batches, record = _batches(objective, data, num_refit_batches, seed)
+    measured = batches if _is_batches(data) else batches[:num_batches]
     collector = Collector(dense, objective, seed, feed_forward=feed_forward)
-    for batch in progress(batches, "Calibrating", show_progress):
+    for batch in progress(measured, "Calibrating", show_progress):
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
             collector.add(batch)
     record |= {
         "seed": seed,
-        "num_series": sum(len(next(iter(batch.values()))) for batch in batches),
-        "num_tokens": sum(int(objective.masks(batch)["encoder"].sum()) for batch in batches),
+        "num_series": sum(len(next(iter(batch.values()))) for batch in measured),
+        "num_tokens": sum(int(objective.masks(batch)["encoder"].sum()) for batch in measured),
         "shape": _shape(dense),
     }
     return Calibration(collector.result(), tuple(batches), record)

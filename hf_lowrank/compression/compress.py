@@ -163,7 +163,9 @@ def projections_within(
     middle = sorted(total_ratios)[len(total_ratios) // 2]
     asked = CompressionSettings(total_ratio=middle, multiple_of=multiple_of, seed=seed)
     work = _begin(model, asked, {}, dtype="auto", device=None, show_progress=False)
-    calibration = calibrate(work.dense, num_batches=num_batches, seed=seed, show_progress=False)
+    calibration = calibrate(
+        work.dense, num_batches=num_batches, num_refit_batches=num_batches, seed=seed, show_progress=False
+    )
     attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)
     layers: list[Layer] = [*attention, *feed_forward]
     components = {name: one for layer in layers for name, one in layer.components(weight=None).items()}

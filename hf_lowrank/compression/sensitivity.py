@@ -22,7 +22,7 @@ from .objectives import Batch, Objective, objective_of
 __all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
-PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 16384)
+PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 8192)
 
 
 @contextmanager

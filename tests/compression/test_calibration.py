@@ -312,7 +312,17 @@ def test_what_is_kept_does_not_grow_with_the_data(chronos_t5, feed_forward):
     for count in (1, 3):
         calibration = calibrate(chronos_t5, num_batches=count, feed_forward=feed_forward)
         assert sum(gram.numel() for gram in calibration.grams.values()) == wanted
-        assert len(calibration.batches) == count
+        assert len(calibration.batches) == 4 * count  # the refit's too
+
+
+def test_the_refit_has_more_of_the_same_data(chronos_t5):
+    """What is measured is the same, and the batches of the refit begin with it."""
+    alone, more = (calibrate(chronos_t5, num_batches=2, num_refit_batches=count) for count in (2, 5))
+    assert alone.record == more.record
+    assert all(torch.equal(alone.grams[name], gram) for name, gram in more.grams.items())
+    assert [len(one.batches) for one in (alone, more)] == [2, 5]
+    assert torch.equal(alone.batches[1]["input_ids"], more.batches[1]["input_ids"])
+    assert not any(torch.equal(more.batches[4]["input_ids"], one["input_ids"]) for one in more.batches[:4])
 
 
 def assert_equal(found: Calibration, wanted: Calibration) -> None:
@@ -423,6 +433,12 @@ def test_a_batch_without_a_mask_counts_every_token(dense_t5):
 
 
 # Errors
+
+
+@pytest.mark.parametrize("count", [1, 2.5, "many"])
+def test_a_bad_number_of_batches_for_the_refit(chronos_t5, count):
+    with pytest.raises(ValueError, match=f"num_refit_batches must be an integer of at least 2, found {count!r}"):
+        calibrate(chronos_t5, num_batches=2, num_refit_batches=count)
 
 
 @pytest.mark.parametrize("num_batches", [0, -1, 2.5, "many"])
