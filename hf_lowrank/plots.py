@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "Forecast", "Panel", "check_plot", "import_pyplot", "plot_forecasts", "plot_pareto"]
+__all__ = [
+    "Curve",
+    "Dots",
+    "Forecast",
+    "Panel",
+    "check_plot",
+    "import_pyplot",
+    "plot_dots",
+    "plot_forecasts",
+    "plot_pareto",
+]
 
 INK, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#000000",
@@ -65,6 +75,17 @@ class Curve:
     score: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One model's scores, a number for each row of a dot plot, and their mean with its interval; NaN is not drawn."""
+
+    label: str
+    scores: Sequence[float]
+    mean: float
+    low: float
+    high: float
 
 
 def import_pyplot() -> Any:
@@ -159,5 +180,38 @@ def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: P
         axis.set_ylabel("WQL relative to the dense model")
         axis.set_title(title)
         axis.legend()
+        figure.savefig(output)
+        plt.close(figure)
+
+
+def plot_dots(rows: Sequence[str], models: Sequence[Dots], output: Path, *, label: str) -> None:
+    """Relative scores on a logarithmic axis, a row for each task, those at the top where the first model is best; means as lines with bands.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    plt = import_pyplot()
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 1.5 + 0.17 * len(rows)))
+        first = np.nan_to_num(models[0].scores if models else np.zeros(len(rows)), nan=np.inf)
+        order = np.argsort(-first, kind="stable")
+        axis.axvline(1, color=INK, linewidth=0.8)
+        for model, colour, line, marker in zip(models, COLOURS, LINES * 2, "osD^v<"):
+            scores = [model.scores[i] for i in order]
+            axis.plot(scores, range(len(rows)), marker, color=colour, markersize=4, alpha=0.8, label=model.label)
+            axis.axvline(model.mean, linestyle=line, color=colour, linewidth=1.2)
+            axis.axvspan(model.low, model.high, color=colour, alpha=0.08, linewidth=0)
+        axis.set_yticks(range(len(rows)), [rows[i] for i in order], fontsize="small")
+        axis.set_ylim(-0.7, len(rows) - 0.3)
+        axis.set_xscale("log")
+        least, most = axis.get_xlim()
+        ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if least <= tick <= most]
+        axis.xaxis.set_major_locator(FixedLocator(ticks))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.set_xlabel(label)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
         figure.savefig(output)
         plt.close(figure)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .options import CHECKPOINT, Device, check_file, json_option
 from .output import messages, plain_messages, write_json
@@ -46,6 +49,13 @@ def evaluate(  # as long as its list of options
     dtype: Annotated[
         str, typer.Option(help="'float32', 'bfloat16', 'float16', or 'auto' as in the file.")
     ] = "float32",
+    metric: Annotated[Literal["WQL", "MASE", "SQL", "RMSSE"], typer.Option(help="Of the table of tasks.")] = "WQL",
+    layout: Annotated[
+        Literal["table", "markdown", "html", "csv"], typer.Option("--format", help="How the two tables are printed.")
+    ] = "table",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the scores by task, relative to Seasonal Naive's, to this picture.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
@@ -53,6 +63,7 @@ def evaluate(  # as long as its list of options
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.tasks import file_task, list_tasks
         from ..files import check_place
+        from ..plots import check_plot
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
@@ -61,6 +72,8 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if plot is not None:
+            check_plot("--plot", plot)
         if cache is not None:
             check_place(cache / "scores.json", "--cache")
         if not models and against is None:
@@ -88,7 +101,9 @@ def evaluate(  # as long as its list of options
         write_json(json_file, result.to_dict())
         if csv_file is not None:
             result.save(csv_file)
-        print_evaluation(console, result)
+        if plot is not None:
+            plot_result(plot, result, metric)
+        print_evaluation(console, result, metric=metric, layout=layout)
 
 
 def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]], json_file: Path | None) -> None:
@@ -108,36 +123,40 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     console.print(table)
 
 
-def print_evaluation(console: Console, result: EvaluationResult) -> None:
-    """A table of scores by task, and one of the aggregate."""
-    table = Table(title="Scores")
-    for heading in ("task", "model"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("WQL", "MASE", "SQL", "RMSSE", "series", "season", "seconds"):
-        table.add_column(heading, justify="right")
-    for row in result.results:
-        scores = (f"{value:.4f}" for value in (row.WQL, row.MASE, row.SQL, row.RMSSE))
-        table.add_row(row.task, row.model, *scores, str(row.num_series), str(row.seasonality), f"{row.seconds:.1f}")
-    console.print(table)
-    table = Table(
-        title="Geometric means of relative scores (95 % interval over tasks)",
-        caption="Below 1 is better than the baseline. Of a single task there is no interval.",
-    )
-    for heading in ("model", "relative to"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("WQL", "MASE", "SQL", "RMSSE", "tasks"):
-        table.add_column(heading, justify="right")
-    baselines = {"relative_to_seasonal_naive": "seasonal_naive", "relative_to_dense": result.settings["against"]}
-    for model, aggregate in result.aggregate.items():
-        for title, baseline in baselines.items():
-            if title in aggregate:
-                means = list(aggregate[title].values())
-                table.add_row(model, baseline, *map(_mean_with_interval, means), str(means[0]["num_tasks"]))
-    console.print(table)
+def plot_result(output: Path, result: EvaluationResult, metric: str) -> None:
+    """The scores by task relative to Seasonal Naive's, and their means."""
+    from ..evaluation.naive import SEASONAL_NAIVE
+    from ..files import new_file
+    from ..plots import Dots, plot_dots
+
+    scores = {(row.task, row.model): getattr(row, metric) for row in result.results}
+    tasks = list(dict.fromkeys(row.task for row in result.results))
+    means = {model: found["relative_to_seasonal_naive"][metric] for model, found in result.aggregate.items()}
+    dots = [
+        Dots(
+            model,
+            [scores[task, model] / (scores[task, SEASONAL_NAIVE] or math.nan) for task in tasks],
+            *(mean[name] for name in ("geometric_mean", "low", "high")),
+        )
+        for model, mean in means.items()
+        if model != SEASONAL_NAIVE
+    ]
+    with new_file(output) as part:
+        plot_dots(tasks, dots, part, label=f"{metric} relative to Seasonal Naive (lower is better)")
 
 
-def _mean_with_interval(mean: Mapping[str, Any]) -> str:
-    if mean["num_tasks"] == 0:
-        return "-"
-    interval = f" ({mean['low']:.3f} to {mean['high']:.3f})" if mean["num_tasks"] > 1 else ""
-    return f"{mean['geometric_mean']:.3f}{interval}"
+def print_evaluation(console: Console, result: EvaluationResult, *, metric: str, layout: str) -> None:
+    """The scores by task, and their means: tables for the terminal, or text of another layout."""
+    from ..evaluation.table import WRITERS, mean_table, score_table
+
+    tables = [score_table(result, metric), mean_table(result)]
+    if layout != "table":
+        console.print("\n".join(map(WRITERS[layout], tables)), end="", soft_wrap=True, highlight=False)
+        return
+    for content in tables:
+        table = Table(title=content.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, heading in enumerate(content.headings):
+            table.add_column(heading, justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
+        for i, row in enumerate(content.rows):
+            table.add_row(*(Text(cell, style="bold" if (i, j) in content.best else "") for j, cell in enumerate(row)))
+        console.print(table)

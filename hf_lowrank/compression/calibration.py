@@ -198,7 +198,9 @@ def calibrate(
     if num_refit_batches is None:
         num_refit_batches = REFIT_BATCHES * num_batches
     if not isinstance(num_refit_batches, int) or num_refit_batches < num_batches:
-        raise ValueError(f"num_refit_batches must be an integer of at least {num_batches}, found {num_refit_batches!r}.")
+        raise ValueError(
+            f"num_refit_batches must be an integer of at least {num_batches}, found {num_refit_batches!r}."
+        )
     objective = objective_of(dense.config, dense.model_class)
     batches, record = _batches(objective, data, num_refit_batches, seed)
     measured = batches if _is_batches(data) else batches[:num_batches]

@@ -28,6 +28,7 @@ def run_script(*arguments: object, folder: Path) -> str:
     return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow  # .ci/run has it all the same
 def test_the_readmes_example_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"## Ten lines\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     script = tmp_path / "example.py"
@@ -129,6 +130,7 @@ def test_text_and_time_series_are_compared(tmp_path: Path) -> None:
     assert all(0 <= row["added at 0.5"] < row["attention silenced"] for row in rows.values())
 
 
+@pytest.mark.slow
 def test_alternatives_are_compared(tmp_path: Path, chronos_t5) -> None:
     chronos_t5.save_pretrained(tmp_path / "dense")
     script = ROOT / "examples" / "compare_alternatives.py"
