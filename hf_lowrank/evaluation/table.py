@@ -80,6 +80,8 @@ def mean_table(result: EvaluationResult) -> Table:
     ]
     num_tasks = len({row.task for row in result.results})
     title = f"Geometric means over {num_tasks} tasks (95 % interval); below 1 is better than the baseline"
+    if num_tasks == 1:
+        title = "Relative scores; below 1 is better than the baseline. Of a single task there is no interval"
     return Table(title, ["metric", *means], rows)
 
 

@@ -68,6 +68,8 @@ class OnnxEngine(Engine):
     def load(self, path: Path) -> Any:
         runtime = _package("onnxruntime")
         options = runtime.SessionOptions()
+        # Processors without VNNI add two products of int8 in 16 bits, which overflow: there weights are made unsigned.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = self.threads or 0
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

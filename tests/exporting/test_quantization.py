@@ -96,7 +96,9 @@ def test_rounding_is_onnx_runtimes() -> None:
     model = as_onnx(net, {"values": values}, {"values": {0: torch.export.Dim("rows")}})
 
     def run(spared: list[str]) -> torch.Tensor:
-        session = onnxruntime.InferenceSession(in_int8(model, spared).SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as `runtime.engines` has it
+        session = onnxruntime.InferenceSession(in_int8(model, spared).SerializeToString(), options)
         return torch.from_numpy(session.run(None, {"values": values.numpy()})[0])
 
     simulated = []

@@ -53,7 +53,7 @@ def test_the_projections_are_those_that_compression_merges(family: str) -> None:
     objective = objective_of(model.config, type(model))
     (batch,), _ = objective.batches("synthetic", 1, 3)
     batch = objective.cut(batch, 4, short=True)
-    calibration = calibrate(model, num_batches=1, seed=5)
+    calibration = calibrate(model, num_batches=1, num_refit_batches=1, seed=5)
     small = compress_pretrained(
         model, total_ratio=0.4, calibration=calibration, multiple_of=2, refit=False, dtype="auto"
     )
