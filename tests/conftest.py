@@ -110,6 +110,12 @@ def _seeded() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _short_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refit has the batches that are measured alone: tiny models are random, and a hundred tests compress one."""
+    monkeypatch.setattr("hf_lowrank.compression.calibration.REFIT_BATCHES", 1)
+
+
 @pytest.fixture(scope="session")
 def tiny_shape() -> dict[str, Any]:
     """The arguments of a tiny `T5Config`: 2 encoder and 3 decoder layers, 2 heads of 8, d_model 16, d_ff 24."""

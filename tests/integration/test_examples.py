@@ -83,10 +83,11 @@ def test_what_is_no_experiment_needs_the_public_names_alone(script: Path) -> Non
 @pytest.mark.parametrize(
     ("family", "kinds"),
     [
-        pytest.param("bolt", {"encoder_self", "decoder_self", "cross"}, marks=pytest.mark.slow),
+        ("bolt", {"encoder_self", "decoder_self", "cross"}),
         ("chronos2", {"time", "group"}),
     ],
 )
+@pytest.mark.slow
 def test_the_references_are_trained_and_measured(tmp_path: Path, family: str, kinds: set[str]) -> None:
     script = ROOT / "examples" / "pretrain_reference.py"
     size = ["--steps", 1, "--batch-tokens", 512, "--no-budgets"]
@@ -113,6 +114,7 @@ def test_a_reference_can_begin_with_an_embedding_without_order(tmp_path: Path) -
     assert spectra[1].min() < 0.1 * spectra[1].max()
 
 
+@pytest.mark.slow
 def test_studies_compare_models_of_equal_size(tmp_path: Path) -> None:
     pytest.importorskip("fev")
     script = ROOT / "examples" / "studies.py"
