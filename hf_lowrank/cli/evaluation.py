@@ -154,7 +154,9 @@ def print_evaluation(console: Console, result: EvaluationResult, *, metric: str,
         console.print("\n".join(map(WRITERS[layout], tables)), end="", soft_wrap=True, highlight=False)
         return
     for content in tables:
-        table = Table(title=content.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table = Table(
+            title=content.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        )
         for i, heading in enumerate(content.headings):
             table.add_column(heading, justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
         for i, row in enumerate(content.rows):
