@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,40 +92,40 @@ def _mean(mean: dict[str, float]) -> str:
     return f"{mean['geometric_mean']:.3f}{interval}"
 
 
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    marked = [
-        [f"**{cell}**" if (i, j) in table.best else cell for j, cell in enumerate(row)]
+def _marked(table: Table, escape: Callable[[str], str], before: str, after: str) -> list[list[str]]:
+    """The rows as another language has them, the best cells between two marks."""
+    return [
+        [f"{before}{escape(cell)}{after}" if (i, j) in table.best else escape(cell) for j, cell in enumerate(row)]
         for i, row in enumerate(table.rows)
     ]
+
+
+def _markdown(table: Table) -> str:
+    def escape(cell: str) -> str:
+        return cell.replace("|", "\\|")
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
     rule = "|---" + "|---:" * (len(table.headings) - 1) + "|"
-    return "\n".join([f"{table.title}:", "", line(table.headings), rule, *map(line, marked)]) + "\n"
+    rows = map(line, _marked(table, escape, "**", "**"))
+    return "\n".join([f"{table.title}:", "", line(map(escape, table.headings)), rule, *rows, ""])
 
 
 def _html(table: Table) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
+    def line(cells: Iterable[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
-    marked = [
-        [f"<b>{html.escape(cell)}</b>" if (i, j) in table.best else html.escape(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
+    lines = [
+        "<table>",
+        f"<caption>{html.escape(table.title)}</caption>",
+        f"<thead>{line(map(html.escape, table.headings), 'th')}</thead>",
+        "<tbody>",
+        *(line(row, "td") for row in _marked(table, html.escape, "<b>", "</b>")),
+        "</tbody>",
+        "</table>",
     ]
-    return (
-        "\n".join(
-            [
-                "<table>",
-                f"<caption>{html.escape(table.title)}</caption>",
-                f"<thead>{line([*map(html.escape, table.headings)], 'th')}</thead>",
-                "<tbody>",
-                *(line(row, "td") for row in marked),
-                "</tbody>",
-                "</table>",
-            ]
-        )
-        + "\n"
-    )
+    return "\n".join([*lines, ""])
 
 
 def _csv(table: Table) -> str:
