@@ -27,8 +27,10 @@ FORMATS: tuple[tuple[str, str | None], ...] = (
     ("onnx", None),
     ("onnx", "int8"),
     ("openvino", None),
+    ("openvino", "bfloat16"),
     ("openvino", "int8"),
     ("inductor", None),
+    ("inductor", "bfloat16"),
     ("inductor", "int8"),
 )
 

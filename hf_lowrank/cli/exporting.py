@@ -25,6 +25,12 @@ def export(
         bool,
         typer.Option("--int8", help="Not of torch: products in int8, but for those that the accuracy needs in float."),
     ] = False,
+    bfloat16: Annotated[
+        bool,
+        typer.Option(
+            "--bfloat16", help="Not of onnx: all of it in bfloat16, fast where the processor multiplies in it."
+        ),
+    ] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(help="With --int8: what it may add to the expected loss, as a share. Default: 0.0003."),
@@ -39,11 +45,13 @@ def export(
 
         if tolerance is not None and not int8:
             raise ValueError(f"--tolerance goes with --int8, found {tolerance} alone.")
+        if int8 and bfloat16:
+            raise ValueError("--int8 and --bfloat16 say two things about the numbers; give one of them.")
         record = export_model(
             model,
             output,
             format=format_,
-            quantize="int8" if int8 else None,
+            quantize="int8" if int8 else "bfloat16" if bfloat16 else None,
             tolerance=TOLERANCE if tolerance is None else tolerance,
             seed=seed,
             overwrite=overwrite,

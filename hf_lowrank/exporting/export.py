@@ -31,7 +31,7 @@ from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_expo
 from ..runtime.forecaster import Forecaster
 from ..runtime.pipelines import PIPELINES
 from ..versions import versions
-from .graphs import Alone, BoltGraph, Grouped, standardize
+from .graphs import Alone, BoltGraph, Grouped, in_bfloat16, standardize
 from .inductor_files import check_compiler, compile_program, with_int8_products
 from .onnx_files import as_onnx, in_int8, write_graphs
 from .openvino_files import write_openvino
@@ -45,6 +45,8 @@ PACKAGES = {
     "torch": (),
     "inductor": (),
 }
+# Other numbers than float32, and the formats that have them.
+NUMBERS = {"int8": tuple(ROUNDED), "bfloat16": ("openvino", "torch", "inductor")}
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
 LARGEST_EXCESS = 10  # of what int8 is found to add to the loss, over what it may
 TOLERANCE = 3e-4
@@ -75,7 +77,8 @@ def export_model(
         output: The folder to write, all or nothing.
         format: `"onnx"` (for ONNX Runtime), `"openvino"`, `"torch"` (a program of `torch.export`), or `"inductor"`: compiled by PyTorch's
             AOTInductor, which takes a minute or more, for the processor and the version of PyTorch that are here, and no other.
-        quantize: None for float32; `"int8"`, not of `"torch"`, for products in int8 but for those that the accuracy needs in float.
+        quantize: None for float32; `"int8"`, not of `"torch"`, for products in int8 but for those that the accuracy needs in float;
+            `"bfloat16"`, not of `"onnx"`, for all of it in bfloat16, which processors with AMX or the like multiply several times as fast.
         tolerance: What the products in int8 may add to the expected loss all together, as a share of it, on synthetic series. Those that
             cost most for their size are spared until the rest stays within it.
         seed: Of those series.
@@ -91,8 +94,8 @@ def export_model(
         OSError: There is no such checkpoint; for `"inductor"`, no C++ compiler.
         FileExistsError: `output` exists and is not empty, and `overwrite` is false or it is no export.
         ImportError: A package of the format is missing: `pip install 'hf-lowrank[export]'`.
-        RuntimeError: In float its forecasts are further than 1e-4 from PyTorch's, or in int8 they add ten times as much to the expected
-            loss as `tolerance` says; nothing is written.
+        RuntimeError: In float32 its forecasts are further than 1e-4 from PyTorch's, or in other numbers they add ten times as much to the
+            expected loss as `tolerance` says; nothing is written.
     """
     _check(format, quantize, tolerance)
     source = public_name(model.inner_model if isinstance(model, BaseChronosPipeline) else model)
@@ -113,7 +116,7 @@ def export_model(
     }
     with new_folder(output, overwrite=overwrite, is_replaceable=is_export) as folder:
         spared: dict[str, list[str]] = {}
-        if quantize:
+        if quantize == "int8":
             for name, graph in graphs.items():
                 loss = check.loss_of(graph, windows[:BATCHES])
                 spared[name], losses = spared_products(
@@ -123,7 +126,7 @@ def export_model(
                     "in_float": spared[name],
                     "losses": [asdict(one) for one in losses],
                 }
-        files = _write(graphs, folder, format, spared if quantize else None, show_progress)
+        files = _write(graphs, folder, format, quantize, spared, show_progress)
         settings = dense.config.chronos_config
         record = ExportRecord(
             family=family.name,
@@ -144,7 +147,7 @@ def export_model(
             )
         if quantize and not parity["added_loss"] <= LARGEST_EXCESS * tolerance:
             raise RuntimeError(
-                f"The {format} export of {source} in int8 adds {parity['added_loss']:.2g} of the expected loss where {tolerance:g} was "
+                f"The {format} export of {source} in {quantize} adds {parity['added_loss']:.2g} of the expected loss where {tolerance:g} was "
                 f"expected at most; its packages are {packages}."
             )
         write_json(folder / RECORD, record.to_dict() | {"parity": parity})
@@ -157,10 +160,11 @@ def export_model(
 def _check(format: str, quantize: str | None, tolerance: float) -> None:
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be None or 'int8', found {quantize!r}.")
-    if quantize and format not in ROUNDED:
-        raise ValueError(f"quantize='int8' is for format={' or '.join(map(repr, ROUNDED))}, found format={format!r}.")
+    if quantize not in (None, *NUMBERS):
+        raise ValueError(f"quantize must be None, {' or '.join(map(repr, NUMBERS))}, found {quantize!r}.")
+    if quantize and format not in NUMBERS[quantize]:
+        formats = " or ".join(map(repr, NUMBERS[quantize]))
+        raise ValueError(f"quantize={quantize!r} is for format={formats}, found format={format!r}.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, found {tolerance}.")
     for name in PACKAGES[format]:
@@ -192,7 +196,8 @@ def _float_model(model: Any) -> PreTrainedModel:
         raise ValueError(
             "model: its patches overlap (input_patch_stride is not input_patch_size); it is not exported."
         )
-    return as_full_rank(copy.deepcopy(model) if is_given else model).float().cpu().eval()
+    ours = as_full_rank(copy.deepcopy(model) if is_given else model)
+    return ours.dequantize().float().cpu().eval()
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -210,7 +215,8 @@ def _write(
     graphs: Mapping[str, nn.Module],
     folder: Path,
     format: str,
-    spared: Mapping[str, list[str]] | None,
+    quantize: str | None,
+    spared: Mapping[str, list[str]],
     show_progress: bool | None,
 ) -> dict[str, str]:
     """Write the graphs; the file of each."""
@@ -220,16 +226,18 @@ def _write(
         if format in ("onnx", "openvino"):
             programs[name] = as_onnx(graph, inputs, shapes)
             continue
-        if format == "inductor" and spared is not None:
+        if quantize == "bfloat16":
+            graph = in_bfloat16(graph)
+        if quantize == "int8":
             graph = with_int8_products(graph, spared[name])
         program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
         save = compile_program if format == "inductor" else torch.export.save
         programs[name] = f"{name}.pt2"
         save(program, folder / programs[name])
     if format == "openvino":
-        return write_openvino(programs, folder, spared)
+        return write_openvino(programs, folder, quantize, spared)
     if format == "onnx":
-        if spared is not None:
+        if quantize == "int8":
             programs = {name: in_int8(program, spared[name]) for name, program in programs.items()}
         return write_graphs(programs, folder)
     return programs

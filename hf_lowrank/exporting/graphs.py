@@ -9,6 +9,8 @@ Shapes: B series, L values, S patches, P values of a patch, d d_model, n heads, 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,7 +34,12 @@ from ..models.modeling_lowrank_layers import (
     relative_position_bias,
 )
 
-__all__ = ["Alone", "BoltGraph", "Grouped"]
+__all__ = ["Alone", "BoltGraph", "Grouped", "in_bfloat16"]
+
+
+def in_bfloat16(graph: nn.Module) -> nn.Module:
+    """A copy of a graph that computes in bfloat16, but for the scale of the series, sums of squares and the quantiles at the end."""
+    return copy.deepcopy(graph).to(torch.bfloat16)
 
 
 # --- products ----------------------------------------------------------------------------------------------------
@@ -70,7 +77,8 @@ class Norm(nn.Module):
         self.eps = norm.variance_epsilon
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(states.float().square().mean(-1, keepdim=True) + self.eps)
+        return (states * scale).to(states.dtype)
 
 
 class FeedForward(nn.Module):
@@ -258,7 +266,7 @@ class BoltGraph(nn.Module):
         values, is_there, mean, deviation = standardize(context, self.eps)
         patches = values.unflatten(1, (-1, self.patch_size))
         is_there = is_there.unflatten(1, (-1, self.patch_size))
-        states = self.embed(torch.cat([patches, is_there.to(values.dtype)], dim=-1))
+        states = self.embed(torch.cat([patches, is_there.to(values.dtype)], dim=-1).to(self.reg.dtype))
         is_seen = is_there.any(dim=-1)
         states = torch.cat([states, self.reg.expand(context.shape[0], -1, -1)], dim=1)
         is_seen = torch.cat([is_seen, is_seen.new_ones((context.shape[0], len(self.reg)))], dim=1)
@@ -280,7 +288,7 @@ class BoltGraph(nn.Module):
         for layer in self.decoder:
             answer = layer(answer, states, hidden) if isinstance(layer, AttentionOfOne) else layer(answer)
         quantiles = self.head(self.decoder_norm(answer)).unflatten(-1, (self.num_quantiles, -1)).squeeze(1)
-        return quantiles * deviation[..., None] + mean[..., None]
+        return quantiles.float() * deviation[..., None] + mean[..., None]
 
 
 # --- Chronos-2 ---------------------------------------------------------------------------------------------------
@@ -317,7 +325,7 @@ class Chronos2Graph(nn.Module):
         """The embedded patches (B, S, d) of values (B, L), 0 where there is none, at these times (L,)."""
         time = (time / self.settings.time_encoding_scale).expand(values.shape[0], -1)
         parts = [one.unflatten(1, (-1, size)) for one in (time, values, is_there.to(values.dtype))]
-        return self.embed(torch.cat(parts, dim=-1))
+        return self.embed(torch.cat(parts, dim=-1).to(self.reg.dtype))
 
     def embedded(
         self, context: torch.Tensor, future: torch.Tensor
@@ -350,7 +358,7 @@ class Chronos2Graph(nn.Module):
         """The quantiles (B, Q, H) that the last states, one a patch of the future, stand for."""
         size = self.settings.output_patch_size
         ahead = states[:, -(future.shape[1] // size) :]
-        scaled = self.head(ahead).unflatten(-1, (self.num_quantiles, size)).transpose(1, 2).flatten(2)
+        scaled = self.head(ahead).float().unflatten(-1, (self.num_quantiles, size)).transpose(1, 2).flatten(2)
         scaled = torch.sinh(scaled) if self.use_arcsinh else scaled
         return scaled * deviation[..., None] + mean[..., None]
 

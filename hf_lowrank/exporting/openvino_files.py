@@ -15,14 +15,15 @@ __all__ = ["write_openvino"]
 
 
 def write_openvino(
-    models: Mapping[str, Any], folder: Path, spared: Mapping[str, Collection[str]] | None
+    models: Mapping[str, Any], folder: Path, quantize: str | None, spared: Mapping[str, Collection[str]]
 ) -> dict[str, str]:
     """Write graphs of ONNX by name for OpenVINO; the file of each.
 
     Args:
         models: As `as_onnx` makes them; they are used up.
         folder: Where to.
-        spared: Of each graph the modules whose products stay in float, the others being in int8; None for float everywhere.
+        quantize: None, `"int8"` or `"bfloat16"`; of the last the engine is told, and numbers of 16 bits are enough for it.
+        spared: Of each graph in int8 the modules whose products stay in float.
     """
     import openvino
 
@@ -31,9 +32,9 @@ def write_openvino(
         for name, file in write_graphs(models, place).items():
             # Not `convert_model`, whose graph does not run where a norm's weights are exactly one (OpenVINO 2026.4).
             graph = openvino.Core().read_model(place / file)
-            if spared is not None:
+            if quantize == "int8":
                 _round_matrices(graph, {node for node, module in modules[name].items() if module not in spared[name]})
-            openvino.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
+            openvino.save_model(graph, folder / f"{name}.xml", compress_to_fp16=quantize == "bfloat16")
     return {name: f"{name}.xml" for name in models}
 
 

@@ -23,7 +23,7 @@ class ExportRecord:
     Attributes:
         family: `"bolt"` or `"chronos2"`.
         format: One of `FORMATS`.
-        quantize: None, or `"int8"`.
+        quantize: None, `"int8"` or `"bfloat16"`.
         graphs: The file of each graph: Bolt has `forecast`; Chronos-2 `alone`, of series that are groups of their own, and `grouped`.
         files: The size in bytes and the SHA-256 of every file that is read in a forecast.
         settings: The model's `chronos_config`: lengths, patches, quantile levels.

@@ -20,7 +20,7 @@ from hub_server import serve_this_process
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
-from hf_lowrank import benchmark, benchmark_shape, compress_pretrained, export_model, load_pipeline
+from hf_lowrank import benchmark, benchmark_shape, calibrate, compress_pretrained, export_model, load_pipeline
 from hf_lowrank.checkpoints.pipelines import as_pipeline, fingerprint
 from hf_lowrank.cli.app import app
 from hf_lowrank.runtime.folder import RECORD, read_export
@@ -179,6 +179,39 @@ def test_int8(tmp_path, bolt_model, format) -> None:
             load_pipeline(tmp_path / "int8").predict(SERIES, 6)
 
 
+@pytest.mark.parametrize("format", ["openvino", "torch", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bolt", "chronos2"])
+def test_bfloat16(tmp_path, request, format, family) -> None:
+    model = request.getfixturevalue(f"{family}_model")
+    # Random models forecast quantiles that lie close together, where a small error costs much.
+    options = {"format": format, "quantize": "bfloat16", "tolerance": 0.01}
+    record = export_model(model, tmp_path / "half", **options, show_progress=False)
+    whole = export_model(model, tmp_path / "whole", format="torch", show_progress=False)
+    assert (record.quantize, whole.quantize) == ("bfloat16", None)
+    assert read_export(tmp_path / "half") == record
+    if format != "inductor":  # most of whose files are code
+        weights = [sum(one["bytes"] for one in of.files.values()) for of in (record, whole)]
+        assert weights[0] < weights[1]
+    found, wanted = (one.predict(SERIES, 5) for one in (load_pipeline(tmp_path / "half"), as_pipeline(model)))
+    assert far(found, wanted) < 0.05
+    for horizon in (1, 12):  # a single patch ahead, and several
+        exact = (one.predict(SERIES, horizon) for one in (load_pipeline(tmp_path / "whole"), as_pipeline(model)))
+        assert far(*exact) < 1e-4
+    if format != "openvino":  # which computes in float32 where the processor has no bfloat16
+        assert far(found, wanted) > 1e-4
+
+
+def test_integers_are_exported_as_what_they_stand_for(tmp_path, bolt_model) -> None:
+    dense = dense_bolt(num_layers=1, num_decoder_layers=1)
+    small = compress_pretrained(dense, total_ratio=0.9, quantize="int8", calibration=calibrate(dense, num_batches=1))
+    bits = dict(small.config.weight_bits)
+    record = export_model(small, tmp_path / "out", format="torch", show_progress=False)
+    assert record.parity["relative_difference"] < 1e-4
+    assert small.config.weight_bits == bits  # what was given is as it was
+    found, wanted = (one.predict(SERIES, 6) for one in (load_pipeline(tmp_path / "out"), as_pipeline(small)))
+    assert far([found], [wanted]) < 1e-4
+
+
 def test_int8_that_costs_more_than_it_may_is_not_written(tmp_path, bolt_model, monkeypatch) -> None:
     monkeypatch.setattr("hf_lowrank.exporting.export.LARGEST_EXCESS", 0.0)
     with pytest.raises(RuntimeError, match=r"in int8 adds .* of the expected loss where 0.001 was expected at most"):
@@ -306,7 +339,12 @@ def test_bad_arguments_write_nothing(tmp_path, bolt_model, exported_bolt) -> Non
     t5 = T5ForConditionalGeneration(T5Config(**tiny, decoder_start_token_id=0))
     for model, options, said in [
         (bolt_model, {"format": "onxx"}, "format must be one of onnx, openvino, torch, inductor, found 'onxx'"),
-        (bolt_model, {"quantize": "int4"}, "quantize must be None or 'int8', found 'int4'"),
+        (bolt_model, {"quantize": "int4"}, "quantize must be None, 'int8' or 'bfloat16', found 'int4'"),
+        (
+            bolt_model,
+            {"quantize": "bfloat16"},
+            "quantize='bfloat16' is for format='openvino' or 'torch' or 'inductor', found format='onnx'",
+        ),
         (
             bolt_model,
             {"quantize": "int8", "format": "torch"},
@@ -353,6 +391,8 @@ def test_the_command(tmp_path, exported_bolt) -> None:
     assert "is a folder that is not empty" in again.stderr
     lone = runner.invoke(app, [*arguments, "--tolerance", "0.1"])
     assert "--tolerance goes with --int8" in lone.stderr
+    both = runner.invoke(app, [*arguments, "--int8", "--bfloat16"])
+    assert "--int8 and --bfloat16 say two things about the numbers" in both.stderr
     csv = tmp_path / "series.csv"
     times = pd.date_range("2024-01-01", periods=20, freq="h")
     pd.DataFrame({"item_id": "a", "timestamp": times, "target": np.arange(20.0) % 5}).to_csv(csv, index=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,8 @@ from torch import nn
 from hf_lowrank.exporting.inductor_files import with_int8_products
 from hf_lowrank.exporting.onnx_files import as_onnx, in_int8
 from hf_lowrank.exporting.quantization import ProductLoss, products_of, spared_names, spared_products
+from hf_lowrank.runtime import engines
+from hf_lowrank.runtime.engines import OnnxEngine
 
 LOSSES = st.lists(
     st.builds(ProductLoss, name=st.uuids().map(str), parameters=st.integers(1, 1000), loss=st.floats(0, 1)),
@@ -89,17 +93,21 @@ def test_compiled_products_are_right_at_every_rank(inner) -> None:
     assert (with_int8_products(net, spared)(values) - net(values)).abs().max() < 0.05
 
 
-def test_rounding_is_onnx_runtimes() -> None:
-    """The simulated products against ONNX Runtime's own on the same numbers."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_rounding_is_onnx_runtimes(tmp_path, monkeypatch, has_vnni) -> None:
+    """The simulated products against ONNX Runtime's own on the same numbers, with weights as they are and made unsigned."""
+    pytest.importorskip("onnxruntime")
+    if has_vnni and not engines._adds_in_32_bits():
+        pytest.skip("this processor has no VNNI")
+    monkeypatch.setattr(engines, "_adds_in_32_bits", lambda: has_vnni)
+    record = SimpleNamespace(graphs={"net": "net.onnx"})
     net, values = Net().requires_grad_(False).eval(), torch.randn(16, 3, 8)
     model = as_onnx(net, {"values": values}, {"values": {0: torch.export.Dim("rows")}})
 
     def run(spared: list[str]) -> torch.Tensor:
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")  # as `runtime.engines` has it
-        session = onnxruntime.InferenceSession(in_int8(model, spared).SerializeToString(), options)
-        return torch.from_numpy(session.run(None, {"values": values.numpy()})[0])
+        (tmp_path / "net.onnx").write_bytes(in_int8(model, spared).SerializeToString())
+        engine = OnnxEngine(tmp_path, record, threads=1)
+        return torch.from_numpy(engine.run("net", {"values": values.numpy()}))
 
     simulated = []
     spared_products(net, lambda: float(simulated.append(net(values)) or 0.0), 1.0, show_progress=False)
