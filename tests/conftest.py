@@ -50,6 +50,7 @@ T5_CODE = {
     "configuration_lowrank_t5.py",
     "modeling_lowrank_blocks.py",
     "modeling_lowrank_layers.py",
+    "modeling_lowrank_quantized.py",
     "modeling_lowrank_stack.py",
     "modeling_lowrank_t5.py",
     "pipeline_lowrank_t5.py",

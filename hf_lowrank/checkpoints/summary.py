@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..models.modeling_lowrank_quantized import QuantizedLinear
 from .families import T5, family_of_config
 from .rank_table import LayerName, RankTable
 
-__all__ = ["CompressionSummary", "LayerSummary", "summarize"]
+__all__ = ["CompressionSummary", "LayerSummary", "layer_bytes", "stored_bytes", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class LayerSummary:
     dense_parameters: int
     cached_numbers: int
     dense_cached_numbers: int
+
+    @property
+    def name(self) -> LayerName:
+        return LayerName(self.kind, self.layer)
 
     @property
     def ranks_text(self) -> str:
@@ -71,7 +78,7 @@ class CompressionSummary:
     @property
     def attention_ratio(self) -> float:
         """The kept share of the attention parameters."""
-        kinds = {row.kind for row in self.rows if not LayerName(row.kind, row.layer).is_feed_forward}
+        kinds = {row.kind for row in self.rows if not row.name.is_feed_forward}
         return self.total("parameters", *kinds) / self.total("dense_parameters", *kinds)
 
     @property
@@ -79,12 +86,12 @@ class CompressionSummary:
         """The kept share of what one token of context and one of the forecast occupy in the key/value cache."""
         return self.total("cached_numbers") / max(1, self.total("dense_cached_numbers"))
 
-    def to_dict(self, *, bytes_per_number: int) -> dict[str, Any]:
-        """For programs: the rows with their bytes, and the totals."""
+    def to_dict(self, *, bytes_per_number: int, stored: Mapping[LayerName, int] | None = None) -> dict[str, Any]:
+        """For programs: the rows with their bytes, and the totals; `stored` says what layers of integers take."""
         rows = [
             asdict(row)
             | {
-                "bytes": row.parameters * bytes_per_number,
+                "bytes": (stored or {}).get(row.name, row.parameters * bytes_per_number),
                 "dense_bytes": row.dense_parameters * bytes_per_number,
                 "cache_bytes_per_token": row.cached_numbers * bytes_per_number,
                 "dense_cache_bytes_per_token": row.dense_cached_numbers * bytes_per_number,
@@ -124,3 +131,26 @@ def summarize(config: PreTrainedConfig) -> CompressionSummary:
             )
         )
     return CompressionSummary(tuple(rows))
+
+
+def stored_bytes(model: PreTrainedModel) -> int:
+    """The bytes of the tensors of a model that are saved; what is tied counts once."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values()
+    )
+
+
+def layer_bytes(model: PreTrainedModel) -> dict[LayerName, int]:
+    """The bytes of the matrices of each layer of a low-rank model, as they are saved."""
+    family, sizes = family_of_config(model.config), {}
+    for row in summarize(model.config).rows:
+        layer = model.get_submodule(family.places[row.kind][1].format(row.layer))
+        tensors = [
+            tensor
+            for module in layer.modules()
+            if isinstance(module, (nn.Linear, QuantizedLinear))
+            for tensor in module.state_dict().values()
+        ]
+        sizes[row.name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sizes

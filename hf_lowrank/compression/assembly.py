@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, build_model
+from ..checkpoints.devices import quick_products
 from ..checkpoints.rank_table import RankTable
 from ..progress import progress
 from .calibration import Calibration
 from .layers import Layer
 from .refit import refit
+from .rounding import Rounding, bits_within
 
 __all__ = ["build", "factorize", "own_weights"]
 
@@ -24,11 +26,15 @@ def factorize(
     table: RankTable,
     calibration: Calibration | None,
     *,
+    quantize: str | None = None,
     show_progress: bool | None,
 ) -> PreTrainedModel:
-    """The model of this configuration, its last matrices refitted where there is a calibration."""
+    """The model of this configuration, its last matrices refitted where there is a calibration.
+
+    With `quantize`, `"int8"` or `"int4"`, matrices become integers; which ones is written into the configuration.
+    """
     changed = [layer for layer in layers if table[layer.name] != layer.dense_ranks]
-    if calibration is None or not changed:
+    if calibration is None or not (changed or quantize):
         weights = own_weights(dense)
         for layer in progress(changed, "Factorizing", show_progress):
             dtypes = {name: weights.pop(name).dtype for name in layer.dense_names}
@@ -42,13 +48,34 @@ def factorize(
         for name in layer.dense_names:
             del weights[name]
         weights |= layer.factorize(table[layer.name])
-    lowrank = build(dense, config, weights)
     places = {layer.module: layer.name for layer in changed}
-    refit(dense, float_model, lowrank, calibration, places, show_progress=show_progress)
-    dtypes = {name: dense.weights[name].dtype for layer in changed for name in layer.dense_names}
+    if quantize is not None:
+        weights = _copies(weights)  # what is rounded is not to be the dense model's
+        # Those that keep their ranks correct what was rounded before them.
+        places = {module: name for name, module in (*dense.layers, *dense.feed_forward_layers)}
+    lowrank = build(dense, config, weights)
+    modules = tuple(f"{module}." for module in places)
+    dtypes = {
+        name: weight.dtype
+        for name, weight in dense.weights.items()
+        if name.startswith(modules) and "relative_attention_bias" not in name
+    }
+    rounding = None
+    if quantize is not None:
+        bits, added = bits_within(dense, lowrank, calibration.batches, quantize, show_progress=show_progress)
+        kept = {name: weight.dtype for name, weight in dense.weights.items()}
+        rounding = Rounding(lowrank, bits, lambda name: kept[name] if name in kept else _dtype(name, dtypes))
+        config.weight_bits = bits
+        config.compression["quantize"] = {"to": quantize, "predicted_loss": added}
+    with quick_products(float_model):
+        refit(dense, float_model, lowrank, calibration, places, rounding, show_progress=show_progress)
     own = {name: weight for name, weight in own_weights(dense).items() if name not in dtypes}
     new = {name: _cast(name, w, dtypes) for name, w in lowrank.state_dict().items() if name not in own}
-    return build(dense, config, own | new)
+    weights = own | new
+    if rounding is not None:
+        rounding.round_the_rest()
+        weights = rounding.weights(weights)
+    return build(dense, config, weights)
 
 
 def _cast(name: str, weight: torch.Tensor, dense: Mapping[str, torch.dtype]) -> torch.Tensor:
@@ -64,10 +91,13 @@ def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
 
 def own_weights(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
     """The weights for a new model: the checkpoint's own, or copies where they belong to the caller (ties kept)."""
-    if not dense.is_shared:
-        return dict(dense.weights)
-    copies = {tensor.data_ptr(): tensor.clone() for tensor in dense.weights.values()}
-    return {name: copies[tensor.data_ptr()] for name, tensor in dense.weights.items()}
+    return _copies(dense.weights) if dense.is_shared else dict(dense.weights)
+
+
+def _copies(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies, of which those are tied that were."""
+    copies = {tensor.data_ptr(): tensor.clone() for tensor in weights.values()}
+    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}
 
 
 def build(dense: DenseCheckpoint, config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

@@ -7,6 +7,9 @@ so far, and z' what the compressed layer's last matrix reads,
 
 so a layer also corrects what the layers before it got wrong. Where the last matrix is a sketch of rank p, W is truncated again in
 the metrics of balanced truncation.
+
+Where matrices become integers, those of a layer are rounded before its last matrix is fitted, and that is rounded before the next layer:
+each layer corrects the rounding of those before it as well.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from ..progress import progress_display
 from .calibration import Calibration
 from .factorization import balanced_basis
 from .objectives import Batch, Objective, objective_of
+from .rounding import Rounding, grams_of_inputs
 from .sensitivity import skipped
 
 __all__ = ["refit"]
@@ -70,6 +74,7 @@ def refit(
     lowrank: PreTrainedModel,
     calibration: Calibration,
     truncated: Mapping[str, LayerName],
+    rounding: Rounding | None = None,
     *,
     show_progress: bool | None = None,
 ) -> None:
@@ -80,6 +85,7 @@ def refit(
         dense, lowrank: In float32 and evaluation mode, on one device; they may share weights.
         truncated: The module and name of every layer that is not dense any more:
             `"decoder.block.3.layer.1.EncDecAttention"` for `cross.3`.
+        rounding: Which matrices of `lowrank` become integers; those of the layers in `truncated` are rounded.
     """
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     objective = objective_of(checkpoint.config, checkpoint.model_class)
@@ -97,7 +103,9 @@ def refit(
                 if module in truncated:
                     layer = truncated[module]
                     is_across = layer.kind in checkpoint.family.across_series
-                    _refit_layer(sublayers, stacks, streams, calibration, layer, is_across_series=is_across)
+                    if rounding is not None:
+                        _round_inner(sublayers[1], stacks[1], streams, rounding)
+                    _refit_layer(sublayers, stacks, streams, calibration, layer, rounding, is_across_series=is_across)
                     display.advance(task)
                     continue
                 for stream in streams:
@@ -188,12 +196,24 @@ def _last_matrices(layer: nn.Module) -> tuple[nn.Linear, nn.Linear | None]:
     return layer.o, sketch if isinstance(sketch, nn.Linear) else None
 
 
+def _round_inner(sublayer: nn.Module, stack: nn.Module, streams: Sequence[_Stream], rounding: Rounding) -> None:
+    """Round the matrices of a layer but for the last, and for a sketch behind it."""
+    layer = getattr(sublayer, _inner_name(sublayer))
+    inner = [module for module in layer.modules() if module in rounding and module not in _last_matrices(layer)]
+    with grams_of_inputs(inner) as grams:
+        for stream in streams if inner else ():
+            _run(sublayer, stack, stream, is_dense=False)
+    for module in inner:
+        rounding.round(module, grams[module])
+
+
 def _refit_layer(
     sublayers: tuple[nn.Module, nn.Module],
     stacks: tuple[nn.Module, nn.Module],
     streams: Sequence[_Stream],
     calibration: Calibration,
     name: LayerName,
+    rounding: Rounding | None,
     *,
     is_across_series: bool,
 ) -> None:
@@ -219,6 +239,12 @@ def _refit_layer(
     finally:
         handle.remove()
     _solve(layer, matrix, sketch, square, cross, calibration, name)
+    if rounding is not None:
+        if matrix in rounding:
+            rounding.round(matrix, square)
+        if sketch is not None and sketch in rounding:
+            weight = matrix.weight.double()
+            rounding.round(sketch, weight @ square @ weight.T)
     for stream, values in zip(streams, features):
         output = matrix(values) if sketch is None else sketch(matrix(values))
         stream.lowrank = stream.lowrank + (output.transpose(0, 1) if is_across_series else output)

@@ -19,7 +19,7 @@ from .allocation import Component
 from .layers import Layer, Projection
 from .objectives import Batch, Objective, objective_of
 
-__all__ = ["inserted", "measured_losses", "reweighted", "skipped"]
+__all__ = ["Blocks", "Probes", "affordable_tokens", "inserted", "measured_losses", "reweighted", "skipped"]
 
 # The arithmetic that all measurements together may take, in multiplications, and the bounds of the tokens that it buys.
 PROBE_ARITHMETIC, TOKENS = 3e12, (1024, 8192)
@@ -54,7 +54,7 @@ def inserted(model: PreTrainedModel, projection: Projection) -> Iterator[None]:
             handle.remove()
 
 
-class _Blocks:
+class Blocks:
     """The blocks of a model in the order in which they run, and what each of them answers in one forward pass."""
 
     def __init__(self, model: PreTrainedModel, stacks: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ def skipped(blocks: Sequence[nn.Module], answers: Sequence[Any]) -> Iterator[Non
             del block.forward
 
 
-def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> float:
+def _arithmetic(blocks: Blocks, objective: Objective, batch: Batch, starts: Sequence[int]) -> float:
     """The multiplications of one run of a batch from each of these blocks on, in all."""
     tokens = {stack: mask.numel() for stack, mask in objective.masks(batch).items()}
     each = [
@@ -100,8 +100,8 @@ def _arithmetic(blocks: _Blocks, objective: Objective, batch: Batch, starts: Seq
     return float(behind[list(starts)].sum())
 
 
-def _affordable_tokens(
-    blocks: _Blocks, objective: Objective, batch: Batch, starts: Sequence[int], arithmetic: float
+def affordable_tokens(
+    blocks: Blocks, objective: Objective, batch: Batch, starts: Sequence[int], arithmetic: float
 ) -> int:
     """The tokens that the arithmetic buys for one run from each of these blocks on."""
     return int(arithmetic * objective.num_tokens(batch) / max(1.0, _arithmetic(blocks, objective, batch, starts)))
@@ -124,6 +124,33 @@ def _probes(objective: Objective, batches: Sequence[Batch], num_tokens: int) -> 
     return probes
 
 
+class Probes:
+    """Series on which a model is compared with itself as it was: what it predicted, and what its blocks answered.
+
+    Args:
+        num_tokens: How many of the batches' tokens are taken, within bounds.
+    """
+
+    def __init__(
+        self, objective: Objective, blocks: Blocks, model: PreTrainedModel, batches: Sequence[Batch], num_tokens: int
+    ) -> None:
+        self.objective, self.blocks, self.model = objective, blocks, model
+        self.batches = _probes(objective, batches, num_tokens)
+        self.answers, self.wanted = [], []
+        for batch in self.batches:
+            with blocks.recorded() as recorded:
+                self.wanted.append(objective.predict(model, batch))
+            self.answers.append(recorded)
+
+    def loss(self, before: int) -> float:
+        """What the model as it is now adds to the expected loss; its first `before` blocks are as they were, and are not run again."""
+        total = 0.0
+        for batch, recorded, reference in zip(self.batches, self.answers, self.wanted):
+            with skipped(self.blocks.modules[:before], recorded):
+                total += self.objective.divergence(reference, self.objective.predict(self.model, batch))
+        return total / sum(map(len, self.wanted))
+
+
 @torch.no_grad()
 def measured_losses(
     dense: DenseCheckpoint,
@@ -141,38 +168,29 @@ def measured_losses(
     Where there are too many of them for the arithmetic, those of a layer are truncated together, and the loss is divided among them
     as `components` predict. `model` is `dense.float_model()`; blocks before the truncated one are not run again.
     """
-    objective, blocks = objective_of(dense.config, dense.model_class), _Blocks(model, dense.stacks)
+    objective, blocks = objective_of(dense.config, dense.model_class), Blocks(model, dense.stacks)
     truncated = {layer.name: list(layer.truncated(table[layer.name]).items()) for layer in layers}
     work = [(layer, [change]) for layer in layers for change in truncated[layer.name]]
 
-    def affordable_tokens() -> int:
+    def tokens() -> int:
         starts = [blocks.before(layer.module) for layer, _ in work]
-        return _affordable_tokens(blocks, objective, batches[0], starts, arithmetic)
+        return affordable_tokens(blocks, objective, batches[0], starts, arithmetic)
 
-    affordable = affordable_tokens()
+    affordable = tokens()
     if affordable < TOKENS[0]:
         work = [(layer, truncated[layer.name]) for layer in layers if truncated[layer.name]]
-        affordable = affordable_tokens()
-    probes = _probes(objective, batches, affordable)
-    answers, wanted = [], []
-    for batch in probes:
-        with blocks.recorded() as recorded:
-            wanted.append(objective.predict(model, batch))
-        answers.append(recorded)
-    count = sum(len(predictions) for predictions in wanted)
+        affordable = tokens()
+    probes = Probes(objective, blocks, model, batches, affordable)
     losses = {}
     for layer, changes in progress(work, "Measuring sensitivity", show_progress):
-        total, before = 0.0, blocks.before(layer.module)
         with ExitStack() as stack:
             for name, rank in changes:
                 stack.enter_context(inserted(model, layer.points()[name.part].projection(rank)))
-            for batch, recorded, reference in zip(probes, answers, wanted):
-                with skipped(blocks.modules[:before], recorded):
-                    total += objective.divergence(reference, objective.predict(model, batch))
+            total = probes.loss(blocks.before(layer.module))
         predicted = {name: components[name].loss[rank] for name, rank in changes}
         whole = sum(predicted.values())
         for name, loss in predicted.items():
-            losses[name] = total / count * (float(loss / whole) if whole > 0 else 1 / len(predicted))
+            losses[name] = total * (float(loss / whole) if whole > 0 else 1 / len(predicted))
     return losses
 
 

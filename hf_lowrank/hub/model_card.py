@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.families import LOWRANK_CLASSES, Family, family_of
 from ..checkpoints.loading import HUB_ID, REFERENCES
-from ..checkpoints.summary import summarize
+from ..checkpoints.summary import stored_bytes, summarize
 from ..compression.settings import CompressionSettings
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 from .measured import read_scores, read_speed
@@ -209,6 +210,8 @@ def _call(record: Mapping[str, Any]) -> str | None:
     calibration = record.get("calibration")
     arguments = {name: value for name, value in record["arguments"].items() if name != "ranks"}
     arguments |= {name: record[name] for name in ("feed_forward_ratio", "method", "multiple_of") if name in record}
+    if "quantize" in record:
+        arguments["quantize"] = record["quantize"]["to"]
     arguments["form"] = next(iter(forms.values())) if len(set(forms.values())) == 1 else forms or "auto"
     if record["method"] != "paper":
         arguments |= {"calibration": None} if calibration is None else {"refit": calibration["refit"]}
@@ -248,6 +251,7 @@ class Sizes:
     cache: int
     dense_cache: int
     dtype: str
+    integers: dict[int, int]  # the number of matrices of integers, by their bits
 
 
 def _sizes(model: PreTrainedModel) -> Sizes:
@@ -258,10 +262,11 @@ def _sizes(model: PreTrainedModel) -> Sizes:
     return Sizes(
         parameters=parameters,
         dense_parameters=dense,
-        bytes=parameters * width,
+        bytes=stored_bytes(model),
         dense_bytes=dense * width,
         attention_ratio=summary.attention_ratio,
         cache=summary.total("cached_numbers") * width,
         dense_cache=summary.total("dense_cached_numbers") * width,
         dtype=str(model.dtype).removeprefix("torch."),
+        integers=dict(sorted(Counter((model.config.weight_bits or {}).values()).items(), reverse=True)),
     )

@@ -18,6 +18,7 @@ from .configuration_lowrank_t5 import (
     completed_table,
     from_schedule,
     scheduled_attention_ranks,
+    validate_bits,
     validate_entry,
     validate_table,
 )
@@ -76,6 +77,8 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
             `{"width": int, "wi": int | None, "wo": int | None}`; see [`LowRankT5Config`].
         base_rank, rank_growth, rank_rounding: In place of `attention_ranks`, for both kinds: see [`LowRankT5Config`]. The head dimension
             of a rotary layer's queries and keys is the next even number.
+        weight_bits: The matrices that are kept as integers, by the names of their modules, and how many bits a number of each has, 8 or 4;
+            see `modeling_lowrank_quantized`.
         compression: How the weights were made: method, policy, arguments, source, versions. A record; the model
             does not read it.
 
@@ -94,6 +97,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
         base_rank: float | None = None,
         rank_growth: float | None = None,
         rank_rounding: str | None = None,
+        weight_bits: dict | None = None,
         compression: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -109,6 +113,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
             setattr(self, name, completed_table(given[name], full, name))
+        self.weight_bits = copy.deepcopy(weight_bits)
         self.compression = copy.deepcopy(compression)
         self.validate_ranks()
 
@@ -135,6 +140,7 @@ class LowRankChronos2Config(CarriesItsCode, Chronos2CoreConfig):
 
     def validate_ranks(self) -> None:
         """Raise ValueError where the tables do not fit the model."""
+        validate_bits(self.weight_bits)
         for name, full in self.full_ranks().items():
             validate_table(getattr(self, name), full, name, self._validate_entry)
 

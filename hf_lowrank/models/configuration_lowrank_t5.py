@@ -150,6 +150,15 @@ def validate_table(
             check(entry, f"{name}[{key!r}][{layer}]")
 
 
+def validate_bits(weight_bits: Any) -> None:
+    """Raise ValueError where this is no table of how many bits the numbers of matrices have."""
+    if not isinstance(weight_bits, (dict, type(None))):
+        raise ValueError(f"weight_bits must be a table or null, found {weight_bits!r:.80}.")
+    for name, bits in (weight_bits or {}).items():
+        if type(bits) is not int or bits not in (4, 8):
+            raise ValueError(f"weight_bits[{name!r:.80}] must be 4 or 8, found {bits!r:.80}.")
+
+
 def validate_entry(entry: Any, where: str, *, d_model: int, d_kv: int, d_ff: int, rotary: bool = False) -> None:
     """One layer's ranks fit a model of this shape; `where` starts with the table's name.
 
@@ -248,6 +257,8 @@ class LowRankT5Config(CarriesItsCode, T5Config):
             matrices as thin factors, or None for a whole matrix.
         base_rank, rank_growth, rank_rounding: In place of `attention_ranks`: d~_0, alpha and `"ceil"` (default) or
             `"pow2"`, from which the table follows (see `scheduled_attention_ranks`). Only the table is saved.
+        weight_bits: The matrices that are kept as integers, by the names of their modules, and how many bits a number of each has, 8 or 4;
+            see `modeling_lowrank_quantized`.
         compression: How the weights were made: method, policy, arguments, source, versions. A record; the model
             does not read it.
 
@@ -264,6 +275,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         base_rank: float | None = None,
         rank_growth: float | None = None,
         rank_rounding: str | None = None,
+        weight_bits: dict | None = None,
         compression: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -286,6 +298,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
         # Deep copies, for a caller may go on to edit its table, and json keys and numbers stay as they are.
         for name, full in self.full_ranks().items():
             setattr(self, name, completed_table(given[name], full, name))
+        self.weight_bits = copy.deepcopy(weight_bits)
         self.compression = copy.deepcopy(compression)
         self.validate_ranks()
 
@@ -329,6 +342,7 @@ class LowRankT5Config(CarriesItsCode, T5Config):
 
     def validate_ranks(self) -> None:
         """Raise ValueError where the tables do not fit the model."""
+        validate_bits(self.weight_bits)
         for name, full in self.full_ranks().items():
             validate_table(getattr(self, name), full, name, self._validate_entry)
 

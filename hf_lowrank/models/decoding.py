@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from .modeling_lowrank_layers import distances, is_matrix, relative_position_bias
+from .modeling_lowrank_layers import distances, dtype_of, is_matrix, relative_position_bias
 
 # Tokens that go through the encoder together: on a CPU what its caches hold, elsewhere what keeps a GPU busy.
 CPU_TOKENS, GPU_TOKENS = 1024, 65536
@@ -73,9 +73,8 @@ def feed_forward(layer: nn.Module, states: torch.Tensor, activation: str) -> tor
         hidden = ACT2FN[activation](apply_linear(first, states))
     if hasattr(layer, "wi_0"):
         hidden = hidden.mul_(apply_linear(layer.wi_1, states))
-    wo = next(layer.wo.parameters(), hidden).dtype
     # `wo` stays in float32 when the rest is float16, as in T5.
-    return apply_linear(layer.wo, hidden.to(wo) if wo.is_floating_point else hidden)
+    return apply_linear(layer.wo, hidden.to(dtype_of(layer.wo, hidden.dtype)))
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

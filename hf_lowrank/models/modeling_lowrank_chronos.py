@@ -41,6 +41,7 @@ from .modeling_lowrank_layers import (
     is_matrix,
     masked,
 )
+from .modeling_lowrank_quantized import KeepsIntegers
 from .modeling_lowrank_stack import LowRankT5PreTrainedModel, Placed, build_stacks, initialize
 
 
@@ -78,6 +79,7 @@ class LowRankChronosBoltModelForForecasting(LowRankT5PreTrainedModel, ChronosBol
         self.output_patch_embedding = self._residual_block(
             config.d_model, self.num_quantiles * settings.prediction_length
         )
+        self.quantize_modules()
         self.post_init()
 
     def _residual_block(self, in_features: int, out_features: int) -> ResidualBlock:
@@ -409,7 +411,7 @@ class LowRankChronos2Encoder(nn.Module):
         return LowRankChronos2EncoderOutput(last, all_time_self_attn_weights=(), all_group_self_attn_weights=())
 
 
-class LowRankChronos2Model(ChecksItsWeights, Placed, Chronos2Model):
+class LowRankChronos2Model(ChecksItsWeights, KeepsIntegers, Placed, Chronos2Model):
     """Chronos-2 on a low-rank encoder; see `chronos.Chronos2Model`."""
 
     config_class = LowRankChronos2Config
@@ -432,6 +434,7 @@ class LowRankChronos2Model(ChecksItsWeights, Placed, Chronos2Model):
             for index, ranks in enumerate(self.config.attention_ranks["time"])
             if ranks["qk"] == self.config.d_kv
         ]
+        self.quantize_modules()
         super().post_init()
 
     def validate_weights(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def matrix(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     linear = nn.Linear(in_features, out_features, bias=False)
     linear.initial_std = std
     return linear
+
+
+def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype that a module computes in; `default` of one that a quantizer has made, which takes what comes."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), default)
 
 
 def is_matrix(module: nn.Module) -> bool:
@@ -288,8 +295,5 @@ class LowRankFeedForward(nn.Module):
         else:
             hidden_states = self.act(self.wi(hidden_states))
         hidden_states = self.dropout(hidden_states)
-        # `wo` stays in float32 when the rest is float16, as in T5; a quantized one takes what comes.
-        dtype = next(self.wo.parameters()).dtype
-        if dtype.is_floating_point:
-            hidden_states = hidden_states.to(dtype)
-        return self.wo(hidden_states)
+        # `wo` stays in float32 when the rest is float16, as in T5.
+        return self.wo(hidden_states.to(dtype_of(self.wo, hidden_states.dtype)))

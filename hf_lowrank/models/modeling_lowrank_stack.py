@@ -20,10 +20,8 @@ from transformers.utils import logging
 from .checked_loading import ChecksItsWeights
 from .configuration_lowrank_t5 import LowRankT5Config
 from .modeling_lowrank_blocks import LowRankT5Block
-from .modeling_lowrank_layers import (
-    RMSNorm,
-    masked,
-)
+from .modeling_lowrank_layers import RMSNorm, masked
+from .modeling_lowrank_quantized import KeepsIntegers, initialize_quantized
 
 logger = logging.get_logger(__name__)
 
@@ -79,11 +77,11 @@ def initialize(model: PreTrainedModel, module: nn.Module) -> bool:
     elif isinstance(module, RMSNorm):
         init.constant_(module.weight, factor)
     else:
-        return False
+        return initialize_quantized(module)
     return True
 
 
-class LowRankT5PreTrainedModel(ChecksItsWeights, Placed, PreTrainedModel):
+class LowRankT5PreTrainedModel(ChecksItsWeights, KeepsIntegers, Placed, PreTrainedModel):
     """Initialisation and loading, shared by the stacks and the models."""
 
     config_class = LowRankT5Config
@@ -222,6 +220,7 @@ def embedding(config: LowRankT5Config) -> nn.Embedding:
 def build_stacks(model: PreTrainedModel, config: LowRankT5Config) -> None:
     """Give an encoder-decoder its two stacks."""
     encoder_config, decoder_config = copy.deepcopy(config), copy.deepcopy(config)
+    encoder_config.weight_bits = decoder_config.weight_bits = None  # its names are those of the whole model
     encoder_config.is_decoder, encoder_config.use_cache = False, False
     decoder_config.is_decoder, decoder_config.num_layers = True, config.num_decoder_layers
     model.encoder = LowRankT5Stack(encoder_config)

@@ -45,6 +45,7 @@ class LowRankT5Model(LowRankT5PreTrainedModel):
         super().__init__(config)
         self.shared = embedding(config)
         build_stacks(self, config)
+        self.quantize_modules()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -126,6 +127,7 @@ class LowRankT5ForConditionalGeneration(LowRankT5Model, GenerationMixin):
         self.shared = embedding(config)
         build_stacks(self, config)
         self.lm_head = matrix(config.d_model, config.vocab_size, std=1.0)
+        self.quantize_modules()
         self.post_init()
 
     def forward(  # type: ignore[override]  # noqa: PLR0913 the arguments are transformers'
@@ -211,6 +213,7 @@ class LowRankT5EncoderModel(LowRankT5PreTrainedModel):
         super().__init__(config)
         self.shared = embedding(config)
         self.encoder = LowRankT5Stack(config)
+        self.quantize_modules()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -140,6 +140,10 @@ def recover(  # noqa: PLR0913 a public call names all of its options
         raise ValueError(
             f"student: {names['student']} is dense, a {type(learner).__name__}; give the compressed model that is to be recovered."
         )
+    if learner.config.weight_bits:
+        raise ValueError(
+            f"student: {names['student']} has matrices of integers, which are not trained; load it, call dequantize() and give the model."
+        )
     _check_same_tokens(learner, expert, names)
     data = run_data(
         learner.config,

@@ -23,7 +23,7 @@ from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.checkpoints.published import SHAPES
 from hf_lowrank.compression.factorization import balanced_basis, pair_basis
 from hf_lowrank.compression.objectives import objective_of
-from hf_lowrank.compression.sensitivity import _Blocks, inserted, measured_losses, skipped
+from hf_lowrank.compression.sensitivity import Blocks, inserted, measured_losses, skipped
 from hf_lowrank.training.distillation import recover
 
 FAMILIES = ("bolt", "chronos2")
@@ -137,7 +137,7 @@ def test_blocks_before_the_change_need_not_run(monkeypatch, model, calibration):
 
 @families
 def test_skipped_blocks_are_as_before_afterwards(model):
-    blocks = _Blocks(model, load_dense(model).stacks)
+    blocks = Blocks(model, load_dense(model).stacks)
     wanted = quantiles(model)
     with blocks.recorded() as answers:
         quantiles(model)
