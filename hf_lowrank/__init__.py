@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .checkpoints.published import build_checkpoint
     from .checkpoints.summary import CompressionSummary, summarize
     from .compression.calibration import Calibration, calibrate
-    from .compression.compress import compress_pretrained, plan_compression
+    from .compression.compress import compress_pretrained, loss_curve, plan_compression
     from .compression.settings import CompressionSettings
     from .data.series import read_series
     from .data.tokens import WindowCollator
@@ -89,6 +89,7 @@ __all__ = [
     "held_out_ends",
     "list_tasks",
     "load_pipeline",
+    "loss_curve",
     "packaged_series",
     "plan_compression",
     "plot_analysis",
@@ -112,7 +113,7 @@ _LAZY = {
     ".checkpoints.published": ("build_checkpoint",),
     ".checkpoints.summary": ("CompressionSummary", "summarize"),
     ".compression.calibration": ("Calibration", "calibrate"),
-    ".compression.compress": ("compress_pretrained", "plan_compression"),
+    ".compression.compress": ("compress_pretrained", "loss_curve", "plan_compression"),
     ".compression.settings": ("CompressionSettings",),
     ".data.series": ("read_series",),
     ".data.tokens": ("WindowCollator",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ from .output import plain_messages, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..checkpoints.rank_table import LayerName
     from ..checkpoints.summary import CompressionSummary
     from ..compression.plan import CompressionPlan
     from ..data.tables import LongColumns
@@ -34,7 +36,13 @@ if TYPE_CHECKING:
 
 def compress(  # as long as its list of options
     source: Annotated[str, typer.Argument(help=f"{CHECKPOINT}.")],
-    output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan, none.")] = None,
+    output: Annotated[Path | None, typer.Argument(help="The folder to write; with --plan or --curve, none.")] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Lose at most this share, as measured on series that are held out. Default, if no other rule is given: 0.01."
+        ),
+    ] = None,
     ratio: Annotated[float | None, typer.Option(help="Keep at most this share of the attention parameters.")] = None,
     total_ratio: Annotated[
         float | None, typer.Option(help="The same of attention and feed-forward parameters together.")
@@ -62,6 +70,10 @@ def compress(  # as long as its list of options
     ] = "auto",
     method: Annotated[str, typer.Option(help="'joint', or 'paper' for the baseline.")] = "joint",
     multiple_of: Annotated[int, typer.Option(help="Round ranks up to a multiple.")] = 1,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="'int8' or 'int4': keep matrices as integers, but for those that would cost too much."),
+    ] = None,
     calibration: Annotated[
         str,
         typer.Option(
@@ -83,19 +95,23 @@ def compress(  # as long as its list of options
     plan: Annotated[
         bool, typer.Option("--plan", help="Show the sizes that the rule leaves, as far as they are known, and stop.")
     ] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Show what several sizes would lose, as measured for --max-loss, and stop.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
     """Turn a dense checkpoint into a low-rank one: Chronos-T5, Chronos-Bolt, Chronos-2, or any other T5.
 
-    One rule says how much to keep: a budget (--ratio, --total-ratio, --max-cache-ratio, --target-speedup; several hold together), or
-    --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small --total-ratio 0.5
+    One rule says how much to keep: what may be lost (--max-loss), a budget (--ratio, --total-ratio, --max-cache-ratio, --target-speedup;
+    several hold together), or --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small
     """
     with plain_messages(json_file) as console:
         from ..checkpoints.export import save_compressed
         from ..compression.calibration import calibrate
-        from ..compression.compress import compress_pretrained, plan_compression
-        from ..compression.settings import POLICIES, CompressionSettings
+        from ..compression.compress import compress_pretrained, loss_curve, plan_compression
+        from ..compression.loss_bound import HELD_OUT_BATCHES
+        from ..compression.settings import CompressionSettings
         from ..data.tables import LongColumns
         from ..files import alone, check_output, tidy
 
@@ -103,6 +119,7 @@ def compress(  # as long as its list of options
             raise ValueError("--rank-growth and --rank-rounding need --base-rank.")
         schedule = None if base_rank is None else (base_rank, rank_growth or 0.0, rank_rounding or "ceil")
         arguments: dict[str, Any] = {
+            "max_loss": max_loss,
             "ratio": ratio,
             "total_ratio": total_ratio,
             "max_cache_ratio": max_cache_ratio,
@@ -116,21 +133,26 @@ def compress(  # as long as its list of options
             "form": _forms(form),
             "method": method,
             "multiple_of": multiple_of,
+            "quantize": quantize,
             "refit": refit,
             "seed": seed,
         }
-        if all(arguments[name] is None for name in POLICIES):
-            raise ValueError(
-                "say how much to keep, as in --total-ratio 0.5 (half of the attention and feed-forward parameters) or --ratio 0.15 (of the "
-                "attention alone); hf-lowrank compress --help lists all rules."
-            )
         data = calibration_data(calibration, LongColumns(id_column, timestamp_column, target))
         settings = CompressionSettings(**arguments, calibration=data)
         if plan:
             report_plan(console, plan_compression(source, settings, dtype=dtype, device=device), source, json_file)
             return
+        if curve:
+            rest = {name: arguments[name] for name in ("form", "multiple_of", "quantize", "seed")}
+            if settings.policy_arguments.keys() != {"max_loss"} or max_loss is not None:
+                raise ValueError("--curve tries sizes of its own: leave out the rule for the ranks.")
+            losses = loss_curve(source, dtype=dtype, device=device, show_progress=True, calibration=data, **rest)
+            tried = [one.to_dict() for one in losses]
+            write_json(json_file, {"source": source, "curve": tried})
+            console.print(loss_table(tried, None))
+            return
         if output is None:
-            raise ValueError("OUTPUT is missing: the folder to write, or --plan to write none.")
+            raise ValueError("OUTPUT is missing: the folder to write, or --plan or --curve to write none.")
         with alone(output):
             tidy(output)  # of a killed run, whose output may be complete
             check_output(output, overwrite=overwrite)
@@ -141,7 +163,8 @@ def compress(  # as long as its list of options
                 plan_compression(
                     source, settings, dtype=dtype, device=device
                 )  # what cannot be is said before the calibration
-                data = calibrate(source, data, seed=seed, show_progress=True)
+                held_out = 0 if settings.max_loss is None else HELD_OUT_BATCHES
+                data = calibrate(source, data, num_held_out_batches=held_out, seed=seed, show_progress=True)
                 data.save(save_calibration)
                 settings = replace(settings, calibration=data)
             model = compress_pretrained(source, settings, dtype=dtype, device=device, show_progress=True)
@@ -189,22 +212,25 @@ def report_plan(console: Console, plan: CompressionPlan, source: str, json_file:
 
 def report_compression(console: Console, model: PreTrainedModel, output: Path, json_file: Path | None) -> None:
     """What a compressed model keeps: a table of its layers, the totals in a sentence, and all of it as JSON."""
-    from ..checkpoints.summary import summarize
+    from ..checkpoints.summary import layer_bytes, stored_bytes, summarize
 
     summary, width = summarize(model.config), model.dtype.itemsize
+    stored, size = layer_bytes(model), stored_bytes(model)
     parameters = model.num_parameters()
     dense_parameters = summary.dense_parameters(parameters)
     content = {
         "output": str(output),
         "parameters": parameters,
         "dense_parameters": dense_parameters,
-        "bytes": parameters * width,
+        "bytes": size,
         "dense_bytes": dense_parameters * width,
         "compression": model.config.compression,
-        **summary.to_dict(bytes_per_number=width),
+        **summary.to_dict(bytes_per_number=width, stored=stored),
     }
     write_json(json_file, content)
-    console.print(compression_table(summary, width))
+    if tried := model.config.compression.get("tried"):
+        console.print(loss_table(tried, model.config.compression["measured_loss"]))
+    console.print(compression_table(summary, width, stored))
     if model.config.compression["method"] == "paper":
         console.print(
             f"The paper's method keeps {model.config.compression['kept_rank_ratio']:.1%} of the ranks and all the "
@@ -212,13 +238,28 @@ def report_compression(console: Console, model: PreTrainedModel, output: Path, j
         )
     console.print(
         f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
-        f"{parameters * width / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB in "
+        f"{size / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB in "
         f"{str(model.dtype).removeprefix('torch.')}; attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
     )
 
 
-def compression_table(summary: CompressionSummary, width: int) -> Table:
-    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, cache that of a token."""
+def loss_table(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> Table:
+    """A row a budget that was measured: what it adds to the expected loss; `chosen` is the one that was taken."""
+    number = tried[0]["series"]
+    table = Table(title=f"Expected loss added, on {number:,} series that are held out", box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("of the layers", "mean", "below, with 95 %", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    largest = max(one["bound"] for one in tried)
+    for one in tried:
+        bar = "█" * max(1, round(24 * one["bound"] / largest)) if largest > 0 else ""
+        is_chosen = one == chosen
+        row = f"{one['total_ratio']:.3f}", f"{one['loss']:.2%}", f"{one['bound']:.2%}", bar + " (taken)" * is_chosen
+        table.add_row(*row, style="bold" if is_chosen else "")
+    return table
+
+
+def compression_table(summary: CompressionSummary, width: int, stored: Mapping[LayerName, int]) -> Table:
+    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, `stored` of a layer, cache that of a token."""
 
     def short(number: int) -> str:
         return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
@@ -234,7 +275,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
             f"{row.kind} {row.layer}",
             row.ranks_text,
             f"{short(row.dense_parameters)} → {short(row.parameters)}",
-            f"{row.dense_parameters * width / 1024:,.0f} → {row.parameters * width / 1024:,.0f}",
+            f"{row.dense_parameters * width / 1024:,.0f} → {stored[row.name] / 1024:,.0f}",
             f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
             if row.dense_cached_numbers
             else "",
@@ -246,7 +287,7 @@ def compression_table(summary: CompressionSummary, width: int) -> Table:
         "all layers",
         f"{len(changed)} of {len(summary.rows)} changed",
         f"{short(before)} → {short(now)}",
-        f"{before * width / 1024:,.0f} → {now * width / 1024:,.0f}",
+        f"{before * width / 1024:,.0f} → {sum(stored.values()) / 1024:,.0f}",
         f"{cached_before * width:,} → {cached * width:,}",
     )
     return table

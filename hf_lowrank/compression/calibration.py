@@ -29,6 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
+from ..checkpoints.devices import quick_products
 from ..checkpoints.rank_table import LayerName
 from ..files import new_file
 from ..linear_algebra import product_over_rows
@@ -44,6 +45,8 @@ DAMPING = 1e-3
 # The refit has so many batches for each that is measured: its least squares learn a few hundred series by heart, and a batch costs
 # it no backward pass.
 REFIT_BATCHES = 4
+# Batches in a saved file, and the attributes that they are.
+BATCH_GROUPS = {"batch": "batches", "held_out": "held_out"}
 # The matrix of what all cross-attention reads.
 ENCODER_OUTPUT = "encoder_output"
 
@@ -90,12 +93,14 @@ class Calibration:
         grams: By name (`"cross.3.query_input"`), the packed upper triangle of a float64 matrix.
         batches: What the model read (of a T5 `input_ids`, `attention_mask` and, but for an encoder, `labels`): the batches that were
             measured, and behind them others of the same data, which the refit is fitted to as well.
+        held_out: Batches of series, or of parts of them, that are in none of these.
         record: What the data was, the seed, and the numbers of series and tokens that were measured; saved in `config.compression`.
     """
 
     grams: Mapping[str, torch.Tensor]
     batches: tuple[Batch, ...]
     record: Mapping[str, Any]
+    held_out: tuple[Batch, ...] = ()
 
     def attention(self, name: LayerName) -> AttentionGrams:
         """The matrices of an attention layer."""
@@ -126,8 +131,9 @@ class Calibration:
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file; it appears whole or not at all."""
         tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
-        for i, batch in enumerate(self.batches):
-            tensors |= {f"batch.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
+        for group in BATCH_GROUPS:
+            for i, batch in enumerate(getattr(self, BATCH_GROUPS[group])):
+                tensors |= {f"{group}.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
         with new_file(path) as part:
             save_file(tensors, part, metadata={"calibration": json.dumps(dict(self.record))})
 
@@ -147,7 +153,7 @@ class Calibration:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"calibration: {path} must be a file that Calibration.save wrote ({error}).") from error
-        batches: dict[int, Batch] = {}
+        batches: dict[str, dict[int, Batch]] = {group: {} for group in BATCH_GROUPS}
         grams = {}
         for name, tensor in tensors.items():
             group, rest = name.split(".", 1)
@@ -155,8 +161,9 @@ class Calibration:
                 grams[rest] = tensor
             else:
                 index, key = rest.split(".", 1)
-                batches.setdefault(int(index), {})[key] = tensor
-        return cls(grams, tuple(batches[i] for i in sorted(batches)), record)
+                batches[group].setdefault(int(index), {})[key] = tensor
+        found = {BATCH_GROUPS[group]: tuple(of[i] for i in sorted(of)) for group, of in batches.items()}
+        return cls(grams, record=record, **found)
 
 
 def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
@@ -171,6 +178,7 @@ def calibrate(
     *,
     num_batches: int = 32,
     num_refit_batches: int | None = None,
+    num_held_out_batches: int = 0,
     feed_forward: bool = True,
     seed: int = 0,
     show_progress: bool | None = None,
@@ -185,6 +193,8 @@ def calibrate(
         num_batches: Batches of about 2,048 tokens that are made from series and measured.
         num_refit_batches: Batches for the refit, at least those that are measured; by default four times as many. Of batches of tokens
             all are measured, and there are no others.
+        num_held_out_batches: Batches of other series, for `compress_pretrained(max_loss=)`. Of the user's series every fifth is held out,
+            or, where there are fewer than ten, a fifth of their pieces; of batches of tokens every fifth.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.
         show_progress: Show a progress bar; by default in a terminal or a notebook.
@@ -202,11 +212,14 @@ def calibrate(
             f"num_refit_batches must be an integer of at least {num_batches}, found {num_refit_batches!r}."
         )
     objective = objective_of(dense.config, dense.model_class)
-    batches, record = _batches(objective, data, num_refit_batches, seed)
+    if not isinstance(num_held_out_batches, int) or num_held_out_batches < 0:
+        raise ValueError(f"num_held_out_batches must be an integer of at least 0, found {num_held_out_batches!r}.")
+    batches, held_out, record = _batches(objective, data, num_refit_batches, num_held_out_batches, seed)
     measured = batches if _is_batches(data) else batches[:num_batches]
     collector = Collector(dense, objective, seed, feed_forward=feed_forward)
-    for batch in progress(measured, "Calibrating", show_progress):
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
+    # With gradients, whatever the caller has turned off.
+    with quick_products(collector.model), torch.inference_mode(False), torch.enable_grad():
+        for batch in progress(measured, "Calibrating", show_progress):
             collector.add(batch)
     record |= {
         "seed": seed,
@@ -214,19 +227,28 @@ def calibrate(
         "num_tokens": sum(int(objective.masks(batch)["encoder"].sum()) for batch in measured),
         "shape": _shape(dense),
     }
-    return Calibration(collector.result(), tuple(batches), record)
+    return Calibration(collector.result(), tuple(batches), record, tuple(held_out))
 
 
-def _batches(objective: Objective, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
+def _batches(
+    objective: Objective, data: Any, num_batches: int, num_held_out: int, seed: int
+) -> tuple[list[Batch], list[Batch], dict[str, Any]]:
     if _is_batches(data):
-        return [objective.complete(batch) for batch in data], {"data": "batches of the user's"}
+        whole = [objective.complete(batch) for batch in data]
+        held_out = whole[4::5] if num_held_out else []
+        if num_held_out and not held_out:
+            raise ValueError(
+                f"calibration: {len(whole)} batches are too few to hold every fifth out; give five or more."
+            )
+        kept = [batch for i, batch in enumerate(whole) if not (num_held_out and i % 5 == 4)]
+        return kept, held_out, {"data": "batches of the user's"}
     if not objective.has_own_data:
         found = repr(data) if isinstance(data, str) else f"a {type(data).__name__}"
         raise ValueError(
             f"calibration of a T5 without a chronos_config needs batches of tokens (a list of dictionaries with input_ids, "
             f"attention_mask and labels), found {found}."
         )
-    return objective.batches(data, num_batches, seed)
+    return objective.batches_apart(data, num_batches, num_held_out, seed)
 
 
 def _is_batches(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,17 @@ from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.families import T5
 from ..checkpoints.rank_table import FORMS, ComponentName, RankTable
 from ..checkpoints.summary import summarize
-from ..progress import progress
-from .allocation import Component
+from ..progress import progress, progress_display
+from .allocation import Component, check_argument
 from .assembly import build, factorize, own_weights
 from .baseline import truncate_matrices
 from .calibration import Calibration, calibrate
 from .latency import Speed, measure_speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer, Projection, attention_layer, feed_forward_layer
+from .loss_bound import FIRST_RATIO, HELD_OUT_BATCHES, HeldOut, MeasuredLoss, smallest_within
 from .objectives import objective_of
 from .plan import CompressionPlan, PlannedSize
-from .policies import check_reachable, choose_ranks, component_ranks
+from .policies import check_reachable, choose_ranks, component_ranks, least_total_ratio
 from .record import kept_share, record_of, warn_of_loss
 from .sensitivity import PROBE_ARITHMETIC, measured_losses, reweighted
 from .settings import CompressionSettings, SettingsArguments
@@ -33,7 +35,9 @@ from .settings import CompressionSettings, SettingsArguments
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["compress_pretrained", "plan_compression", "projections_within"]
+__all__ = ["compress_pretrained", "loss_curve", "plan_compression", "projections_within"]
+
+CURVE = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)  # budgets of `loss_curve`
 
 
 def compress_pretrained(
@@ -47,7 +51,7 @@ def compress_pretrained(
 ) -> PreTrainedModel:
     """Turn a dense Chronos checkpoint (T5, Bolt, Chronos-2, or any T5) into one whose layers have the rank they need.
 
-        model = compress_pretrained("amazon/chronos-bolt-small", total_ratio=0.25)
+        model = compress_pretrained("amazon/chronos-bolt-small", max_loss=0.01)
 
     Args:
         model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, which is left as it is.
@@ -56,8 +60,9 @@ def compress_pretrained(
         device: Where a checkpoint is loaded to and compressed, such as `"cuda"`; by default the CPU.
         show_progress: Show progress bars; by default in a terminal or a notebook.
         arguments: The fields of `CompressionSettings`, in place of `settings`; there they are explained. One of these says how ranks
-            are chosen: `ratio`, `total_ratio`, `max_cache_ratio`, `target_speedup` (budgets, which may be combined), `epsilon`, `energy`,
-            `uniform`, `schedule`, `ranks`. Beside it `feed_forward_ratio`, `form`, `method`, `multiple_of`, `calibration`, `refit`, `seed`.
+            are chosen, `max_loss=0.01` if none is given: `max_loss`, `ratio`, `total_ratio`, `max_cache_ratio`, `target_speedup` (budgets, which may be combined), `epsilon`, `energy`,
+            `uniform`, `schedule`, `ranks`. Beside it `feed_forward_ratio`, `form`, `method`, `multiple_of`, `quantize`, `calibration`,
+            `refit`, `seed`.
 
     Returns:
         A model of the matching `LowRankT5...` class in evaluation mode, in the checkpoint's dtype, on its device, with its
@@ -72,8 +77,9 @@ def compress_pretrained(
         UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.
     """
     work = _begin(model, settings, arguments, dtype=dtype, device=device, show_progress=show_progress)
-    settings = work.settings
-    return _as_the_paper(work) if settings.method == "paper" else _jointly(work)
+    if work.settings.method == "paper":
+        return _as_the_paper(work)
+    return _jointly(work) if work.settings.max_loss is None else _within_loss(work)
 
 
 def plan_compression(
@@ -134,6 +140,40 @@ def plan_compression(
     whole = sum(weight.numel() for weight in {w.data_ptr(): w for w in work.dense.weights.values()}.values())
     total = PlannedSize("all parameters", whole, whole - layers.dense + layers.at_most, layers.is_exact)
     return CompressionPlan((*sizes, total), itemsize)
+
+
+def loss_curve(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline,
+    total_ratios: Sequence[float] = CURVE,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | None = None,
+    show_progress: bool | None = None,
+    **arguments: Unpack[SettingsArguments],
+) -> list[MeasuredLoss]:
+    """What each of several budgets would cost, measured as for `max_loss`; nothing is kept of the models.
+
+        for one in loss_curve("reference-bolt"):
+            print(one.total_ratio, one.loss, one.bound)
+
+    Args:
+        model, dtype, device, show_progress: As in `compress_pretrained`.
+        total_ratios: The budgets, in (0, 1].
+        arguments: Those of `compress_pretrained` beside a rule for the ranks: `form`, `multiple_of`, `quantize`, `calibration`, `seed`.
+
+    Raises:
+        ValueError, TypeError, OSError: As `compress_pretrained`; a budget is below the smallest ranks.
+    """
+    settings = CompressionSettings(**arguments)
+    if settings.policy_arguments.keys() != {"max_loss"}:
+        raise ValueError(f"loss_curve tries budgets of its own: leave out {', '.join(settings.policy_arguments)}.")
+    for total_ratio in total_ratios:
+        check_argument("total_ratio", total_ratio)
+    trials = _Trials(_begin(model, settings, {}, dtype=dtype, device=device, show_progress=show_progress))
+    if least := [ratio for ratio in total_ratios if ratio < trials.least_ratio]:
+        raise ValueError(f"total_ratios: {least[0]} is too small: the smallest ranks keep {trials.least_ratio:.4f}.")
+    ratios = progress(total_ratios, "Measuring budgets", show_progress)
+    return [trials.held_out.measured(trials.build(ratio), ratio) for ratio in ratios]
 
 
 def projections_within(
@@ -218,29 +258,115 @@ def _begin(
     return _Work(dense, settings, forms, config, show_progress)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the data says of a dense model's layers, once for any budgets."""
+
+    calibration: Calibration | None
+    speed: Speed | None
+    attention: list[AttentionLayer]
+    feed_forward: list[FeedForwardLayer]
+    components: dict[ComponentName, Component]
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [*self.attention, *self.feed_forward]
+
+
 def _jointly(work: _Work) -> PreTrainedModel:
     """Queries with keys and values with outputs, each layer at the ranks that it needs, smaller at run time."""
+    speed = None if work.settings.target_speedup is None else _speed(work)
+    return _built(work, _measured(work, _calibration(work), speed))
+
+
+def _measured(work: _Work, calibration: Calibration | None, speed: Speed | None) -> _Measured:
     settings = work.settings
-    speed = None if settings.target_speedup is None else _speed(work)
-    calibration = _calibration(work)
+    if calibration is None and settings.quantize is not None:
+        raise ValueError(f"quantize needs a calibration, and there are no data for {work.dense.source}.")
     attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)
-    layers: list[Layer] = [*attention, *feed_forward]
     components = {
         name: component
-        for layer in layers
+        for layer in (*attention, *feed_forward)
         for name, component in layer.components(weight=1.0 if calibration is None else None).items()
     }
     if calibration is not None and (settings.has_budgets or feed_forward):
         components = _weighed(work, attention, feed_forward, components, speed, calibration)
-    table = choose_ranks(settings, work.forms, attention, feed_forward, components, work.config, speed)
+    return _Measured(calibration, speed, attention, feed_forward, components)
+
+
+def _built(work: _Work, measured: _Measured) -> PreTrainedModel:
+    """The model of the ranks that the settings choose."""
+    settings, layers, components = work.settings, measured.layers, measured.components
+    table = choose_ranks(
+        settings, work.forms, measured.attention, measured.feed_forward, components, work.config, measured.speed
+    )
     table.write(work.config)
     losses = {name: float(components[name].loss[rank]) for name, rank in component_ranks(layers, table).items()}
-    work.config.compression = _record(work, layers, table, losses, calibration, speed)
-    if calibration is None:
-        kept = kept_share(work.config, [layer.name for layer in attention])
-        warn_of_loss(settings, losses, kept, stacklevel=3)
-    data = calibration if settings.refit else None
-    return factorize(work.dense, work.config, layers, table, data, show_progress=work.show_progress)
+    work.config.compression = _record(work, layers, table, losses, measured.calibration, measured.speed)
+    if measured.calibration is None:
+        kept = kept_share(work.config, [layer.name for layer in measured.attention])
+        warn_of_loss(settings, losses, kept, stacklevel=4)
+    data = measured.calibration if settings.refit else None
+    return factorize(
+        work.dense, work.config, layers, table, data, quantize=settings.quantize, show_progress=work.show_progress
+    )
+
+
+class _Trials:
+    """Compressions of one model to several budgets, each measured on series that are held out: all from one calibration."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        calibration = _calibration(work)
+        if calibration is None or not calibration.held_out:
+            what = (
+                f"there are no data for {work.dense.source}"
+                if calibration is None
+                else "the calibration given has none"
+            )
+            raise ValueError(
+                f"max_loss needs series that are held out, and {what}; see calibrate(num_held_out_batches=)."
+            )
+        self.least_ratio = least_total_ratio(work.settings, work.forms, work.dense, work.config)
+        self.held_out = HeldOut(work.dense, work.dense.float_model(), calibration.held_out, seed=work.settings.seed)
+        self.measured = _measured(self._at(max(FIRST_RATIO, self.least_ratio)), calibration, None)
+
+    def _at(self, total_ratio: float) -> _Work:
+        settings = replace(self.work.settings, max_loss=None, total_ratio=total_ratio)
+        return replace(self.work, settings=settings, config=copy.deepcopy(self.work.config))
+
+    def build(self, total_ratio: float) -> PreTrainedModel:
+        """The model of a budget."""
+        return _built(replace(self._at(total_ratio), show_progress=False), self.measured)
+
+
+def _within_loss(work: _Work) -> PreTrainedModel:
+    """The smallest model that is expected to lose at most `max_loss`."""
+    settings, trials = work.settings, _Trials(work)
+    assert settings.max_loss is not None
+    with progress_display(show=work.show_progress) as display:
+        task = display.add_task("Searching", total=None)
+
+        def build(total_ratio: float) -> PreTrainedModel:
+            display.update(task, description=f"Searching: {total_ratio:.3f} of the layers")
+            return trials.build(total_ratio)
+
+        found = smallest_within(settings.max_loss, trials.least_ratio, build, trials.held_out.measured)
+    if found.model is None:
+        best = found.tried[-1]
+        integers = f" and quantize={settings.quantize!r}" if settings.quantize else ""
+        raise ValueError(
+            f"max_loss={settings.max_loss}: not below {best.bound:.3g} (with 95 % confidence; {best.loss:.3g} on average), even with all "
+            f"ranks kept{integers}."
+        )
+    assert found.measured is not None
+    found.model.config.compression |= {
+        "policy": "max_loss",
+        "arguments": {"max_loss": settings.max_loss},
+        "measured_loss": found.measured.to_dict(),
+        "tried": [one.to_dict() for one in found.tried],
+    }
+    return found.model
 
 
 def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> PreTrainedConfig:
@@ -289,7 +415,12 @@ def _calibration(work: _Work) -> Calibration | None:
         )
         return None
     return calibrate(
-        dense, data, feed_forward=settings.has_feed_forward, seed=settings.seed, show_progress=work.show_progress
+        dense,
+        data,
+        num_held_out_batches=0 if settings.max_loss is None else HELD_OUT_BATCHES,
+        feed_forward=settings.has_feed_forward,
+        seed=settings.seed,
+        show_progress=work.show_progress,
     )
 
 

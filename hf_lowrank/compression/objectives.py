@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
 from ..checkpoints.families import family_of
-from ..data.series import calibration_series
+from ..data.series import calibration_series, parted
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
 from ..data.windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
@@ -37,6 +37,7 @@ BATCH_TOKENS, BATCH_WINDOWS = 2048, 64
 PATCH_BATCH_WINDOWS = 256
 # Gaussian processes of more values than this take minutes to sample.
 LONGEST_SYNTHETIC = 2048
+HELD_OUT_SEED = 2**20  # is added to the seed of the others
 GROUP_SIZES = (1, 1, 1, 2, 3, 4, 8)
 # Neighbouring quantiles are taken to be this much further apart than they are, on the normalised scale: where a model is
 # certain, its density stays finite.
@@ -62,10 +63,21 @@ class Objective:
 
     def batches(self, data: Any, num_batches: int, seed: int) -> tuple[list[Batch], dict[str, Any]]:
         """`num_batches` batches of synthetic series or of those in `data`, and a record of what they are."""
-        if isinstance(data, str) and data == "synthetic":
-            return self._drawn(None, num_batches, seed), {"data": "synthetic"}
-        series = calibration_series(data, self.config.d_model, self.patch)
-        return self._drawn(series, num_batches, seed), {"data": f"{len(series)} series"}
+        batches, _, record = self.batches_apart(data, num_batches, 0, seed)
+        return batches, record
+
+    def batches_apart(
+        self, data: Any, num_batches: int, num_held_out: int, seed: int
+    ) -> tuple[list[Batch], list[Batch], dict[str, Any]]:
+        """As `batches`, and batches of series, or of parts of them, that are in none of the others."""
+        series, others, record = None, None, {"data": "synthetic"}
+        if not (isinstance(data, str) and data == "synthetic"):
+            series = calibration_series(data, self.config.d_model, self.patch)
+            record = {"data": f"{len(series)} series"}
+            if num_held_out:
+                series, others = parted(series)
+        held_out = self._drawn(others, num_held_out, seed + HELD_OUT_SEED) if num_held_out else []
+        return self._drawn(series, num_batches, seed), held_out, record
 
     def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
         """Batches of windows of these series, or of synthetic ones where they are None."""
@@ -93,6 +105,16 @@ class Objective:
 
     def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
         """The loss of the predictions `predicted` where the dense model's are `reference`, summed over rows."""
+        raise NotImplementedError
+
+    def excess(self, reference: torch.Tensor, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What is added to the expected loss of the forecast of each series of a batch, as a share of it, float64 (series,).
+
+        The loss is the mean quantile loss (of all levels, or of those of the model), if values follow the dense model's forecast.
+
+        Raises:
+            ValueError: The model forecasts no values.
+        """
         raise NotImplementedError
 
     def num_tokens(self, batch: Batch) -> int:
@@ -180,6 +202,33 @@ class TokenObjective(Objective):
             return float((reference - predicted).double().square().sum()) / 2
         reference, predicted = reference.log_softmax(-1), predicted.log_softmax(-1)
         return float((reference.exp() * (reference - predicted)).sum(dim=-1).double().sum())
+
+    def excess(self, reference: torch.Tensor, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if not (self.is_logits and self.has_own_data):
+            raise ValueError(f"a {self.model_class.__name__} without a chronos_config forecasts no values.")
+        mask = output_mask(batch).to(reference.device)
+        series = mask.nonzero()[:, 0]
+        # Of its first tokens, which are no values, chronos makes the lowest one.
+        added, own = _crps_excess(reference.softmax(-1), predicted.softmax(-1))
+        sums = torch.zeros(2, len(mask), dtype=torch.float64, device=mask.device)
+        sums = sums.index_add(1, series, torch.stack([added, own]))[:, mask.any(dim=1)]
+        return sums[0] / sums[1]
+
+
+def _crps_excess(reference: torch.Tensor, predicted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `predicted` adds to the expected CRPS if values follow `reference`, and the CRPS that `reference` itself has then.
+
+    Of distributions over bins of one width (..., bins), in widths, their values being spread evenly over a bin:
+
+        E CRPS(G, y) - E CRPS(F, y) = integral of (G - F)^2        E CRPS(F, y) = integral of F (1 - F)
+
+    for values y of distribution F (Gneiting and Raftery, 2007, section 4.2); CRPS is the quantile loss over all levels.
+    """
+    reference, apart = reference.double(), predicted.double() - reference.double()
+    below, between = reference.cumsum(-1), apart.cumsum(-1)
+    # Both integrands are parabolas inside of a bin.
+    added = between.square().sum(-1) - apart.square().sum(-1) / 6
+    return added, (below * (1 - below)).clamp_min(0).sum(-1) + reference.square().sum(-1) / 6
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -356,8 +405,14 @@ class PatchObjective(Objective):
         return (predictions * weight).sum()
 
     def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
+        return float(self._shares(reference, predicted).sum())
+
+    def excess(self, reference: torch.Tensor, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self._shares(reference, predicted)
+
+    def _shares(self, reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         added = quantile_excess(reference, predicted, self.levels.to(reference.device)).mean(dim=(1, 2))
-        return float((added / self._expected(reference)).sum())
+        return added / self._expected(reference)
 
     def _expected(self, quantiles: torch.Tensor) -> torch.Tensor:
         """Of each series, float64."""

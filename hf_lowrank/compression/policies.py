@@ -33,7 +33,7 @@ from .latency import Speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer
 from .settings import BUDGETS, CompressionSettings
 
-__all__ = ["check_reachable", "choose_ranks", "component_ranks"]
+__all__ = ["check_reachable", "choose_ranks", "component_ranks", "least_total_ratio"]
 
 # The rules that look at one component at a time.
 COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
@@ -105,18 +105,34 @@ def check_reachable(
     }
     if settings.method == "paper":
         return
-    full = RankTable.full(config)
     for budget, (share, kind, names) in budgets.items():
         if share is not None:
-            costs = [_costs(full[name], kind, name.kind, dense.family, config) for name in names]
-            least = [
-                min(
-                    _costs(ranks, kind, name.kind, dense.family, config)
-                    for ranks in _smallest(name, settings, forms, dense.family, full)
-                )
-                for name in names
-            ]
-            _check_share(budget, share, kind, sum(least) / max(1, sum(costs)))
+            _check_share(budget, share, kind, _least_share(kind, names, settings, forms, dense.family, config))
+
+
+def least_total_ratio(
+    settings: CompressionSettings, forms: Mapping[str, str], dense: DenseCheckpoint, config: PreTrainedConfig
+) -> float:
+    """The smallest `total_ratio` that a model can be asked for; the arguments are those of `check_reachable`."""
+    names = [name for name, _ in (*dense.layers, *dense.feed_forward_layers)]
+    return _least_share("parameters", names, settings, forms, dense.family, config)
+
+
+def _least_share(
+    kind: str,
+    names: Iterable[LayerName],
+    settings: CompressionSettings,
+    forms: Mapping[str, str],
+    family: Family,
+    config: PreTrainedConfig,
+) -> float:
+    """The share of what the dense layers cost that their smallest ranks do."""
+    full, least, whole = RankTable.full(config), 0, 0
+    for name in names:
+        ways = _smallest(name, settings, forms, family, full)
+        least += min(_costs(ranks, kind, name.kind, family, config) for ranks in ways)
+        whole += _costs(full[name], kind, name.kind, family, config)
+    return least / max(1, whole)
 
 
 def _costs(ranks: LayerRanks, kind: str, layer: str, family: Family, config: PreTrainedConfig) -> int:

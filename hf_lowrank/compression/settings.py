@@ -22,6 +22,7 @@ __all__ = ["BUDGETS", "POLICIES", "CompressionSettings", "SettingsArguments"]
 
 Form = Literal["auto", "per_head", "latent"]
 Method = Literal["joint", "paper"]
+Quantize = Literal["int8", "int4"]
 
 # The arguments that are budgets, and what they bound.
 BUDGETS = {
@@ -30,13 +31,15 @@ BUDGETS = {
     "max_cache_ratio": "cache",
     "target_speedup": "seconds",
 }
-# The arguments that say how ranks are chosen, of which one is given, or several budgets.
-POLICIES = (*BUDGETS, "epsilon", "energy", "uniform", "schedule", "ranks")
+# The arguments that say how ranks are chosen, of which one is given, or several budgets; and what the first is where none is given.
+POLICIES = ("max_loss", *BUDGETS, "epsilon", "energy", "uniform", "schedule", "ranks")
+DEFAULT_MAX_LOSS = 0.01
 
 
 class SettingsArguments(TypedDict, total=False):
     """The fields of `CompressionSettings`, for those who give them as keywords."""
 
+    max_loss: float | None
     ratio: float | None
     total_ratio: float | None
     max_cache_ratio: float | None
@@ -50,6 +53,7 @@ class SettingsArguments(TypedDict, total=False):
     form: Form | Mapping[str, Form]
     method: Method
     multiple_of: int
+    quantize: Quantize | None
     calibration: Any
     refit: bool
     seed: int
@@ -63,9 +67,13 @@ class CompressionSettings:
         settings.save("settings.json")
         model = compress_pretrained("amazon/chronos-bolt-small", settings)
 
-    One of the arguments down to `ranks` says how ranks are chosen; the first four are budgets and may be combined.
+    One of the arguments down to `ranks` says how ranks are chosen, `max_loss` of 0.01 where none is given; `ratio` to `target_speedup`
+    are budgets and may be combined.
 
     Args:
+        max_loss: The smallest model whose forecasts are expected to lose at most this share more than the dense one's: the mean quantile
+            loss on series that are held out of the calibration, if values follow the dense model's forecasts, with 95 % confidence. A
+            search over `total_ratio` of half a dozen compressions, of Chronos models.
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
         total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
         max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
@@ -86,6 +94,9 @@ class CompressionSettings:
         method: `"joint"`, or `"paper"`: each of q, k, v and o alone, its dense product written back, as the scripts of arXiv
             2510.03358 do, a baseline that looks at no data and saves nothing at run time.
         multiple_of: Round ranks up to a multiple (8 is kind to hardware).
+        quantize: `"int8"` or `"int4"`, for matrices that are kept as integers, a quarter or less of the size; those that would cost too much
+            stay as they are (of `"int4"` some have 8 bits). Which, is measured on the calibration data, and the refit corrects the
+            rounding. A forecast takes the time that it takes without.
         calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series or
             token batches as `calibrate` takes them, a `Calibration` or the .safetensors file it was saved in, or None: weights alone, inputs taken as white noise.
             A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
@@ -96,6 +107,7 @@ class CompressionSettings:
         ValueError: An argument is out of range, or two of them contradict each other.
     """
 
+    max_loss: float | None = None
     ratio: float | None = None
     total_ratio: float | None = None
     max_cache_ratio: float | None = None
@@ -109,6 +121,7 @@ class CompressionSettings:
     form: Form | Mapping[str, Form] = "auto"
     method: Method = "joint"
     multiple_of: int = 1
+    quantize: Quantize | None = None
     calibration: Any = "synthetic"
     refit: bool = True
     seed: int = 0
@@ -117,6 +130,8 @@ class CompressionSettings:
         for name in (*POLICIES, "feed_forward_ratio", "form", "multiple_of", "seed"):
             # Plain numbers and copies of tables, for they are recorded in the config and saved as JSON.
             object.__setattr__(self, name, _plain(getattr(self, name)))
+        if not self.policy_arguments and self.method == "joint" and self.calibration is not None:
+            object.__setattr__(self, "max_loss", DEFAULT_MAX_LOSS)
         self._check_policy()
         check_argument("multiple_of", self.multiple_of)
         self._check_feed_forward()
@@ -128,8 +143,23 @@ class CompressionSettings:
         self._check_form()
         if not isinstance(self.refit, bool):
             raise ValueError(f"refit must be True or False, found {self.refit!r}.")
+        self._check_quantize()
+        if self.max_loss is not None and self.calibration is None:
+            raise ValueError("max_loss is measured on the calibration data: leave out calibration=None.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, found {self.seed!r}.")
+
+    def _check_quantize(self) -> None:
+        if self.quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize must be None, 'int8' or 'int4', found {self.quantize!r}.")
+        if self.quantize is None:
+            return
+        if self.method == "paper":
+            raise ValueError("quantize is for method='joint'; the paper's method rounds nothing.")
+        if self.calibration is None or not self.refit:
+            raise ValueError(
+                "quantize needs a calibration and the refit: they say which matrices bear it, and correct what it costs."
+            )
 
     def _check_form(self) -> None:
         if not isinstance(self.form, (str, Mapping)):
@@ -146,6 +176,10 @@ class CompressionSettings:
             raise ValueError(
                 "Say how much to keep, as in total_ratio=0.5 (half of the attention and feed-forward parameters) or ratio=0.15 (of the "
                 "attention alone)."
+            )
+        if "max_loss" in given and len(given) > 1:
+            raise ValueError(
+                f"max_loss finds how small a model can be: leave out {', '.join(given.keys() - {'max_loss'})}."
             )
         if len(given) > 1 and len(budgets) < len(given):
             raise ValueError(
@@ -170,8 +204,9 @@ class CompressionSettings:
         if self.feed_forward_ratio is None:
             return
         check_argument("feed_forward_ratio", self.feed_forward_ratio)
-        if self.total_ratio is not None:
-            raise ValueError("feed_forward_ratio is part of total_ratio: give one of them.")
+        if self.total_ratio is not None or self.max_loss is not None:
+            budget = "total_ratio" if self.total_ratio is not None else "what max_loss finds"
+            raise ValueError(f"feed_forward_ratio is part of {budget}: give one of them.")
         if self.target_speedup is not None:
             raise ValueError("target_speedup chooses the feed-forward ranks: leave out feed_forward_ratio.")
 
@@ -208,12 +243,12 @@ class CompressionSettings:
     @property
     def has_budgets(self) -> bool:
         """Whether ranks are chosen under budgets, and not by one rule for each component or a table."""
-        return set(self.policy_arguments) <= set(BUDGETS)
+        return set(self.policy_arguments) <= {"max_loss", *BUDGETS}
 
     @property
     def covers_feed_forward(self) -> bool:
         """Whether the feed-forward layers are under the same budgets as the attention."""
-        return not {"total_ratio", "target_speedup"}.isdisjoint(self.policy_arguments)
+        return not {"max_loss", "total_ratio", "target_speedup"}.isdisjoint(self.policy_arguments)
 
     @property
     def has_feed_forward(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from .tables import LONG_FORMAT, LongColumns, check_columns, read_table
 from .times import read_times
 
-__all__ = ["SeriesByName", "calibration_series", "in_order", "read_series", "series_by_item", "series_of_frame"]
+__all__ = [
+    "SeriesByName",
+    "calibration_series",
+    "in_order",
+    "parted",
+    "read_series",
+    "series_by_item",
+    "series_of_frame",
+]
+
+LEAST_PARTS = 10  # of series, or of pieces of them, where a fifth is held out
 
 # Float series by name, each on a regular DatetimeIndex; NaN is missing.
 SeriesByName: TypeAlias = "dict[str, pd.Series]"
@@ -78,6 +88,18 @@ def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.flo
             stacklevel=2,
         )
     return series
+
+
+def parted(series: Sequence[NDArray[np.float64]]) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Series, and every fifth of them, which is held out. Where there are fewer than ten, pieces of them, one behind the other."""
+    pieces = [piece for values in series for piece in np.array_split(values, -(-LEAST_PARTS // len(series)))]
+    pieces = [piece for piece in pieces if not np.isnan(piece).all()]
+    kept, held_out = ([piece for i, piece in enumerate(pieces) if (i % 5 == 4) == out] for out in (False, True))
+    if not held_out:
+        raise ValueError(
+            f"calibration: {len(series)} series with {len(pieces)} pieces that have values are too few to hold some out."
+        )
+    return kept, held_out
 
 
 def _items(data: Any, columns: LongColumns) -> Iterable[Any]:

@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
 import hf_lowrank
+from hf_lowrank import calibrate
 from hf_lowrank.cli.app import app
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -87,7 +88,10 @@ def test_the_papers_method_says_that_it_saves_nothing(dense_folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "say how much to keep, as in --total-ratio 0.5"),
+        (("--calibration", "none"), "Say how much to keep, as in total_ratio=0.5"),
+        (("--max-loss", "0"), "max_loss must be a positive number, such as 0.01 for 1 %, found 0.0"),
+        (("--max-loss", "0.1", "--ratio", "0.5"), "max_loss finds how small a model can be: leave out ratio"),
+        (("--ratio", "0.5", "--quantize", "int3"), "quantize must be None, 'int8' or 'int4', found 'int3'"),
         (("--ratio", "0.5", "--dtype", "int8"), "dtype must be one of auto, float32, bfloat16, float16, found 'int8'"),
         (("--ratio", "0.5", "--device", "abacus"), "device must be"),
         (("--ratio", "0.5", "--form", "cross=latent,time"), "--form must be a form or KIND=FORM,..."),
@@ -158,6 +162,43 @@ def test_a_plan_says_the_sizes_and_writes_nothing(dense_folder: Path, tmp_path: 
     code, _, err = run("compress", dense_folder, "--ratio", "0.4")
     assert code == 1
     assert "OUTPUT is missing" in err
+
+
+def test_a_bound_on_the_loss_and_integers(dense_folder: Path, tmp_path: Path) -> None:
+    """One calibration on a file serves the curve, and the search that finds a point of it."""
+    saved = tmp_path / "calibration.safetensors"
+    calibrate(dense_folder, num_batches=2, num_held_out_batches=2).save(saved)
+    measured = ("--calibration", saved)
+    code, out, err = run("compress", dense_folder, "--curve", *measured, "--json", "-")
+    assert code == 0, err
+    curve = json.loads(out)["curve"]
+    assert [one["total_ratio"] for one in curve] == [1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08]
+    assert curve[0]["loss"] < 1e-6 < curve[-1]["loss"]
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", saved.name}
+    code, out, err = run("compress", dense_folder, tmp_path / "small", "--max-loss", "0.2", *measured)
+    assert code == 0, err
+    assert "Expected loss added" in out
+    assert out.count("(taken)") == 1
+    code, out, err = run(
+        "compress",
+        dense_folder,
+        tmp_path / "int8",
+        "--max-loss",
+        "0.2",
+        "--quantize",
+        "int8",
+        *measured,
+        "--json",
+        "-",
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["compression"]["arguments"] == {"max_loss": 0.2}
+    weights = load_file(tmp_path / "int8" / "model.safetensors")
+    assert report["bytes"] == sum(one.numel() * one.element_size() for one in weights.values())
+    assert sum(row["bytes"] for row in report["layers"]) < report["totals"]["parameters"] * 4
+    _, _, err = run("compress", dense_folder, "--curve", "--max-loss", "0.1")
+    assert "--curve tries sizes of its own" in err
 
 
 def test_dtype_and_columns_are_options(dense_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""The smallest model that loses at most so much: a search over budgets, each measured on series that are held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from ..checkpoints.dense import DenseCheckpoint
+from .objectives import Batch, objective_of
+
+__all__ = ["FIRST_RATIO", "HELD_OUT_BATCHES", "HeldOut", "MeasuredLoss", "smallest_within"]
+
+FIRST_RATIO = 0.25  # of attention and feed-forward: where the search begins, and where components are measured
+STEP, CLOSE = 1.7, 1.08  # between budgets until one is too small, and from then on
+CONFIDENCE, RESAMPLES = 0.95, 2000
+HELD_OUT_BATCHES = 32
+# The arithmetic of one measurement, in multiplications, and the tokens that it has in any case.
+ARITHMETIC, LEAST_TOKENS = 3e12, 16384
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class MeasuredLoss:
+    """What a model of a budget adds to the expected loss of the dense one's forecasts, as a share, on series that are held out.
+
+    Attributes:
+        total_ratio: The budget.
+        loss: The mean over series.
+        bound: What the mean over all series like these is below with 95 % confidence.
+        series: How many there were.
+    """
+
+    total_ratio: float
+    loss: float
+    bound: float
+    series: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+class HeldOut:
+    """Series that a model was not calibrated on, and what the dense model predicts of them.
+
+    Args:
+        dense: The model.
+        model: It in float32, as `dense.float_model()` makes it.
+        batches: The series.
+        seed: Of the resampling.
+    """
+
+    def __init__(self, dense: DenseCheckpoint, model: PreTrainedModel, batches: Sequence[Batch], *, seed: int) -> None:
+        self.objective, self.seed = objective_of(dense.config, dense.model_class), seed
+        tokens = np.cumsum([self.objective.num_tokens(batch) for batch in batches])
+        affordable = max(LEAST_TOKENS, ARITHMETIC / model.num_parameters())
+        self.batches = batches[: 1 + int(np.searchsorted(tokens, affordable))]
+        self.wanted = self._predictions(model)
+
+    @torch.no_grad()
+    def _predictions(self, model: PreTrainedModel) -> list[torch.Tensor]:
+        return [self.objective.predict(model, batch) for batch in self.batches]
+
+    def measured(self, model: PreTrainedModel, total_ratio: float) -> MeasuredLoss:
+        """A model of this budget, in any dtype."""
+        found = [one.float() for one in self._predictions(model)]
+        losses = torch.cat([self.objective.excess(*of) for of in zip(self.wanted, found, self.batches)]).cpu().numpy()
+        return MeasuredLoss(total_ratio, float(losses.mean()), _bound(losses, self.seed), len(losses))
+
+
+def _bound(losses: NDArray[np.float64], seed: int) -> float:
+    """The upper end of a one-sided interval of the mean, by resampling (the percentile method)."""
+    rng = np.random.default_rng([seed, len(losses)])
+    counts = rng.multinomial(len(losses), np.full(len(losses), 1 / len(losses)), size=RESAMPLES)
+    return float(np.quantile(counts @ losses / len(losses), CONFIDENCE))
+
+
+@dataclass(frozen=True)
+class Found(Generic[Model]):
+    """The smallest model within a bound, or None, and all that was tried, in the order of budgets."""
+
+    model: Model | None
+    measured: MeasuredLoss | None
+    tried: tuple[MeasuredLoss, ...]
+
+
+def smallest_within(
+    max_loss: float,
+    least_ratio: float,
+    build: Callable[[float], Model],
+    measure: Callable[[Model, float], MeasuredLoss],
+) -> Found[Model]:
+    """Search the smallest budget with a bound of at most `max_loss`: from one side until there is one on the other, then between them.
+
+    Losses are taken to fall as budgets grow. A tenth of a budget more or less is not searched for.
+
+    Args:
+        max_loss: What a model may add to the expected loss.
+        least_ratio: The smallest budget that there is.
+        build: A model of a budget in (0, 1].
+        measure: The loss of a model of a budget.
+    """
+    tried: list[MeasuredLoss] = []
+    best: Model | None = None
+    good, bad = math.inf, 0.0  # the smallest budget that keeps the bound, the largest that does not
+    ratio = max(FIRST_RATIO, least_ratio)
+    while True:
+        model = build(ratio)
+        tried.append(measure(model, ratio))
+        if tried[-1].bound <= max_loss:
+            best, good = model, ratio
+        else:
+            bad = ratio
+        if bad == 1 or good <= least_ratio or good / max(bad, 1e-9) <= CLOSE:
+            break
+        if bad == 0:
+            ratio = max(good / STEP, least_ratio)
+        elif good == math.inf:
+            ratio = min(bad * STEP, 1.0)
+        else:
+            ratio = math.sqrt(good * bad)
+    in_order = tuple(sorted(tried, key=lambda one: one.total_ratio))
+    return Found(best, next((one for one in in_order if one.total_ratio == good), None), in_order)
