@@ -31,6 +31,7 @@ BITS = {"int8": (8,), "int4": (4, 8)}  # the widths that a number may have, by w
 TOLERANCE = 3e-4  # what all roundings together may add to the expected loss, as a share of it (of tokens, in nats)
 DAMPING = 1e-2  # of the mean squared input: directions that the data hardly uses count this much
 FLOAT_BITS = 32
+LEAST_STEP = 1e-37  # of a row of zeros, whose codes are any
 # The arithmetic that all measurements together may take, in multiplications: losses of roundings are many, and alike.
 ARITHMETIC = 1e12
 # Sizes of a step that are tried for a group of 4 bits, as shares of the one that reaches its largest number.
@@ -53,11 +54,11 @@ def rounded(
     """
     weight = weight.detach().float().clone()
     size, largest = weight.shape[1], LARGEST_CODE[bits]
-    scales = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny * 2**20).to(dtype)
+    scales = weight.abs().amax(dim=1).to(dtype)
     root, importance = _inverse_root(gram, weight)
     codes = torch.empty_like(weight)
     shares = torch.ones(len(weight), -(-size // GROUP), device=weight.device)
-    row = scales.float()[:, None] / largest
+    row = (scales.float()[:, None] / largest).clamp_min(LEAST_STEP)
     for first in range(0, size, GROUP):
         last = min(first + GROUP, size)
         step = row

@@ -68,6 +68,13 @@ def test_more_bits_are_more_exact():
     assert error(weight, gram, None, 8) < 0.02 * error(weight, gram, None, 4)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_that_is_too_small_for_float16_becomes_zero(bits):
+    weight = torch.stack([torch.full((40,), 1e-12), torch.ones(40)])
+    found = dequantized(rounded(weight, torch.eye(40), bits=bits, dtype=torch.float16), 40)
+    assert_close(found, torch.stack([torch.zeros(40), torch.ones(40)]).half(), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scales_have_the_dtype_that_is_asked_for_and_numbers_are_rounded_to_their_multiples(dtype):
     weight = torch.randn(8, 33)
