@@ -2,7 +2,7 @@
 
 The numbers of a row are rounded one after the other, and those behind correct what rounding has done so far to the product with the
 inputs that the data has: with U the upper root of the inverse of their Gram matrix, the error of number j goes into those behind it as
-U_j / U_jj ("GPTQ", arXiv 2210.17323, eq. 3). Most matrices bear 8 bits, many 4; which of them do is measured, as for ranks.
+U_j / U_jj (GPTQ, arXiv 2210.17323). Most matrices bear 8 bits, many 4; which of them do is measured, as for ranks.
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,3 +192,29 @@ def test_a_missing_scale_is_an_error(quantized, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"lacks the weights {name}"):
         type(quantized).from_pretrained(tmp_path)
+
+
+ELSEWHERE = """
+import sys
+sys.modules["hf_lowrank"] = None  # an import of it fails
+import torch
+from chronos import BaseChronosPipeline
+pipeline = BaseChronosPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+torch.save(pipeline.predict(torch.load(sys.argv[2]), prediction_length=5), sys.argv[3])
+"""
+
+
+def test_integers_need_no_hf_lowrank(bolt, tmp_path):
+    model = compress_pretrained(
+        bolt, total_ratio=0.6, calibration=calibrate(bolt, num_batches=1), quantize="int4", seed=1
+    )
+    model.save_pretrained(tmp_path / "model")
+    context = 5 + torch.sin(torch.arange(40.0) / 3)[None]
+    torch.save(context, tmp_path / "context.pt")
+    files = [str(tmp_path / name) for name in ("model", "context.pt", "found.pt")]
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ELSEWHERE, *files]
+    result = subprocess.run(command, env=os.environ | home, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    wanted = as_pipeline(model).predict(context, prediction_length=5)
+    assert_close(torch.load(files[2]), wanted, rtol=1e-4, atol=1e-4)
