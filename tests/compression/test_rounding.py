@@ -158,7 +158,7 @@ def test_of_four_bits_some_have_eight(bolt, monkeypatch):
 
 def test_the_refit_makes_up_for_the_rounding(bolt):
     """A model of 4 bits is nearer to the dense one than the model of the same ranks whose matrices are rounded afterwards."""
-    measured = calibrate(bolt, num_batches=8)
+    measured = calibrate(bolt, num_batches=4)
     quantized = compress_pretrained(bolt, total_ratio=0.6, calibration=measured, quantize="int4")
     small = compress_pretrained(bolt, total_ratio=0.6, calibration=measured)
     for name, bits in quantized.config.weight_bits.items():
