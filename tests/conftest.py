@@ -219,6 +219,12 @@ def chronos2() -> Chronos2Model:
     return randomise(model)
 
 
+@pytest.fixture(params=["chronos_t5", "bolt", "chronos2"])
+def dense(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A dense Chronos model of each family."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def chronos_calibration(chronos_t5) -> Calibration:
     """`chronos_t5` measured on two synthetic batches."""

@@ -135,10 +135,7 @@ def summarize(config: PreTrainedConfig) -> CompressionSummary:
 
 def stored_bytes(model: PreTrainedModel) -> int:
     """The bytes of the tensors of a model that are saved; what is tied counts once."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values()
-    )
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
 
 
 def layer_bytes(model: PreTrainedModel) -> dict[LayerName, int]:
@@ -146,11 +143,6 @@ def layer_bytes(model: PreTrainedModel) -> dict[LayerName, int]:
     family, sizes = family_of_config(model.config), {}
     for row in summarize(model.config).rows:
         layer = model.get_submodule(family.places[row.kind][1].format(row.layer))
-        tensors = [
-            tensor
-            for module in layer.modules()
-            if isinstance(module, (nn.Linear, QuantizedLinear))
-            for tensor in module.state_dict().values()
-        ]
-        sizes[row.name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        matrices = (module for module in layer.modules() if isinstance(module, (nn.Linear, QuantizedLinear)))
+        sizes[row.name] = sum(tensor.nbytes for matrix in matrices for tensor in matrix.state_dict().values())
     return sizes

@@ -63,8 +63,8 @@ def factorize(
     rounding = None
     if quantize is not None:
         bits, added = bits_within(dense, lowrank, calibration.batches, quantize, show_progress=show_progress)
-        kept = {name: weight.dtype for name, weight in dense.weights.items()}
-        rounding = Rounding(lowrank, bits, lambda name: kept[name] if name in kept else _dtype(name, dtypes))
+        own_dtypes = {name: weight.dtype for name, weight in dense.weights.items()}
+        rounding = Rounding(lowrank, bits, lambda name: own_dtypes.get(name) or _dtype(name, dtypes))
         config.weight_bits = bits
         config.compression["quantize"] = {"to": quantize, "predicted_loss": added}
     with quick_products(float_model):

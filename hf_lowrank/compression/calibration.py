@@ -131,8 +131,8 @@ class Calibration:
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file; it appears whole or not at all."""
         tensors = {f"gram.{name}": gram for name, gram in self.grams.items()}
-        for group in BATCH_GROUPS:
-            for i, batch in enumerate(getattr(self, BATCH_GROUPS[group])):
+        for group, attribute in BATCH_GROUPS.items():
+            for i, batch in enumerate(getattr(self, attribute)):
                 tensors |= {f"{group}.{i}.{name}": tensor.contiguous() for name, tensor in batch.items()}
         with new_file(path) as part:
             save_file(tensors, part, metadata={"calibration": json.dumps(dict(self.record))})

@@ -60,9 +60,9 @@ def compress_pretrained(
         device: Where a checkpoint is loaded to and compressed, such as `"cuda"`; by default the CPU.
         show_progress: Show progress bars; by default in a terminal or a notebook.
         arguments: The fields of `CompressionSettings`, in place of `settings`; there they are explained. One of these says how ranks
-            are chosen, `max_loss=0.01` if none is given: `max_loss`, `ratio`, `total_ratio`, `max_cache_ratio`, `target_speedup` (budgets, which may be combined), `epsilon`, `energy`,
-            `uniform`, `schedule`, `ranks`. Beside it `feed_forward_ratio`, `form`, `method`, `multiple_of`, `quantize`, `calibration`,
-            `refit`, `seed`.
+            are chosen, `max_loss=0.01` if none is given: `max_loss`, `ratio`, `total_ratio`, `max_cache_ratio`, `target_speedup` (budgets,
+            which may be combined), `epsilon`, `energy`, `uniform`, `schedule`, `ranks`. Beside it `feed_forward_ratio`, `form`, `method`,
+            `multiple_of`, `quantize`, `calibration`, `refit`, `seed`.
 
     Returns:
         A model of the matching `LowRankT5...` class in evaluation mode, in the checkpoint's dtype, on its device, with its
@@ -206,18 +206,13 @@ def projections_within(
     calibration = calibrate(
         work.dense, num_batches=num_batches, num_refit_batches=num_batches, seed=seed, show_progress=False
     )
-    attention, feed_forward = _attention_layers(work, calibration), _feed_forward_layers(work, calibration)
-    layers: list[Layer] = [*attention, *feed_forward]
-    components = {name: one for layer in layers for name, one in layer.components(weight=None).items()}
-    components = _weighed(work, attention, feed_forward, components, None, calibration, arithmetic=arithmetic)
+    measured = _measured(work, calibration, None, arithmetic=arithmetic)
     found = {}
     for total_ratio in total_ratios:
-        table = choose_ranks(
-            replace(asked, total_ratio=total_ratio), work.forms, attention, feed_forward, components, work.config, None
-        )
+        table = measured.table(replace(work, settings=replace(asked, total_ratio=total_ratio)))
         found[total_ratio] = [
             layer.points()[name.part].projection(rank)
-            for layer in layers
+            for layer in measured.layers
             for name, rank in layer.truncated(table[layer.name]).items()
         ]
     return found
@@ -272,6 +267,12 @@ class _Measured:
     def layers(self) -> list[Layer]:
         return [*self.attention, *self.feed_forward]
 
+    def table(self, work: _Work) -> RankTable:
+        """The ranks that the settings choose."""
+        return choose_ranks(
+            work.settings, work.forms, self.attention, self.feed_forward, self.components, work.config, self.speed
+        )
+
 
 def _jointly(work: _Work) -> PreTrainedModel:
     """Queries with keys and values with outputs, each layer at the ranks that it needs, smaller at run time."""
@@ -279,7 +280,9 @@ def _jointly(work: _Work) -> PreTrainedModel:
     return _built(work, _measured(work, _calibration(work), speed))
 
 
-def _measured(work: _Work, calibration: Calibration | None, speed: Speed | None) -> _Measured:
+def _measured(
+    work: _Work, calibration: Calibration | None, speed: Speed | None, *, arithmetic: float = PROBE_ARITHMETIC
+) -> _Measured:
     settings = work.settings
     if calibration is None and settings.quantize is not None:
         raise ValueError(f"quantize needs a calibration, and there are no data for {work.dense.source}.")
@@ -290,16 +293,14 @@ def _measured(work: _Work, calibration: Calibration | None, speed: Speed | None)
         for name, component in layer.components(weight=1.0 if calibration is None else None).items()
     }
     if calibration is not None and (settings.has_budgets or feed_forward):
-        components = _weighed(work, attention, feed_forward, components, speed, calibration)
+        components = _weighed(work, attention, feed_forward, components, speed, calibration, arithmetic=arithmetic)
     return _Measured(calibration, speed, attention, feed_forward, components)
 
 
 def _built(work: _Work, measured: _Measured) -> PreTrainedModel:
     """The model of the ranks that the settings choose."""
     settings, layers, components = work.settings, measured.layers, measured.components
-    table = choose_ranks(
-        settings, work.forms, measured.attention, measured.feed_forward, components, work.config, measured.speed
-    )
+    table = measured.table(work)
     table.write(work.config)
     losses = {name: float(components[name].loss[rank]) for name, rank in component_ranks(layers, table).items()}
     work.config.compression = _record(work, layers, table, losses, measured.calibration, measured.speed)
@@ -463,7 +464,7 @@ def _weighed(
     speed: Speed | None,
     calibration: Calibration,
     *,
-    arithmetic: float = PROBE_ARITHMETIC,
+    arithmetic: float,
 ) -> dict[ComponentName, Component]:
     """The components with losses as they are measured: their spectra say how a loss falls with the rank, not how much it is.
 

@@ -21,8 +21,7 @@ FIRST_RATIO = 0.25  # of attention and feed-forward: where the search begins, an
 STEP, CLOSE = 1.7, 1.08  # between budgets until one is too small, and from then on
 CONFIDENCE, RESAMPLES = 0.95, 2000
 HELD_OUT_BATCHES = 32
-# The arithmetic of one measurement, in multiplications, and the tokens that it has in any case.
-ARITHMETIC, LEAST_TOKENS = 3e12, 16384
+ARITHMETIC = 3e12  # of one measurement, in multiplications
 
 Model = TypeVar("Model")
 
@@ -60,9 +59,7 @@ class HeldOut:
 
     def __init__(self, dense: DenseCheckpoint, model: PreTrainedModel, batches: Sequence[Batch], *, seed: int) -> None:
         self.objective, self.seed = objective_of(dense.config, dense.model_class), seed
-        tokens = np.cumsum([self.objective.num_tokens(batch) for batch in batches])
-        affordable = max(LEAST_TOKENS, ARITHMETIC / model.num_parameters())
-        self.batches = batches[: 1 + int(np.searchsorted(tokens, affordable))]
+        self.batches = self.objective.first_batches(batches, ARITHMETIC / model.num_parameters())
         self.wanted = self._predictions(model)
 
     @torch.no_grad()
@@ -109,14 +106,14 @@ def smallest_within(
         measure: The loss of a model of a budget.
     """
     tried: list[MeasuredLoss] = []
-    best: Model | None = None
+    best, chosen = None, None
     good, bad = math.inf, 0.0  # the smallest budget that keeps the bound, the largest that does not
     ratio = max(FIRST_RATIO, least_ratio)
     while True:
         model = build(ratio)
         tried.append(measure(model, ratio))
         if tried[-1].bound <= max_loss:
-            best, good = model, ratio
+            best, chosen, good = model, tried[-1], ratio
         else:
             bad = ratio
         if bad == 1 or good <= least_ratio or good / max(bad, 1e-9) <= CLOSE:
@@ -127,5 +124,4 @@ def smallest_within(
             ratio = min(bad * STEP, 1.0)
         else:
             ratio = math.sqrt(good * bad)
-    in_order = tuple(sorted(tried, key=lambda one: one.total_ratio))
-    return Found(best, next((one for one in in_order if one.total_ratio == good), None), in_order)
+    return Found(best, chosen, tuple(sorted(tried, key=lambda one: one.total_ratio)))

@@ -14,7 +14,7 @@ the dense model's own prediction, so that the loss is quadratic in small errors 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ BATCH_TOKENS, BATCH_WINDOWS = 2048, 64
 PATCH_BATCH_WINDOWS = 256
 # Gaussian processes of more values than this take minutes to sample.
 LONGEST_SYNTHETIC = 2048
+LEAST_TOKENS = 16384  # of `Objective.first_batches`
 HELD_OUT_SEED = 2**20  # is added to the seed of the others
 GROUP_SIZES = (1, 1, 1, 2, 3, 4, 8)
 # Neighbouring quantiles are taken to be this much further apart than they are, on the normalised scale: where a model is
@@ -120,6 +121,11 @@ class Objective:
     def num_tokens(self, batch: Batch) -> int:
         """How many positions all stacks together run on."""
         return sum(mask.numel() for mask in self.masks(batch).values())
+
+    def first_batches(self, batches: Sequence[Batch], num_tokens: float) -> Sequence[Batch]:
+        """The first of the batches, with so many tokens or what is enough in any case, if there are as many."""
+        tokens = np.cumsum([self.num_tokens(batch) for batch in batches])
+        return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, num_tokens)))]
 
     def cut(self, batch: Batch, rows: int, *, short: bool) -> Batch:
         """The first series of a batch, of short ones the last values."""

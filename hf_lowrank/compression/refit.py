@@ -20,7 +20,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -48,8 +47,7 @@ __all__ = ["refit"]
 
 # Of the mean squared feature: how strongly the matrix is held to its closed form.
 RIDGE = 1e-5
-# The arithmetic that it may take, in multiplications, and the tokens that it takes in any case.
-REFIT_ARITHMETIC, LEAST_TOKENS = 3e12, 16384
+REFIT_ARITHMETIC = 3e12  # that it may take, in multiplications
 
 
 class _Caught(Exception):
@@ -89,7 +87,8 @@ def refit(
     """
     encoded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     objective = objective_of(checkpoint.config, checkpoint.model_class)
-    batches = _first_batches(checkpoint, objective, dense, calibration.batches)
+    weights = (one.numel() for name in checkpoint.stacks for one in getattr(dense, name).block.parameters())
+    batches = objective.first_batches(calibration.batches, REFIT_ARITHMETIC / (2 * sum(weights)))
     with progress_display(show=show_progress) as display:
         task = display.add_task("Refitting", total=len(truncated))
         for name in checkpoint.stacks:
@@ -115,17 +114,6 @@ def refit(
                 (stacks[0].final_layer_norm(stream.dense), stacks[1].final_layer_norm(stream.lowrank))
                 for stream in streams
             ]
-
-
-def _first_batches(
-    checkpoint: DenseCheckpoint, objective: Objective, dense: PreTrainedModel, batches: Sequence[Batch]
-) -> Sequence[Batch]:
-    """As many of the batches as the arithmetic allows."""
-    size = sum(
-        parameter.numel() for stack in checkpoint.stacks for parameter in getattr(dense, stack).block.parameters()
-    )
-    tokens = np.cumsum([objective.num_tokens(batch) for batch in batches])
-    return batches[: 1 + int(np.searchsorted(tokens, max(LEAST_TOKENS, REFIT_ARITHMETIC / (2 * size))))]
 
 
 def _enter(

@@ -208,18 +208,19 @@ def bits_within(
         with grams_of_inputs(modules) as grams:
             probes.loss(before)
         for name, module in matrices.items():
-            widths, losses, weight = [], [], module.weight.detach().clone()
+            losses, weight = {FLOAT_BITS: 0.0}, module.weight.detach().clone()
             for bits in BITS[quantize] if is_inside else (8,):
                 stored = rounded(weight, grams.get(module), bits=bits)
                 module.weight.copy_(dequantized(stored, module.in_features))
-                widths.append(bits)
-                losses.append(max(0.0, probes.loss(before)))
+                losses[bits] = max(0.0, probes.loss(before))
             module.weight.copy_(weight)
-            sizes = np.array([*widths, FLOAT_BITS], float) * module.weight.numel()
-            options[name] = Options((*widths, FLOAT_BITS), sizes, {"loss": np.array([*losses, 0.0])})
+            # The budget is of the loss here, and what is to be small is the size.
+            ways = dict(sorted(losses.items()))
+            sizes = np.array(list(ways), float) * module.weight.numel()
+            options[name] = Options(tuple(ways.items()), sizes, {"loss": np.array(list(ways.values()))})
     chosen = allocate_budget(options, {"loss": TOLERANCE})
-    added = sum(float(options[name].costs["loss"][options[name].entries.index(bits)]) for name, bits in chosen.items())
-    return {name: bits for name, bits in chosen.items() if bits != FLOAT_BITS}, added
+    added = sum(loss for _, loss in chosen.values())
+    return {name: bits for name, (bits, _) in chosen.items() if bits != FLOAT_BITS}, added
 
 
 def _matrices_by_place(model: PreTrainedModel, blocks: Blocks) -> dict[tuple[int, bool], dict[str, nn.Linear]]:

@@ -137,10 +137,11 @@ class KeepsIntegers(Model):
             ValueError: It names what is no matrix of this model.
         """
         elsewhere = self._keys_to_ignore_on_load_unexpected or ()  # of an encoder alone, the decoder's
+        modules = dict(self.named_modules())
         for name, bits in (self.config.weight_bits or {}).items():
             if any(re.match(pattern, f"{name}.") for pattern in elsewhere):
                 continue
-            linear = dict(self.named_modules()).get(name)
+            linear = modules.get(name)
             if linear is None or type(linear) is not nn.Linear:
                 raise ValueError(f"weight_bits names {name!r}, which is no matrix of {type(self).__name__}.")
             sizes = linear.in_features, linear.out_features

@@ -19,18 +19,11 @@ from hf_lowrank.compression.loss_bound import CLOSE, HeldOut, MeasuredLoss, smal
 from hf_lowrank.compression.objectives import _crps_excess, objective_of
 from hf_lowrank.data.series import parted
 
-FAMILIES = ["chronos_t5", "bolt", "chronos2"]
-
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Enough for models as small as these."""
     monkeypatch.setattr("hf_lowrank.compression.sensitivity.TOKENS", (256, 1024))
-
-
-@pytest.fixture(params=FAMILIES)
-def dense(request):
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

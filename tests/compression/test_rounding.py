@@ -17,12 +17,6 @@ from hf_lowrank.compression.rounding import rounded
 from hf_lowrank.models.modeling_lowrank_quantized import dequantized, quantized_modules
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 100))
-FAMILIES = ["chronos_t5", "bolt", "chronos2"]
-
-
-@pytest.fixture(params=FAMILIES)
-def dense(request):
-    return request.getfixturevalue(request.param)
 
 
 def error(weight: torch.Tensor, gram: torch.Tensor | None, size: torch.Tensor | None, bits: int) -> float:

@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 from chronos import BaseChronosPipeline
-from conftest import MIXED_RANKS
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -22,7 +21,6 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, Trainer, TrainingArgu
 
 from hf_lowrank import (
     LowRankChronos2Model,
-    LowRankT5Config,
     LowRankT5EncoderModel,
     LowRankT5Model,
     calibrate,
@@ -33,13 +31,6 @@ from hf_lowrank.checkpoints.pipelines import as_pipeline, predict_quantiles
 from hf_lowrank.compression import rounding
 from hf_lowrank.compression.rounding import rounded
 from hf_lowrank.models.modeling_lowrank_quantized import QuantizedLinear, packed, quantized_modules, unpacked
-
-FAMILIES = ["chronos_t5", "bolt", "chronos2"]
-
-
-@pytest.fixture(params=FAMILIES)
-def dense(request):
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(params=["int8", "int4"])
@@ -143,24 +134,13 @@ def test_in_half_precision(quantized, dtype, tmp_path):
     assert torch.isfinite(forecast(loaded)).all()
 
 
-def test_an_encoder_alone_has_its_own_matrices_of_integers(dense_t5, tmp_path):
+def test_an_encoder_alone_has_its_own_matrices_of_integers(tiny_config, mixed_ranks):
     names = {
         "encoder.block.0.layer.0.SelfAttention.q": 8,
         "decoder.block.1.layer.1.EncDecAttention.o": 4,
         "lm_head": 8,
     }
-    config = LowRankT5Config(
-        vocab_size=64,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_heads=2,
-        num_layers=2,
-        num_decoder_layers=3,
-        tie_word_embeddings=False,
-        weight_bits=names,
-        **MIXED_RANKS,
-    )
+    config = tiny_config(tie_word_embeddings=False, weight_bits=names, **mixed_ranks)
     encoder = LowRankT5EncoderModel(config)
     assert set(quantized_modules(encoder)) == {"encoder.block.0.layer.0.SelfAttention.q"}
 
