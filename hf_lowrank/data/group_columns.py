@@ -1,0 +1,54 @@
+"""What the columns of a table mean whose items are groups: several targets, and what they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tables import LONG_FORMAT, LongColumns
+
+__all__ = ["GroupColumns"]
+
+
+@dataclass(frozen=True)
+class GroupColumns:
+    """The columns of a table in long format in which one row is one time of one item, a group of series.
+
+    Attributes:
+        item: Names the group.
+        time: The time.
+        targets: What is forecast, numbers; at least one.
+        past_covariates: Known up to the forecast origin: numbers, or categories (text, bool, categorical).
+        known_covariates: Known in the future as well, likewise.
+
+    Raises:
+        ValueError: There is no target, or a column has two meanings.
+    """
+
+    item: str = LONG_FORMAT.item
+    time: str = LONG_FORMAT.time
+    targets: tuple[str, ...] = (LONG_FORMAT.value,)
+    past_covariates: tuple[str, ...] = ()
+    known_covariates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("target must name at least one column, found none.")
+        if twice := sorted({name for name in self.all if self.all.count(name) > 1}):
+            raise ValueError(
+                "id_column, timestamp_column, target, past_covariates and known_covariates must name different columns, found "
+                f"{', '.join(twice)} twice."
+            )
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every column, once in this order."""
+        return (self.item, self.time, *self.targets, *self.past_covariates, *self.known_covariates)
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """Those of the past and those that are known."""
+        return (*self.past_covariates, *self.known_covariates)
+
+    def long(self, target: str) -> LongColumns:
+        """The columns of one target alone."""
+        return LongColumns(self.item, self.time, target)
