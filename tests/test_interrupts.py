@@ -122,7 +122,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_weights(chronos_t5, tmp_pat
     arguments: dict[str, Any] = {"steps": 5, "batch_tokens": 200, "evaluation_batches": 1}
     calm = recover(student, chronos_t5, tmp_path / "calm", **arguments).state_dict()
     trainer = sys.modules["hf_lowrank.training.distillation"]._DistillationTrainer
-    usual, calls = trainer.compute_loss, []
+    usual, calls = trainer.training_step, []
 
     def signalled(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
@@ -130,7 +130,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_weights(chronos_t5, tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
         return usual(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "compute_loss", signalled)
+    monkeypatch.setattr(trainer, "training_step", signalled)
     with pytest.raises(Interrupted, match="go on from step 2"):
         recover(student, chronos_t5, tmp_path / "cut", **arguments)
     weights = recover(student, chronos_t5, tmp_path / "cut", **arguments).state_dict()

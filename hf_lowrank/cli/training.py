@@ -98,25 +98,29 @@ def pretrain(  # as long as its list of options
 
 
 def recover(
-    compressed: Annotated[str, typer.Argument(help="The compressed Chronos-T5: a folder or a Hub id.")],
+    compressed: Annotated[str, typer.Argument(help="The compressed Chronos model: a folder or a Hub id.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     teacher: Annotated[str, typer.Option(help="The dense model it was made from: Hub id, folder, or 'reference'.")],
     data: Annotated[
         Path | None,
         typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 500,
-    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-4,
+    steps: Annotated[int, typer.Option(help="Optimizer steps, at most.")] = 1000,
+    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
     distillation_weight: Annotated[
-        float, typer.Option(help="1: learn from the teacher alone; 0: from the series alone.")
-    ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = 1.0,
+        float | None,
+        typer.Option(
+            help="1: learn from the teacher alone, the default; 0: from the series alone. Default with --data: 0.5."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the distillation of a Chronos-T5.")] = 1.0,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a batch, about.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the training windows.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or begin anew.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the record of the run")] = None,
 ) -> None:
-    """Fine-tune a compressed model for a short while on what its dense teacher says."""
+    """Fine-tune a compressed model for a short while on what its dense teacher says, or with it on your series."""
     with plain_messages(json_file) as console:
         from ..training.distillation import recover as run
 
@@ -129,6 +133,7 @@ def recover(
             learning_rate=learning_rate,
             distillation_weight=distillation_weight,
             temperature=temperature,
+            batch_tokens=batch_tokens,
             seed=seed,
             resume=resume,
             overwrite=overwrite,
@@ -138,12 +143,11 @@ def recover(
         write_json(json_file, {"output": str(output), "recovery": record})
         before, after = record["before"], record["after"]
         table = Table(
-            title=f"{compressed} before and after {steps} steps", caption="On held-out windows, in nats a token."
+            title=f"{compressed} before and after {record['best_step']} steps", caption="On held-out windows."
         )
         for heading in ("", "before", "after", "teacher"):
             table.add_column(heading, justify="right" if heading else "left")
-        table.add_row("KL from the teacher", f"{before['divergence']:.4f}", f"{after['divergence']:.4f}", "0")
-        losses = before["cross_entropy"], after["cross_entropy"], after["teacher_cross_entropy"]
-        table.add_row("cross-entropy", *(f"{loss:.4f}" for loss in losses))
+        table.add_row("WQL", *(f"{wql:.4f}" for wql in (before["wql"], after["wql"], record["teacher_wql"])))
+        table.add_row("loss of the training", f"{before['loss']:.4f}", f"{after['loss']:.4f}", "")
         console.print(table)
         console.print(f"The recovered model is in {output}.")

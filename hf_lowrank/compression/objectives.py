@@ -389,15 +389,20 @@ class PatchObjective(Objective):
         return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1) if self.has_reg_token else mask
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return self.quantiles(model, batch)[0]
+
+    def quantiles(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The forecast of every series of a batch (series, levels, steps): on the model's normalised scale, and on that of the values."""
         caught: list[torch.Tensor] = []
         head = model.get_submodule("output_patch_embedding")  # behind it the scale of every series is put back
         handle = head.register_forward_hook(lambda _, __, output: caught.append(output))
         try:
-            model(**self.inputs({name: tensor.to(model.device) for name, tensor in batch.items()}))
+            output = model(**self.inputs({name: tensor.to(model.device) for name, tensor in batch.items()}))
         finally:
             handle.remove()
         # (batch, patches, levels * size) -> (batch, levels, patches * size)
-        return caught[0].unflatten(-1, (len(self.levels), -1)).transpose(1, 2).flatten(2)
+        normalised = caught[0].unflatten(-1, (len(self.levels), -1)).transpose(1, 2).flatten(2)
+        return normalised, output.quantile_preds
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return batch
@@ -411,12 +416,13 @@ class PatchObjective(Objective):
         return (predictions * weight).sum()
 
     def divergence(self, reference: torch.Tensor, predicted: torch.Tensor) -> float:
-        return float(self._shares(reference, predicted).sum())
+        return float(self.shares(reference, predicted).sum())
 
     def excess(self, reference: torch.Tensor, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self._shares(reference, predicted)
+        return self.shares(reference, predicted)
 
-    def _shares(self, reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    def shares(self, reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """What the quantiles `predicted` are expected to lose beyond `reference`, as shares of its own loss, float64 (series,)."""
         added = quantile_excess(reference, predicted, self.levels.to(reference.device)).mean(dim=(1, 2))
         return added / self._expected(reference)
 

@@ -73,7 +73,9 @@ class WindowBatches(Dataset):
     """Batches of windows as a model reads them: the items of `windows`, each as the arguments of `read`."""
 
     def __init__(
-        self, windows: SyntheticWindows | SeriesWindows, read: Callable[..., dict[str, torch.Tensor]]
+        self,
+        windows: SyntheticWindows | SeriesWindows | Sequence[dict[str, Any]],
+        read: Callable[..., dict[str, torch.Tensor]],
     ) -> None:
         self.windows = windows
         self.read = read

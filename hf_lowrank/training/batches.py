@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from chronos import ChronosConfig
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -37,9 +36,14 @@ class RunData:
     """
 
     batches: Dataset
-    held_out: Sequence[dict[str, torch.Tensor]] | Dataset
+    held_out: WindowBatches | GroupedWindows
     series: list[NDArray[np.float64]] | None = None
     num_held_out_windows: int = 0
+
+    @property
+    def held_out_windows(self) -> Sequence[dict[str, Any]] | Dataset:
+        """What the batches of `held_out` were made of: `context` and `target`, or lists `contexts` and `targets`; empty of groups."""
+        return self.held_out.windows if isinstance(self.held_out, WindowBatches) else []
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,15 @@ def run_data(
     count = min(len(targets), each * evaluation_batches)
     kept = np.linspace(0, len(targets) - 1, count).round().astype(int) if thin_out else np.arange(count)
     held_out = [
-        collator.batch([contexts[i] for i in rows], [targets[i] for i in rows])
+        {"contexts": [contexts[i] for i in rows], "targets": [targets[i] for i in rows]}
         for rows in (kept[first : first + each] for first in range(0, count, each))
     ]
-    return RunData(WindowBatches(windows, collator.batch), held_out, arrays, count)
+    return RunData(WindowBatches(windows, collator.batch), WindowBatches(held_out, collator.batch), arrays, count)
 
 
-def _synthetic(config: PreTrainedConfig, limits: _Limits, num_batches: int, seed: int, ramp: int = 0) -> Dataset:
+def _synthetic(
+    config: PreTrainedConfig, limits: _Limits, num_batches: int, seed: int, ramp: int = 0
+) -> WindowBatches | GroupedWindows:
     shared: dict[str, Any] = {"seed": seed, "ramp": ramp, "max_windows": limits.max_windows}
     collator = WindowCollator(config)
     if collator.has_groups:

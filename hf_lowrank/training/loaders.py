@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..checkpoints.families import CHRONOS2, FAMILIES, T5, family_of
 from ..checkpoints.loading import check_config, load_config, load_model, named_class, public_name
 
-__all__ = ["class_and_config", "load_chronos_t5", "load_start"]
+__all__ = ["class_and_config", "load_forecaster", "load_start"]
 
 START_CLASSES = tuple(cls for family in FAMILIES for cls in family.forecasters)
 START_WANTED = "a Chronos-T5, Chronos-Bolt or Chronos-2"
-T5_WANTED = "a Chronos-T5, dense or compressed: recover is for a Chronos-T5 alone; fine-tune other models with transformers' Trainer"
+FORECASTER_WANTED = f"{START_WANTED}, dense or compressed"
 
 
 def class_and_config(start: str) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
@@ -53,25 +53,26 @@ def load_start(start: str) -> PreTrainedModel:
     return load_model(start, START_CLASSES, START_WANTED, argument="start", dtype=torch.float32)
 
 
-def load_chronos_t5(model: Any, argument: str) -> PreTrainedModel:
-    """A Chronos-T5 of our own, dense or low-rank, in its own dtype, for distillation; `argument` names it in errors.
+def load_forecaster(model: Any, argument: str) -> PreTrainedModel:
+    """A Chronos model of any family, dense or low-rank, in its own dtype, for distillation; `argument` names it in errors.
 
     A loaded model is copied.
 
     Raises:
-        ValueError: It is no Chronos-T5, or lacks weights.
+        ValueError: It is no Chronos model, or lacks weights.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
     if isinstance(model, PreTrainedModel):
         loaded = copy.deepcopy(model)
     elif isinstance(model, (str, os.PathLike)):
-        loaded = load_model(model, T5.forecasters, T5_WANTED, argument=argument)
+        loaded = load_model(model, START_CLASSES, FORECASTER_WANTED, argument=argument)
     else:
         raise ValueError(f"{argument} must be a folder, a Hub id or a loaded model, found a {type(model).__name__}.")
-    chronos_config = getattr(loaded.config, "chronos_config", None) or {}
-    if not loaded.can_generate() or family_of(type(loaded)) is not T5 or "tokenizer_class" not in chronos_config:
+    settings = getattr(loaded.config, "chronos_config", None) or {}
+    is_readable = family_of(type(loaded)) is not T5 or "tokenizer_class" in settings
+    if type(loaded) not in START_CLASSES or not settings or not is_readable:
         raise ValueError(
-            f"{argument}: {public_name(model)} is a {type(loaded).__name__} without the tokenizer of a Chronos-T5; "
-            "it must be a Chronos-T5, dense or compressed."
+            f"{argument}: {public_name(model)} is a {type(loaded).__name__} without the settings of a Chronos model; it must be "
+            f"{FORECASTER_WANTED}."
         )
     return loaded.requires_grad_(True)

@@ -24,7 +24,6 @@ from hf_lowrank.checkpoints.published import SHAPES
 from hf_lowrank.compression.factorization import balanced_basis, pair_basis
 from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.sensitivity import Blocks, inserted, measured_losses, skipped
-from hf_lowrank.training.distillation import recover
 
 FAMILIES = ("bolt", "chronos2")
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -298,15 +297,6 @@ def test_what_this_family_cannot_do_is_said(model, calibration):
         compress_pretrained(model, max_cache_ratio=0.5, calibration=calibration)
     with pytest.raises(ValueError, match=r"form has unknown kinds of attention \['sideways'\]"):
         compress_pretrained(model, ratio=0.5, form={"sideways": "latent"})
-
-
-@families
-def test_recovery_is_for_t5(tmp_path, model, calibration):
-    compress_pretrained(model, uniform=4, calibration=calibration).save_pretrained(tmp_path / "small")
-    model.save_pretrained(tmp_path / "dense")
-    with pytest.raises(ValueError, match="recover is for a Chronos-T5"):
-        recover(tmp_path / "small", tmp_path / "dense", tmp_path / "new", steps=1)
-    assert not (tmp_path / "new").exists()
 
 
 def test_time_attention_is_never_latent(chronos2):
