@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .compression.calibration import Calibration, calibrate
     from .compression.compress import compress_pretrained, loss_curve, plan_compression
     from .compression.settings import CompressionSettings
+    from .data.groups import GroupedSeries
     from .data.series import read_series
     from .data.tokens import WindowCollator
     from .data.windows import SeriesWindows, held_out_ends
@@ -56,6 +57,7 @@ __all__ = [
     "CompressionSummary",
     "EvaluationResult",
     "EvaluationTask",
+    "GroupedSeries",
     "LowRankChronos2Config",
     "LowRankChronos2Model",
     "LowRankChronos2Pipeline",
@@ -115,6 +117,7 @@ _LAZY = {
     ".compression.calibration": ("Calibration", "calibrate"),
     ".compression.compress": ("compress_pretrained", "loss_curve", "plan_compression"),
     ".compression.settings": ("CompressionSettings",),
+    ".data.groups": ("GroupedSeries",),
     ".data.series": ("read_series",),
     ".data.tokens": ("WindowCollator",),
     ".data.windows": ("SeriesWindows", "held_out_ends"),

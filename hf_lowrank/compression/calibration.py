@@ -188,12 +188,13 @@ def calibrate(
     Args:
         model: As in `compress_pretrained`.
         data: `"synthetic"` (the mixture of `data.synthesis`, for Chronos checkpoints); series of the user's, as
-            `read_series` takes them (arrays, tensors, a data frame, a dataset, a file); or batches of tokens: a
+            `read_series` takes them (arrays, tensors, a data frame, a dataset, a file), of which those of a Chronos-2 are mixed into
+            groups; groups of the user's own, a `GroupedSeries`, of which other models read the targets alone; or batches of tokens: a
             list of dictionaries with `input_ids`, `attention_mask` and, but for an encoder, `labels`, which a text T5 needs.
         num_batches: Batches of about 2,048 tokens that are made from series and measured.
         num_refit_batches: Batches for the refit, at least those that are measured; by default four times as many. Of batches of tokens
             all are measured, and there are no others.
-        num_held_out_batches: Batches of other series, for `compress_pretrained(max_loss=)`. Of the user's series every fifth is held out,
+        num_held_out_batches: Batches of other series, for `compress_pretrained(max_loss=)`. Of the user's series or groups every fifth is held out,
             or, where there are fewer than ten, a fifth of their pieces; of batches of tokens every fifth.
         feed_forward: Measure the feed-forward layers too; without them it takes less time and memory.
         seed: Draws the windows, and the labels.

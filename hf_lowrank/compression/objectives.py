@@ -25,7 +25,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
 from ..checkpoints.families import family_of
-from ..data.series import calibration_series, parted
+from ..data.group_windows import GroupedSeriesWindows
+from ..data.groups import GroupedSeries, SeriesGroup
+from ..data.series import check_calibration, parted, read_series
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
 from ..data.windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
 
@@ -73,7 +75,10 @@ class Objective:
         """As `batches`, and batches of series, or of parts of them, that are in none of the others."""
         series, others, record = None, None, {"data": "synthetic"}
         if not (isinstance(data, str) and data == "synthetic"):
-            series = calibration_series(data, self.config.d_model, self.patch)
+            if isinstance(data, GroupedSeries):
+                data = data.separate(self.model_class.__name__)
+            series = read_series(data)
+            check_calibration(series, self.config.d_model, self.patch)
             record = {"data": f"{len(series)} series"}
             if num_held_out:
                 series, others = parted(series)
@@ -346,11 +351,7 @@ class PatchObjective(Objective):
         self.prediction_length = settings.get("prediction_length", 64)
 
     def _drawn(self, series: list[NDArray[np.float64]] | None, num_batches: int, seed: int) -> list[Batch]:
-        size: dict[str, Any] = {
-            "seed": seed,
-            "max_values": BATCH_TOKENS * self.patch,
-            "max_windows": PATCH_BATCH_WINDOWS,
-        }
+        size = self._size(seed)
         if series is None:
             lengths = min(self.context_length, LONGEST_SYNTHETIC), self.prediction_length
             synthetic = SyntheticWindows(*lengths, num_batches, **size)
@@ -367,6 +368,10 @@ class PatchObjective(Objective):
             windows = [stack_pieces(**drawn[i]) for i in range(num_batches)]
         rng = np.random.default_rng([seed, 3, 1])
         return [self._from_windows(window, rng) for window in windows]
+
+    def _size(self, seed: int) -> dict[str, Any]:
+        """What the batches of a supply of windows have in common."""
+        return {"seed": seed, "max_values": BATCH_TOKENS * self.patch, "max_windows": PATCH_BATCH_WINDOWS}
 
     def _from_windows(self, window: Mapping[str, torch.Tensor], rng: np.random.Generator) -> Batch:
         return {"context": window["context"].float()}
@@ -439,9 +444,32 @@ def _mixed(mixing: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 class GroupObjective(PatchObjective):
     """Chronos-2. Batches also have `group_ids` (batch,) and `future_covariates` (batch, future length), NaN where unknown.
 
-    Series are put in groups of one to eight; those of a group share parts of each other, and of some the future is known. Series whose
-    future is known are not predicted.
+    They may have `is_target` (batch,), bool: the rows that are predicted, which without it are those whose future is not known.
+    Groups of the user's are what they are. Other series are put in groups of one to eight; those of a group share parts of each other, and of
+    some the future is known.
     """
+
+    def batches_apart(
+        self, data: Any, num_batches: int, num_held_out: int, seed: int
+    ) -> tuple[list[Batch], list[Batch], dict[str, Any]]:
+        if not isinstance(data, GroupedSeries):
+            return super().batches_apart(data, num_batches, num_held_out, seed)
+        check_calibration(data.targets, self.config.d_model, self.patch)
+        groups, others = (data.groups, []) if not num_held_out else parted(data.groups, SeriesGroup.pieces)
+        held_out = self._of_groups(others, num_held_out, seed + HELD_OUT_SEED) if num_held_out else []
+        return self._of_groups(groups, num_batches, seed), held_out, {"data": data.description}
+
+    def _of_groups(self, groups: list[SeriesGroup], num_batches: int, seed: int) -> list[Batch]:
+        windows = GroupedSeriesWindows(
+            self.context_length,
+            self.prediction_length,
+            groups,
+            num_batches,
+            **self._size(seed),
+            patch_size=self.patch,
+            min_observed=least_observed(self.patch),
+        )
+        return [self.complete(windows[i]) for i in range(num_batches)]
 
     def _from_windows(self, window: Mapping[str, torch.Tensor], rng: np.random.Generator) -> Batch:
         context, target = window["context"].float(), window["target"].float()
@@ -468,7 +496,7 @@ class GroupObjective(PatchObjective):
                 f"calibration: future_covariates must have shape ({rows}, a multiple of {self.patch}), found {tuple(future.shape)}."
             )
         ids = torch.as_tensor(batch.get("group_ids", torch.arange(rows)))
-        return tensors | {"group_ids": ids, "future_covariates": future}
+        return tensors | {"group_ids": ids, "future_covariates": future} | _targets(batch, rows)
 
     def masks(self, batch: Batch) -> dict[str, torch.Tensor]:
         context = self._context_mask(batch)
@@ -476,10 +504,33 @@ class GroupObjective(PatchObjective):
         return {"encoder": torch.cat([context, future], dim=1)}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        return batch | {"num_output_patches": batch["future_covariates"].shape[1] // self.patch}
+        read = {name: tensor for name, tensor in batch.items() if name != "is_target"}
+        return read | {"num_output_patches": batch["future_covariates"].shape[1] // self.patch}
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return super().predict(model, batch)[batch["future_covariates"].isnan().all(dim=1).to(model.device)]
+        is_target = batch.get("is_target", batch["future_covariates"].isnan().all(dim=1))
+        return super().predict(model, batch)[is_target.to(model.device)]
+
+    def cut(self, batch: Batch, rows: int, *, short: bool) -> Batch:
+        if "is_target" in batch:  # a target without its covariates is another forecast
+            rows = 1 + int((batch["group_ids"] == batch["group_ids"][rows - 1]).nonzero()[-1])
+        return super().cut(batch, rows, short=short)
+
+
+def _targets(batch: Mapping[str, Any], rows: int) -> Batch:
+    """Which rows of a batch of the user's are predicted, if it says so: by `is_target`, or as those that have a `future_target`."""
+    if "is_target" in batch:
+        is_target = torch.as_tensor(batch["is_target"])
+    elif batch.get("future_target") is not None:
+        is_target = ~torch.as_tensor(batch["future_target"]).isnan().all(dim=1)
+    else:
+        return {}
+    if is_target.shape != (rows,) or is_target.dtype != torch.bool or not is_target.any():
+        raise ValueError(
+            f"calibration: is_target must be bool of shape ({rows},) with a True, found {is_target.dtype} of shape "
+            f"{tuple(is_target.shape)}."
+        )
+    return {"is_target": is_target}
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"t5": TokenObjective, "bolt": PatchObjective, "chronos2": GroupObjective}

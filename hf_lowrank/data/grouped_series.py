@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .mixture import synthetic_series
 
-__all__ = ["GroupedSeries", "grouped_series"]
+__all__ = ["SyntheticGroups", "grouped_series"]
 
 FloatArray = NDArray[np.float64]
 KINDS = {"alone": 0.35, "factor": 0.15, "covariates": 0.5}
@@ -25,7 +25,7 @@ FURTHEST_LAG = 8  # one in so many steps of the series
 
 
 @dataclass(frozen=True)
-class GroupedSeries:
+class SyntheticGroups:
     """Series in groups, in their order.
 
     Attributes:
@@ -41,7 +41,7 @@ class GroupedSeries:
     is_target: NDArray[np.bool_]
 
 
-def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> GroupedSeries:
+def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> SyntheticGroups:
     """So many series in groups of one to six.
 
     In a group with a common factor f, all are targets: y_i = w_i s_i f(t - lag_i) + sqrt(1 - w_i^2) x_i, with own series x_i of unit
@@ -74,7 +74,7 @@ def grouped_series(num_series: int, length: int, *, seed: int | list[int]) -> Gr
             values[rows], is_known[rows] = _with_covariates(rng, long[rows], lead)
             is_target[first + 1 : first + size] = False
         first, group = first + size, group + 1
-    return GroupedSeries(values.astype(np.float32), group_ids, is_known, is_target)
+    return SyntheticGroups(values.astype(np.float32), group_ids, is_known, is_target)
 
 
 def _standard(values: FloatArray) -> FloatArray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,16 @@ from .times import read_times
 
 __all__ = [
     "SeriesByName",
-    "calibration_series",
+    "check_calibration",
     "in_order",
     "parted",
     "read_series",
+    "read_values",
     "series_by_item",
     "series_of_frame",
 ]
+
+Item = TypeVar("Item")
 
 LEAST_PARTS = 10  # of series, or of pieces of them, where a fifth is held out
 
@@ -67,13 +70,12 @@ def read_series(data: Any, columns: LongColumns = LONG_FORMAT) -> list[NDArray[n
     return observed
 
 
-def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.float64]]:
-    """`read_series`, for a model of this width that reads so many values as one token, with a word where they say little of the model.
+def check_calibration(series: Sequence[NDArray[np.float64]], width: int, patch: int) -> None:
+    """Say where series say little of a model of this width, which reads so many values as one token; NaN is missing.
 
     Raises:
         ValueError: None varies: whatever their values, a model that scales its context reads them all as the same.
     """
-    series = read_series(data)
     if all(np.nanmin(values) == np.nanmax(values) for values in series):
         raise ValueError(
             f"calibration: each of {len(series)} series has one value throughout, such as {np.nanmax(series[0]):g}; give series "
@@ -85,15 +87,20 @@ def calibration_series(data: Any, width: int, patch: int) -> list[NDArray[np.flo
         warnings.warn(
             f"calibration: {found} in {len(series)} series are less than the model's width, {width}, and say nothing of most "
             "directions: give more or longer series, or 'synthetic'.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return series
 
 
-def parted(series: Sequence[NDArray[np.float64]]) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Series, and every fifth of them, which is held out. Where there are fewer than ten, pieces of them, one behind the other."""
-    pieces = [piece for values in series for piece in np.array_split(values, -(-LEAST_PARTS // len(series)))]
-    pieces = [piece for piece in pieces if not np.isnan(piece).all()]
+def _pieces(values: NDArray[np.float64], number: int) -> list[NDArray[np.float64]]:
+    return [piece for piece in np.array_split(values, number) if not np.isnan(piece).all()]
+
+
+def parted(series: Sequence[Item], cut: Callable[[Any, int], list[Any]] = _pieces) -> tuple[list[Item], list[Item]]:
+    """Series, and every fifth of them, which is held out. Where there are fewer than ten, pieces of them, one behind the other.
+
+    `cut` makes so many pieces of one, without those that have no value.
+    """
+    pieces = [piece for values in series for piece in cut(values, -(-LEAST_PARTS // len(series)))]
     kept, held_out = ([piece for i, piece in enumerate(pieces) if (i % 5 == 4) == out] for out in (False, True))
     if not held_out:
         raise ValueError(
@@ -185,7 +192,7 @@ def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_F
         ) from None
     if (codes < 0).any():
         raise ValueError(f"{what} has rows without {columns.item}: row {int((codes < 0).argmax()) + 1}.")
-    times, values = read_times(frame, what, columns), _read_values(frame, what, columns)
+    times, values = read_times(frame, what, columns), read_values(frame, what, columns)
     if times.hasnans:
         raise ValueError(
             f"{columns.item} {str(items[times.isna()].iloc[0])!r} of {what} has a row without a {columns.time}."
@@ -218,8 +225,12 @@ def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_
     return dict(sorted(series.items()))
 
 
-def _read_values(frame: pd.DataFrame, what: str, columns: LongColumns) -> NDArray[np.float64]:
-    """The values of a table; what is no number, or infinite in float32, is an error that names it."""
+def read_values(frame: pd.DataFrame, what: str, columns: LongColumns) -> NDArray[np.float64]:
+    """The values of a table, float64 (rows,); NaN is missing.
+
+    Raises:
+        ValueError: One is no number, or infinite in float32; the message names it and its item.
+    """
     column = frame[columns.value]
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)

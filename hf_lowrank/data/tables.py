@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,11 @@ class LongColumns(NamedTuple):
 LONG_FORMAT = LongColumns()
 
 
-def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:
-    """Raise a ValueError where a table does not have each of the columns of the long format once."""
+def check_columns(names: Iterable[object], what: str, columns: Sequence[str] = LONG_FORMAT) -> None:
+    """Raise a ValueError where a table does not have each of the columns once, `LongColumns` or those of groups."""
     present = [str(name) for name in names]
-    wanted = (
-        f"The long format has the columns {columns.item}, {columns.time} and {columns.value}; a wide DataFrame has times as its index "
-        "and numbers in every column."
-    )
+    wanted = f"The long format has the columns {', '.join(columns[:-1])} and {columns[-1]}"
+    wanted += "; a wide DataFrame has times as its index and numbers in every column." if len(columns) == 3 else "."
     if missing := [column for column in columns if column not in present]:
         separator = next((mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]), None)
         hint = f" Its columns must be separated by commas, not {separator!r}." if separator else ""
@@ -74,7 +72,7 @@ def check_table_file(path: Path, argument: str) -> None:
         raise FileNotFoundError(f"{argument}: file {str(path)!r} does not exist.")
 
 
-def read_table(path: Path, argument: str, columns: LongColumns = LONG_FORMAT) -> pd.DataFrame:
+def read_table(path: Path, argument: str, columns: Sequence[str] = LONG_FORMAT) -> pd.DataFrame:
     """The table in long format of a CSV or parquet file; items of a CSV file are text, so that 007 and NA stay what they are.
 
     Raises:
@@ -119,14 +117,15 @@ def column_names(path: Path, what: str) -> list[str]:
     return [str(name) for name in header.iloc[0]]
 
 
-def csv_tables(path: Path, what: str, columns: LongColumns, rows: int) -> Iterator[pd.DataFrame]:
-    """The three columns of a CSV file in tables of so many rows.
+def csv_tables(path: Path, what: str, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+    """Columns of a CSV file, of which the first are the items, in tables of so many rows.
 
     Raises:
         ValueError: The file cannot be read, or a row has more values than there are columns, as a decimal comma makes it have.
     """
     names = column_names(path, what)
-    item, time, value = (names.index(column) for column in columns)
+    wanted = [names.index(column) for column in columns]
+    item = wanted[0]
     options: dict[str, Any] = {
         "header": 0,
         # All columns: told which to read, pandas drops what is behind the last, and reads 1,5 as 1.
@@ -141,7 +140,7 @@ def csv_tables(path: Path, what: str, columns: LongColumns, rows: int) -> Iterat
     try:
         with pd.read_csv(path, **options) as frames:
             while (frame := _next_table(frames)) is not None:
-                yield frame[[item, time, value]].set_axis(list(columns), axis=1)
+                yield frame[wanted].set_axis(list(columns), axis=1)
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise unreadable(what, error) from error
 

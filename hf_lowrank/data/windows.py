@@ -6,8 +6,8 @@ what a model reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from .grouped_series import grouped_series
 from .mixture import synthetic_series
 
 __all__ = [
+    "Counts",
     "GroupedWindows",
+    "SeriesSupply",
     "SeriesWindows",
     "SyntheticWindows",
+    "end_of",
     "foreseeable",
     "held_out_ends",
     "least_observed",
@@ -209,12 +212,17 @@ class GroupedWindows(_SyntheticSupply):
         }
 
 
+def end_of(num_steps: int, prediction_length: int) -> int:
+    """Where the held-out end of a series of so many steps begins: it is the last horizon, or a third where that is shorter."""
+    return num_steps - min(prediction_length, num_steps // 3)
+
+
 def held_out_ends(
     series: list[NDArray[np.float64]], context_length: int, prediction_length: int, *, min_observed: int = 1
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Series up to where their held-out ends begin, and the contexts and targets of one held-out window each.
 
-    The end is the last horizon, or a third of the series where that is shorter. A series without an observed value in
+    The end is that of `end_of`. A series without an observed value in
     its target, or with less than `min_observed` in its context, has no window (see `SeriesWindows`).
 
     Raises:
@@ -222,10 +230,10 @@ def held_out_ends(
     """
     pasts, contexts, targets = [], [], []
     for values in series:
-        origin = len(values) - min(prediction_length, len(values) // 3)
+        origin = end_of(len(values), prediction_length)
         pasts.append(values[:origin])
         context, target = values[max(origin - context_length, 0) : origin], values[origin:]
-        if len(_Counts.of(values).origins(context_length, len(values) - origin, min_observed, at=origin)):
+        if len(Counts.of(values).origins(context_length, len(values) - origin, min_observed, at=origin)):
             contexts.append(context)
             targets.append(target)
     if not targets:
@@ -236,7 +244,7 @@ def held_out_ends(
     return pasts, contexts, targets
 
 
-class _Counts(NamedTuple):
+class Counts(NamedTuple):
     """A series, and what is counted in it before each step and at its end, (len(values) + 1,).
 
     Attributes:
@@ -251,12 +259,17 @@ class _Counts(NamedTuple):
     first: NDArray[np.int64]
 
     @classmethod
-    def of(cls, values: NDArray[np.float64]) -> _Counts:
+    def of(cls, values: NDArray[np.float64]) -> Counts:
         steps = np.flatnonzero(~np.isnan(values))
         is_change = np.zeros(len(values), dtype=np.int64)
         is_change[steps[1:]] = values[steps[1:]] != values[steps[:-1]]
         first = np.append(steps, len(values))[np.searchsorted(steps, np.arange(len(values) + 1))]
         return cls(values, _before(~np.isnan(values)), _before(is_change), first)
+
+    @property
+    def num_steps(self) -> int:
+        """How long it is."""
+        return len(self.values)
 
     def origins(self, length: int, horizon: int, min_observed: int, *, at: int | None = None) -> NDArray[np.int64]:
         """The steps, or of them the one `at`, that can be the first of a target behind a context of `length` steps, see `SeriesWindows`."""
@@ -275,7 +288,78 @@ def _before(counted: NDArray[Any]) -> NDArray[np.int64]:
     return np.append(0, np.cumsum(counted))
 
 
-class SeriesWindows(_WindowSupply):
+class Lasting(Protocol):
+    """What windows are drawn from: a series, or a group of them."""
+
+    @property
+    def num_steps(self) -> int:
+        """How long it lasts."""
+
+    def origins(self, length: int, horizon: int, min_observed: int) -> NDArray[np.int64]:
+        """The steps that can be the first of a target, see `Counts`."""
+
+
+Item = TypeVar("Item", bound=Lasting)
+
+
+class SeriesSupply(_WindowSupply, Generic[Item]):
+    """Windows of series or groups: for each, one of `items` is drawn uniformly, and a forecast origin uniformly among those it may have.
+
+    The longest context of a batch is drawn log-uniformly from `min_length` to `context_length`; contexts and targets are shorter where an
+    item begins late or ends early.
+
+    Args:
+        items: Those without an origin are never drawn.
+        num_rows: Series in an item.
+        none: What is said of so many items where no window can be drawn.
+
+    Raises:
+        ValueError: No window can be drawn.
+    """
+
+    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
+        self,
+        context_length: int,
+        prediction_length: int,
+        items: Sequence[Item],
+        num_batches: int,
+        *,
+        seed: int,
+        max_values: int,
+        max_windows: int,
+        min_length: int,
+        min_observed: int,
+        num_rows: int = 1,
+        none: str = "none of {}",
+    ) -> None:
+        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
+        self.context_length, self.prediction_length = context_length, prediction_length
+        self.min_length, self.min_observed = min(min_length, context_length), min_observed
+        self.num_rows = num_rows
+        self.items = [item for item in items if len(self._origins(item, self.min_length))]
+        if not self.items:
+            raise ValueError(
+                f"series: {none.format(len(items))} has {min_observed + 1} observed values within "
+                f"{self.min_length + prediction_length} steps, a context of {min_observed} and a target"
+                f"{', and varies before it changes' if min_observed > 1 else ''}."
+            )
+
+    def _origins(self, item: Item, length: int) -> NDArray[np.int64]:
+        return item.origins(length, self.prediction_length, self.min_observed)
+
+    def _drawn(self, index: int) -> Iterator[tuple[Item, int, int]]:
+        """The windows of a batch: of an item, where the context begins, and the target."""
+        rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
+        limits = np.array([self.min_length, self.context_length + 1])
+        length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
+        longest = max(item.num_steps for item in self.items) - 1
+        count = self._num_windows(self.num_rows * (min(length, longest) + min(self.prediction_length, longest)))
+        for i in rng.integers(len(self.items), size=min(count, max(1, self.max_windows // self.num_rows))):
+            origin = int(rng.choice(self._origins(self.items[i], length)))
+            yield self.items[i], max(origin - length, 0), origin
+
+
+class SeriesWindows(SeriesSupply[Counts]):
     """A supply of batches of windows of given series; item i depends on the arguments and i alone.
 
     An item has lists of 1-D arrays, the `contexts` and `targets` of its windows. For each window a series is drawn uniformly, then
@@ -308,34 +392,23 @@ class SeriesWindows(_WindowSupply):
         min_length: int = 64,
         min_observed: int = 1,
     ) -> None:
-        super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
-        self.context_length, self.prediction_length = context_length, prediction_length
-        self.min_length, self.min_observed = min(min_length, context_length), min_observed
-        counted = map(_Counts.of, series)
-        self.series = [counts for counts in counted if len(self._origins(counts, self.min_length))]
-        if not self.series:
-            raise ValueError(
-                f"series: none of {len(series)} has {min_observed + 1} observed values within "
-                f"{self.min_length + prediction_length} steps, a context of {min_observed} and a target"
-                f"{', and varies before it changes' if min_observed > 1 else ''}."
-            )
-
-    def _origins(self, counts: _Counts, length: int) -> NDArray[np.int64]:
-        return counts.origins(length, self.prediction_length, self.min_observed)
+        super().__init__(
+            context_length,
+            prediction_length,
+            list(map(Counts.of, series)),
+            num_batches,
+            seed=seed,
+            max_values=max_values,
+            max_windows=max_windows,
+            min_length=min_length,
+            min_observed=min_observed,
+        )
 
     def _batch(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
-        rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
-        horizon = self.prediction_length
-        limits = np.array([self.min_length, self.context_length + 1])
-        length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
-        longest = max(len(counts.values) for counts in self.series) - 1
-        count = self._num_windows(min(length, longest) + min(horizon, longest))
         contexts, targets = [], []
-        for i in rng.integers(len(self.series), size=count):
-            values = self.series[i].values
-            origin = rng.choice(self._origins(self.series[i], length))
-            contexts.append(values[max(origin - length, 0) : origin])
-            targets.append(values[origin : origin + horizon])
+        for counts, start, origin in self._drawn(index):
+            contexts.append(counts.values[start:origin])
+            targets.append(counts.values[origin : origin + self.prediction_length])
         return {"contexts": contexts, "targets": targets}
 
 

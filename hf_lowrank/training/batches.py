@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
+from ..data.group_windows import GroupedSeriesWindows, held_out_group_ends, stack_groups
+from ..data.groups import GroupedSeries
 from ..data.series import read_series
 from ..data.tokens import SyntheticBatches, WindowBatches, WindowCollator
 from ..data.windows import GroupedWindows, SeriesWindows, SyntheticWindows, foreseeable, held_out_ends
@@ -31,12 +33,12 @@ class RunData:
     Attributes:
         batches: To train on, in their order.
         held_out: To score on. Synthetic batches are made anew whenever they are asked for.
-        series: The user's; None where they are synthetic.
+        series: The user's, and of groups the covariates behind the targets of each; None where they are synthetic.
         num_held_out_windows: In all batches of `held_out`, where the series are the user's.
     """
 
     batches: Dataset
-    held_out: WindowBatches | GroupedWindows
+    held_out: WindowBatches | GroupedWindows | list[dict[str, Any]]
     series: list[NDArray[np.float64]] | None = None
     num_held_out_windows: int = 0
 
@@ -78,8 +80,8 @@ def run_data(
 
     Args:
         config: That of a Chronos model.
-        series: `"synthetic"`, or what `read_series` takes: series of which the last horizon (a third, where that is shorter) is
-            held out.
+        series: `"synthetic"`, or what `read_series` takes, or a `GroupedSeries`: series of which the last horizon (a third, where that is
+            shorter) is held out. To other models than a Chronos-2 the targets of groups are plain series.
         num_batches: To train on.
         evaluation_batches: To score on, at most.
         seed: Of the training batches.
@@ -97,8 +99,12 @@ def run_data(
             _synthetic(config, limits, num_batches, seed, int(ramp * num_batches)),
             _synthetic(config, limits, evaluation_batches, HELD_OUT_SEED),
         )
-    arrays = read_series(series)
     collator = WindowCollator(config)
+    if isinstance(series, GroupedSeries):
+        if collator.has_groups:
+            return _grouped(config, limits, series, num_batches, evaluation_batches, seed, thin_out=thin_out)
+        series = series.separate("Chronos-T5" if collator.has_tokens else "Chronos-Bolt")
+    arrays = read_series(series)
     pasts, contexts, targets = held_out_ends(arrays, *limits.lengths, min_observed=collator.min_observed)
     windows = SeriesWindows(
         *limits.lengths,
@@ -110,13 +116,49 @@ def run_data(
         min_observed=collator.min_observed,
     )
     each = max(1, limits.max_values // (max(map(len, contexts)) + max(map(len, targets))))
-    count = min(len(targets), each * evaluation_batches)
-    kept = np.linspace(0, len(targets) - 1, count).round().astype(int) if thin_out else np.arange(count)
-    held_out = [
-        {"contexts": [contexts[i] for i in rows], "targets": [targets[i] for i in rows]}
-        for rows in (kept[first : first + each] for first in range(0, count, each))
-    ]
-    return RunData(WindowBatches(windows, collator.batch), WindowBatches(held_out, collator.batch), arrays, count)
+    batches = _batches(len(targets), each, evaluation_batches, thin_out=thin_out)
+    held_out = WindowBatches(
+        [{"contexts": [contexts[i] for i in rows], "targets": [targets[i] for i in rows]} for rows in batches],
+        collator.batch,
+    )
+    return RunData(WindowBatches(windows, collator.batch), held_out, arrays, sum(map(len, batches)))
+
+
+def _batches(num_windows: int, each: int, most: int, *, thin_out: bool) -> list[NDArray[np.int64]]:
+    """Which held-out windows are in each batch, of at most so many."""
+    count = min(num_windows, each * most)
+    kept = np.linspace(0, num_windows - 1, count).round().astype(int) if thin_out else np.arange(count)
+    return [kept[first : first + each] for first in range(0, count, each)]
+
+
+def _grouped(
+    config: PreTrainedConfig,
+    limits: _Limits,
+    series: GroupedSeries,
+    num_batches: int,
+    evaluation_batches: int,
+    seed: int,
+    *,
+    thin_out: bool,
+) -> RunData:
+    """The batches of a Chronos-2 on groups of the user's."""
+    patch, least = config.chronos_config["output_patch_size"], WindowCollator(config).min_observed
+    pasts, ends = held_out_group_ends(series.groups, *limits.lengths, min_observed=least)
+    windows = GroupedSeriesWindows(
+        *limits.lengths,
+        pasts,
+        num_batches,
+        seed=seed,
+        patch_size=patch,
+        max_values=limits.max_values,
+        max_windows=limits.max_windows,
+        min_observed=least,
+    )
+    each = max(1, limits.max_values // max(window.context.size + window.future.size for window in ends))
+    batches = _batches(len(ends), each, evaluation_batches, thin_out=thin_out)
+    held_out = [stack_groups([ends[i] for i in rows], patch) for rows in batches]
+    rows_of_all = [row for group in series.groups for row in group.values]
+    return RunData(windows, held_out, rows_of_all, sum(map(len, batches)))
 
 
 def _synthetic(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from hf_lowrank import Calibration, GroupedSeries, calibrate
 from hf_lowrank.compression.objectives import (
     LEAST_SPACING,
     objective_of,
@@ -158,6 +160,67 @@ def test_a_probe_of_few_series_is_the_batch_without_the_others(chronos2):
     few = objective.cut(batch, 3, short=False)
     assert {len(tensor) for tensor in few.values()} == {3}
     assert objective.num_tokens(few) * len(batch["context"]) == 3 * objective.num_tokens(batch)
+
+
+def frame_of_groups(num_items: int) -> pd.DataFrame:
+    """Items with two targets, a covariate of the past and one that is known."""
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame({"item_id": i, "timestamp": pd.date_range("2024-01-01", periods=90)}).assign(
+            **{name: rng.normal(size=90) for name in ("a", "b", "past", "known")}
+        )
+        for i in range(num_items)
+    ]
+    return pd.concat(parts)
+
+
+@pytest.mark.parametrize("num_items", [3, 12])
+def test_groups_of_the_users_are_kept_and_their_targets_predicted(chronos2, tmp_path, num_items):
+    series = GroupedSeries(frame_of_groups(num_items), ["a", "b"], past_covariates="past", known_covariates="known")
+    calibration = calibrate(chronos2, series, num_batches=1, num_held_out_batches=1)
+    assert calibration.record["data"] == f"{num_items} groups of 2 targets, 1 past covariate, 1 known covariate"
+    calibration.save(tmp_path / "groups.safetensors")
+    loaded = Calibration.load(tmp_path / "groups.safetensors")
+    objective = objective_of(chronos2.config, type(chronos2))
+    measured, held_out = (
+        torch.cat([batch["context"].flatten() for batch in of]) for of in (loaded.batches, loaded.held_out)
+    )
+    assert not torch.isin(held_out[~held_out.isnan()], measured).any()
+    for batch in (*loaded.batches, *loaded.held_out):
+        rows = len(batch["context"])
+        assert torch.equal(batch["group_ids"], torch.arange(rows) // 4)
+        assert batch["is_target"].dtype == torch.bool
+        assert not batch["is_target"].view(-1, 4)[:, 2:].any()
+        assert batch["is_target"].view(-1, 4)[:, :2].any(dim=1).all()
+        assert torch.equal(~batch["future_covariates"].isnan().all(dim=1), torch.arange(rows) % 4 == 3)
+        predicted = objective.predict(chronos2, batch)
+        assert len(predicted) == int(batch["is_target"].sum())
+        few = objective.cut(batch, 6, short=False)
+        assert len(few["context"]) == 8  # whole groups
+        own = len(objective.predict(chronos2, few))
+        assert_close(objective.predict(chronos2, few), predicted[:own], rtol=1e-4, atol=1e-4)
+
+
+def test_batches_say_which_rows_are_targets(chronos2):
+    objective = objective_of(chronos2.config, type(chronos2))
+    rows = {"context": torch.randn(3, 24), "future_target": torch.full((3, 8), torch.nan)}
+    rows["future_target"][1, 2] = 0.0
+    assert torch.equal(objective.complete(rows)["is_target"], torch.tensor([False, True, False]))
+    assert len(objective.predict(chronos2, objective.complete(rows | {"is_target": [True, True, False]}))) == 2
+    assert "is_target" not in objective.complete({"context": rows["context"]})
+    with pytest.raises(
+        ValueError, match=r"is_target must be bool of shape \(3,\) with a True, found torch.int64 of shape"
+    ):
+        objective.complete(rows | {"is_target": [1, 0]})
+
+
+def test_other_models_read_the_targets_of_groups_alone(bolt):
+    series = GroupedSeries(frame_of_groups(3), ["a", "b"], known_covariates="known")
+    with pytest.warns(UserWarning, match="each of 6 targets of 3 groups .* is taken as a series of its own"):
+        batches, record = objective_of(bolt.config, type(bolt)).batches(series, 2, seed=0)
+    alone, same = objective_of(bolt.config, type(bolt)).batches(series.targets, 2, seed=0)
+    assert record == same == {"data": "6 series"}
+    assert_close(batches, alone, equal_nan=True)
 
 
 def test_what_a_batch_lacks_is_named(bolt, chronos2):

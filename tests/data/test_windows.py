@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_lowrank import LowRankT5ForConditionalGeneration
 from hf_lowrank.data.tokens import SeriesBatches, SyntheticBatches, WindowCollator, tokenize_windows
-from hf_lowrank.data.windows import SeriesWindows, SyntheticWindows, _Counts, foreseeable, held_out_ends, single_batch
+from hf_lowrank.data.windows import Counts, SeriesWindows, SyntheticWindows, foreseeable, held_out_ends, single_batch
 
 NAN = float("nan")
 
@@ -320,7 +320,7 @@ def test_a_context_has_values_enough_to_be_scaled_by(data, seed, least):
         for origin in range(length)
         if _can_be_scaled(values[max(origin - 12, 0) : origin], values[origin : origin + 3], least)
     }
-    assert set(_Counts.of(values).origins(12, 3, least)) == wanted
+    assert set(Counts.of(values).origins(12, 3, least)) == wanted
     if not wanted:
         with pytest.raises(ValueError, match=f"series: none of 1 has {least + 1} observed values within 15 steps"):
             SeriesWindows(12, 3, [values], 1, seed=0, min_observed=least)
