@@ -66,7 +66,7 @@ def recover(  # noqa: PLR0913 a public call names all of its options
     """Train a compressed Chronos model for a short while to forecast like the dense one it was made from, or better on your series.
 
     All weights are trained, in float32 and without dropout, by AdamW with a warm-up and a cosine decay, on the loss of
-    `training.teaching`. On held-out windows it is looked ten times how the student does: what is saved is the best of these, at the least
+    `training.teaching`. On held-out windows it is looked up to ten times how the student does: what is saved is the best of these, at the least
     the student as it was, and three in a row that are no better end the training. Until a run is complete its checkpoints are kept in the
     folder `<output>.recovery`; one that was cut off goes on from the last of them when the same call is made again.
 
@@ -248,7 +248,8 @@ class _DistillationTrainer(Trainer):
         settings: DistillationSettings,
         folder: Path,
     ) -> None:
-        between = math.ceil(settings.steps / EVALUATIONS)
+        # A look takes as long as so many steps.
+        between = max(math.ceil(settings.steps / EVALUATIONS), min(len(data.held_out), settings.steps))
         arguments = training_arguments(
             folder,
             max_steps=settings.steps,

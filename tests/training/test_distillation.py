@@ -186,16 +186,19 @@ def test_the_seed_and_nothing_else_decides(student, teacher, tmp_path):
 
 
 def test_held_out_steps_are_never_trained_on(student, teacher, tmp_path):
-    """The training is the same whatever the held-out steps hold: a horizon, 8 steps."""
+    """The batches are the same whatever the held-out steps hold: a horizon, 8 steps."""
     changed = [values.copy() for values in SERIES]
     for values in changed:
         values[-8:] *= -5
-    first = recover(student, teacher, tmp_path / "first", series=SERIES, **QUICK)
-    other = recover(student, teacher, tmp_path / "other", series=changed, **QUICK)
-    same_weights(first, other)
-    scores = [model.config.compression["recovery"]["before"]["loss"] for model in (first, other)]
-    assert scores[0] != scores[1]
-    assert first.config.compression["recovery"]["series"] == {"series": 3, "values": 200, "held_out_windows": 3}
+    runs = [
+        run_data(teacher.config, series, 5, evaluation_batches=3, seed=0, batch_tokens=300)
+        for series in (SERIES, changed)
+    ]
+    for first, other in zip(*(run.batches for run in runs)):
+        torch.testing.assert_close(first, other, rtol=0, atol=0)
+    assert not torch.equal(runs[0].held_out[0]["labels"], runs[1].held_out[0]["labels"])
+    record = recover(student, teacher, tmp_path / "out", series=SERIES, **QUICK).config.compression["recovery"]
+    assert record["series"] == {"series": 3, "values": 200, "held_out_windows": 3}
 
 
 def test_files_and_frames_are_series(student, teacher, tmp_path):
@@ -232,7 +235,7 @@ def test_too_little_to_hold_out_is_an_error(student, teacher, tmp_path, series):
 # Unfinished runs
 
 
-@pytest.mark.parametrize("step", [2, 7, 11])
+@pytest.mark.parametrize("step", [4, 7, 11])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(pair, tmp_path, monkeypatch, step):
     student, teacher = pair
     student.bfloat16()
