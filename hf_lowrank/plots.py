@@ -128,7 +128,7 @@ def draw_forecasts(panels: Sequence[Panel], *, interval: str = "80 % interval") 
     plt = import_pyplot()
     with plt.rc_context(STYLE):
         rows, columns = -(-len(panels) // 2), min(2, len(panels))
-        figure, axes = plt.subplots(rows, columns, figsize=(10, 2.8 * rows), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(10, 2.6 * rows + 0.4), squeeze=False)
         plt.close(figure)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
@@ -151,7 +151,9 @@ def _draw_panel(axis: Any, panel: Panel, interval: str) -> None:
     for forecast, colour, line in zip(panel.forecasts, COLOURS, LINES):
         label = f"{forecast.label}: median, {interval}"
         axis.plot(ahead, forecast.median, line, color=colour, linewidth=1.4, label=label)
-        axis.fill_between(ahead, forecast.low, forecast.high, color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(ahead, forecast.low, forecast.high, color=colour, alpha=0.15, linewidth=0)
+        for end in (forecast.low, forecast.high):  # where two intervals lie on each other, their ends tell them apart
+            axis.plot(ahead, end, line, color=colour, linewidth=0.7, alpha=0.7)
     axis.set_title(panel.title, parse_math=False)  # a name may hold any sign
     if panel.times is None:
         axis.set_xlabel("steps from the end of the context")
