@@ -482,6 +482,7 @@ def test_the_second_checkpoint_is_compared_in_both_pipelines():
     assert found["lean_time_ratio"] == {"median": 0.375, "min": 0.25, "max": 0.5}
     assert found["lean_memory_ratio"]["median"] == 0.25
     assert len(result.tables()[0].headings) == 6
+    assert result._repr_html_().count("<table>") == 2
 
 
 def test_memory_that_the_system_does_not_tell_is_left_out():
