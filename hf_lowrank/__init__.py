@@ -29,12 +29,14 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .data.series import read_series
     from .data.tokens import WindowCollator
     from .data.windows import SeriesWindows, held_out_ends
-    from .evaluation.evaluate import EvaluationResult, evaluate
+    from .evaluation.evaluate import evaluate
+    from .evaluation.result import EvaluationResult
     from .evaluation.tasks import EvaluationTask, file_task, find_tasks, list_tasks
     from .experiments.demo import packaged_series
     from .experiments.sweep import SweepResult, sweep
     from .exporting.export import export_model
     from .forecasting.forecast import forecast_file, forecast_frame
+    from .forecasting.plots import plot_forecasts
     from .hub.model_card import render_card
     from .hub.push import push_to_hub
     from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
@@ -95,6 +97,7 @@ __all__ = [
     "packaged_series",
     "plan_compression",
     "plot_analysis",
+    "plot_forecasts",
     "pretrain",
     "push_to_hub",
     "read_series",
@@ -121,12 +124,14 @@ _LAZY = {
     ".data.series": ("read_series",),
     ".data.tokens": ("WindowCollator",),
     ".data.windows": ("SeriesWindows", "held_out_ends"),
-    ".evaluation.evaluate": ("EvaluationResult", "evaluate"),
+    ".evaluation.evaluate": ("evaluate",),
+    ".evaluation.result": ("EvaluationResult",),
     ".evaluation.tasks": ("EvaluationTask", "file_task", "find_tasks", "list_tasks"),
     ".experiments.demo": ("packaged_series",),
     ".experiments.sweep": ("SweepResult", "sweep"),
     ".exporting.export": ("export_model",),
     ".forecasting.forecast": ("forecast_file", "forecast_frame"),
+    ".forecasting.plots": ("plot_forecasts",),
     ".hub.model_card": ("render_card",),
     ".hub.push": ("push_to_hub",),
     ".models.configuration_lowrank_chronos": ("LowRankChronos2Config", "LowRankChronosBoltConfig"),

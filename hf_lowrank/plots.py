@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ __all__ = [
     "Forecast",
     "Panel",
     "check_plot",
+    "draw_forecasts",
     "import_pyplot",
     "plot_dots",
-    "plot_forecasts",
     "plot_pareto",
 ]
 
@@ -58,12 +60,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Panel:
-    """One series: the end of its past, the observed future and the forecasts of it."""
+    """One series: the end of its past, what is observed of its future, and the forecasts of it, all of the same horizon.
+
+    `times` are those of the past and of the forecasts; without them steps are counted from the end of the past.
+    """
 
     title: str
     past: NDArray[np.floating]
     future: NDArray[np.floating]
     forecasts: tuple[Forecast, ...]
+    times: NDArray[np.datetime64] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,13 @@ class Dots:
 
 
 def import_pyplot() -> Any:
-    """The module matplotlib.pyplot, which only a picture needs, drawing to files."""
+    """The module matplotlib.pyplot, which only a picture needs, drawing to files; a notebook goes on to show its pictures."""
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError('Plots need matplotlib: pip install "hf-lowrank[plots]".') from error
-    matplotlib.use("Agg")
+    if "MPLBACKEND" not in os.environ and "matplotlib.pyplot" not in sys.modules:  # nobody has chosen
+        matplotlib.use("Agg")
     import matplotlib.pyplot
 
     return matplotlib.pyplot
@@ -112,34 +119,44 @@ def check_plot(argument: str, path: Path) -> None:
         )
 
 
-def plot_forecasts(panels: Sequence[Panel], output: Path, *, interval: str = "80 % interval") -> None:
-    """Draw the panels in two columns and write them to `output` (the ending says which format).
+def draw_forecasts(panels: Sequence[Panel], *, interval: str = "80 % interval") -> Any:
+    """The panels in two columns, as a figure of matplotlib that pyplot has forgotten: a notebook shows it once, where it is returned.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     plt = import_pyplot()
     with plt.rc_context(STYLE):
-        rows = -(-len(panels) // 2)
-        figure, axes = plt.subplots(rows, 2, figsize=(10, 2.8 * rows), squeeze=False)
+        rows, columns = -(-len(panels) // 2), min(2, len(panels))
+        figure, axes = plt.subplots(rows, columns, figsize=(10, 2.6 * rows + 0.4), squeeze=False)
+        plt.close(figure)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels):
-            past, future = len(panel.past), len(panel.future)
-            steps = np.arange(-past, future)
-            axis.plot(steps, np.concatenate([panel.past, panel.future]), color=INK, linewidth=1, label="observed")
-            axis.axvline(-0.5, color=INK, linewidth=0.6, alpha=0.5)
-            for forecast, colour, line in zip(panel.forecasts, COLOURS, LINES):
-                ahead = np.arange(future)
-                label = f"{forecast.label}: median, {interval}"
-                axis.plot(ahead, forecast.median, line, color=colour, linewidth=1.4, label=label)
-                axis.fill_between(ahead, forecast.low, forecast.high, color=colour, alpha=0.18, linewidth=0)
-            axis.set_title(panel.title)
-            axis.set_xlabel("steps from the end of the context")
+            _draw_panel(axis, panel, interval)
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        figure.savefig(output)
-        plt.close(figure)
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _draw_panel(axis: Any, panel: Panel, interval: str) -> None:
+    past, horizon = len(panel.past), len(panel.forecasts[0].median)
+    times: NDArray[Any] = np.arange(-past, horizon) if panel.times is None else panel.times
+    observed = np.concatenate([panel.past, panel.future])
+    axis.plot(times[: len(observed)], observed, color=INK, linewidth=1, label="observed")
+    axis.axvline(times[past - 1] + (times[past] - times[past - 1]) / 2, color=INK, linewidth=0.6, alpha=0.5)
+    ahead = times[past:]
+    for forecast, colour, line in zip(panel.forecasts, COLOURS, LINES):
+        label = f"{forecast.label}: median, {interval}"
+        axis.plot(ahead, forecast.median, line, color=colour, linewidth=1.4, label=label)
+        axis.fill_between(ahead, forecast.low, forecast.high, color=colour, alpha=0.15, linewidth=0)
+        for end in (forecast.low, forecast.high):  # where two intervals lie on each other, their ends tell them apart
+            axis.plot(ahead, end, line, color=colour, linewidth=0.7, alpha=0.7)
+    axis.set_title(panel.title, parse_math=False)  # a name may hold any sign
+    if panel.times is None:
+        axis.set_xlabel("steps from the end of the context")
 
 
 def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: Path, *, title: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_lowrank.plots import COLOURS, Curve, Forecast, Panel, plot_forecasts, plot_pareto
+from hf_lowrank.plots import COLOURS, Curve, Forecast, Panel, draw_forecasts, plot_pareto
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -29,7 +29,7 @@ def test_the_first_colours_differ_in_print_as_well() -> None:
 def test_forecast_panels(tmp_path: Path, count: int) -> None:
     ahead = np.linspace(0, 1, 5)
     panel = Panel("a series", np.arange(20.0), ahead, (Forecast("dense", ahead - 1, ahead, ahead + 1),))
-    plot_forecasts([panel] * count, tmp_path / "panels.svg")
+    draw_forecasts([panel] * count).savefig(tmp_path / "panels.svg")
     drawing = (tmp_path / "panels.svg").read_text()
     assert drawing.count("<!-- a series -->") == count
     assert "dense: median, 80 % interval" in drawing

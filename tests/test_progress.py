@@ -22,3 +22,25 @@ def test_nobody_watches_a_pipe(show, capsys):
     with progress_display(show=show) as display:
         display.advance(display.add_task("Working", total=1))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_a_bar_that_goes_away() -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    code = "import sys, time\nsys.modules['ipywidgets'] = None\nfrom hf_lowrank.progress import *\n"
+    code += "for _ in progress(range(3), 'Working <hard>', None): time.sleep(0.25)\n"
+    code += "with progress_display(show=False) as silent: silent.advance(silent.add_task('Never'))"
+    shown: list[dict[str, str]] = []
+
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message, cell, index):
+            shown.append(message["content"].get("data", {}))
+            return super().process_message(message, cell, index)
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    Client(notebook, timeout=120, kernel_name="python3").execute()
+    bars = [data["text/plain"] for data in shown if "text/plain" in data]
+    assert [f" {step}/3 " in bar for step, bar in enumerate(bars[:-1])] == [True] * 4
+    assert all("Working <hard>" in bar for bar in bars[:-1])
+    assert all("Working &lt;hard&gt;" in data["text/html"] for data in shown if data.get("text/plain"))
+    assert [output["data"] for output in notebook.cells[0].outputs] == [{"text/plain": "", "text/html": ""}]

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from ..files import write_json
+from ..text_tables import Table, in_notebook
 from ..timing import Case
 from .measurement import Memory
 
@@ -170,14 +168,15 @@ class Benchmark:
 
     def tables(self) -> list[Table]:
         """For people: the figures of each case, then the two checkpoints."""
-        model, against = self.comparisons[0].model, self.comparisons[0].against
-        figures = Table("", "against", "model", "ratio (min to max)", title=f"{model.name} against {against.name}")
-        if (lean := self.comparisons[0].against_lean) is not None:
-            figures.add_column(f"against, in {lean.pipeline}")
-            figures.add_column("ratio (min to max)")
-        figures.caption = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
+        model, against, lean = (getattr(self.comparisons[0], name) for name in ("model", "against", "against_lean"))
+        headings = ["", "against", "model", "ratio (min to max)"]
+        if lean is not None:
+            headings += [f"against, in {lean.pipeline}", "ratio (min to max)"]
+        figures: list[list[str]] = []
+        cases = set()
         for comparison in self.comparisons:
-            figures.add_row(Text(str(comparison.case), style="bold"))
+            cases.add((len(figures), 0))
+            figures.append([str(comparison.case), *[""] * (len(headings) - 1)])
             theirs = comparison.against.figures()
             rows = {heading: [heading, median_text(values)] for heading, values in theirs.items()}
             for side in filter(None, (comparison.model, comparison.against_lean)):
@@ -185,15 +184,31 @@ class Benchmark:
                 shown = {"seconds": ratios["time_ratio"], "peak memory, MiB": ratios["memory_ratio"]}
                 for heading, ours in side.figures().items():
                     rows[heading] += [median_text(ours), spread_text(shown.get(heading, []))]
-            for row in rows.values():
-                figures.add_row(*row)
-            figures.add_section()
-        checkpoints = Table("checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load")
-        for side in (model, against):
-            load = median_text([memory.load_seconds for memory in side.memory])
-            disk = f"{side.bytes_on_disk / MEBIBYTE:.1f}"
-            checkpoints.add_row(side.name, side.pipeline, f"{side.parameters:,}", disk, load)
-        return [figures, checkpoints]
+            figures += rows.values()
+        checkpoints = [
+            [
+                side.name,
+                side.pipeline,
+                f"{side.parameters:,}",
+                f"{side.bytes_on_disk / MEBIBYTE:.1f}",
+                median_text([memory.load_seconds for memory in side.memory]),
+            ]
+            for side in (model, against)
+        ]
+        machine = "{processor}, {threads} threads, {device} {dtype}".format(**self.machine)
+        return [
+            Table(f"{model.name} against {against.name}", headings, figures, frozenset(cases), note=machine),
+            Table(
+                "The checkpoints",
+                ["checkpoint", "pipeline", "parameters", "MiB on disk", "seconds to load"],
+                checkpoints,
+                num_texts=2,
+            ),
+        ]
+
+    def _repr_html_(self) -> str:
+        """The tables, in a notebook."""
+        return in_notebook(*self.tables())
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -33,6 +33,7 @@ __all__ = [
     "in_lean_pipeline",
     "in_stock_pipeline",
     "load_pipeline",
+    "pipeline_of",
     "predict_quantiles",
     "stable_seed",
 ]
@@ -88,6 +89,26 @@ def load_pipeline(
         return as_pipeline(loaded.eval())
     pipeline = BaseChronosPipeline.from_pretrained(path, device_map=device, dtype=dtype, trust_remote_code=False)
     return as_pipeline(pipeline.inner_model)
+
+
+def pipeline_of(
+    model: str | os.PathLike | PreTrainedModel | BaseChronosPipeline, argument: str
+) -> BaseChronosPipeline:
+    """The pipeline of whatever a user has: a name or folder, loaded in float32, a loaded Chronos model, or a pipeline as it is.
+
+    Raises:
+        ValueError: It is none of these; `argument` is what messages call it.
+        OSError, ImportError: What `load_pipeline` raises.
+    """
+    if isinstance(model, BaseChronosPipeline):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return load_pipeline(model, dtype="float32", argument=argument)
+    if type(model) not in CHRONOS_CLASSES or not getattr(model.config, "chronos_config", None):
+        raise ValueError(
+            f"{argument} must be {CHRONOS_WANTED} (its name or folder, the loaded model or its pipeline), found a {type(model).__name__}."
+        )
+    return as_pipeline(model.eval())
 
 
 def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:

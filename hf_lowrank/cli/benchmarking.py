@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import CHECKPOINT, integers, json_option
-from .output import plain_messages, warn, write_json
+from .output import in_terminal, plain_messages, warn, write_json
 
 
 def bench(
@@ -85,6 +85,6 @@ def bench(
             result = benchmark(model, against, **options)
         write_json(json_file, result.to_dict())
         for table in result.tables():
-            console.print(table)
+            console.print(in_terminal(table))
         for remark in result.remarks():
             warn(remark)

@@ -23,13 +23,11 @@ from .options import (
     json_object,
     json_option,
 )
-from .output import plain_messages, write_json
+from .output import in_terminal, plain_messages, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..checkpoints.rank_table import LayerName
-    from ..checkpoints.summary import CompressionSummary
     from ..compression.plan import CompressionPlan
     from ..data.tables import LongColumns
 
@@ -200,47 +198,36 @@ def calibration_data(calibration: str, columns: LongColumns) -> Any:
 def report_plan(console: Console, plan: CompressionPlan, source: str, json_file: Path | None) -> None:
     """What a compression would keep."""
     write_json(json_file, {"source": source} | plan.to_dict())
-    table = Table(title=f"{source}, as it would be compressed", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for heading in ("dense", "kept", "share"):
-        table.add_column(heading, justify="right")
-    for size in plan.sizes:
-        table.add_row(size.name, f"{size.dense:,}", size.kept_text, size.share_text)
-    console.print(table)
+    console.print(in_terminal(replace(plan.table(), title=f"{source}, as it would be compressed")))
     console.print("Nothing was written.")
 
 
 def report_compression(console: Console, model: PreTrainedModel, output: Path, json_file: Path | None) -> None:
     """What a compressed model keeps: a table of its layers, the totals in a sentence, and all of it as JSON."""
-    from ..checkpoints.summary import layer_bytes, stored_bytes, summarize
+    from ..checkpoints.summary import summarize
 
-    summary, width = summarize(model.config), model.dtype.itemsize
-    stored, size = layer_bytes(model), stored_bytes(model)
-    parameters = model.num_parameters()
-    dense_parameters = summary.dense_parameters(parameters)
+    summary = summarize(model)
+    record, size = summary.compression, summary.size
+    assert size is not None
     content = {
         "output": str(output),
-        "parameters": parameters,
-        "dense_parameters": dense_parameters,
-        "bytes": size,
-        "dense_bytes": dense_parameters * width,
-        "compression": model.config.compression,
-        **summary.to_dict(bytes_per_number=width, stored=stored),
+        "parameters": size.parameters,
+        "dense_parameters": size.dense_parameters,
+        "bytes": size.bytes,
+        "dense_bytes": size.dense_bytes,
+        "compression": record,
+        **summary.to_dict(bytes_per_number=size.dtype.itemsize),
     }
     write_json(json_file, content)
-    if tried := model.config.compression.get("tried"):
-        console.print(loss_table(tried, model.config.compression["measured_loss"]))
-    console.print(compression_table(summary, width, stored))
-    if model.config.compression["method"] == "paper":
+    if tried := record.get("tried"):
+        console.print(loss_table(tried, record["measured_loss"]))
+    console.print(in_terminal(summary.table()))
+    if record["method"] == "paper":
         console.print(
-            f"The paper's method keeps {model.config.compression['kept_rank_ratio']:.1%} of the ranks and all the "
-            "dense shapes: nothing is smaller or faster."
+            f"The paper's method keeps {record['kept_rank_ratio']:.1%} of the ranks and all the dense shapes: nothing is "
+            "smaller or faster."
         )
-    console.print(
-        f"{output}: {parameters:,} of {dense_parameters:,} parameters ({parameters / dense_parameters:.1%}), "
-        f"{size / 2**20:.1f} of {dense_parameters * width / 2**20:.1f} MiB in "
-        f"{str(model.dtype).removeprefix('torch.')}; attention {summary.attention_ratio:.1%}, cache {summary.cache_ratio:.1%}."
-    )
+    console.print(f"{output}: {summary.totals_text}")
 
 
 def loss_table(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> Table:
@@ -255,39 +242,4 @@ def loss_table(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | N
         is_chosen = one == chosen
         row = f"{one['total_ratio']:.3f}", f"{one['loss']:.2%}", f"{one['bound']:.2%}", bar + " (taken)" * is_chosen
         table.add_row(*row, style="bold" if is_chosen else "")
-    return table
-
-
-def compression_table(summary: CompressionSummary, width: int, stored: Mapping[LayerName, int]) -> Table:
-    """A row a layer that has changed, and the totals; `width` is the number of bytes of a number, `stored` of a layer, cache that of a token."""
-
-    def short(number: int) -> str:
-        return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
-
-    table = Table(title="Each layer, before → after; ranks kept / had", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("ranks", min_width=18)
-    for heading in ("parameters", "KiB", "cache B"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
-    for row in changed:
-        table.add_row(
-            f"{row.kind} {row.layer}",
-            row.ranks_text,
-            f"{short(row.dense_parameters)} → {short(row.parameters)}",
-            f"{row.dense_parameters * width / 1024:,.0f} → {stored[row.name] / 1024:,.0f}",
-            f"{row.dense_cached_numbers * width:,} → {row.cached_numbers * width:,}"
-            if row.dense_cached_numbers
-            else "",
-        )
-    table.add_section()
-    before, now = summary.total("dense_parameters"), summary.total("parameters")
-    cached_before, cached = summary.total("dense_cached_numbers"), summary.total("cached_numbers")
-    table.add_row(
-        "all layers",
-        f"{len(changed)} of {len(summary.rows)} changed",
-        f"{short(before)} → {short(now)}",
-        f"{before * width / 1024:,.0f} → {sum(stored.values()) / 1024:,.0f}",
-        f"{cached_before * width:,} → {cached * width:,}",
-    )
     return table

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from .options import CHECKPOINT, Device, check_file, json_option
-from .output import messages, plain_messages, write_json
+from .output import in_terminal, messages, plain_messages, write_json
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import EvaluationResult
+    from ..evaluation.result import EvaluationResult
     from ..evaluation.tasks import EvaluationTask
 
 
@@ -147,18 +145,12 @@ def plot_result(output: Path, result: EvaluationResult, metric: str) -> None:
 
 def print_evaluation(console: Console, result: EvaluationResult, *, metric: str, layout: str) -> None:
     """The scores by task, and their means: tables for the terminal, or text of another layout."""
-    from ..evaluation.table import WRITERS, mean_table, score_table
+    from ..evaluation.result import mean_table, score_table
+    from ..text_tables import WRITERS
 
     tables = [score_table(result, metric), mean_table(result)]
     if layout != "table":
         console.print("\n".join(map(WRITERS[layout], tables)), end="", soft_wrap=True, highlight=False)
         return
-    for content in tables:
-        table = Table(
-            title=content.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-        )
-        for i, heading in enumerate(content.headings):
-            table.add_column(heading, justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
-        for i, row in enumerate(content.rows):
-            table.add_row(*(Text(cell, style="bold" if (i, j) in content.best else "") for j, cell in enumerate(row)))
-        console.print(table)
+    for table in tables:
+        console.print(in_terminal(table))

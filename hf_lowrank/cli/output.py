@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from .. import files
@@ -19,7 +21,10 @@ from ..files import as_json
 from ..interrupts import interruption_of
 from .options import STANDARD_OUTPUT, check_file
 
-__all__ = ["DEBUG", "explanation", "interruptions", "messages", "plain_messages", "warn", "write_json"]
+if TYPE_CHECKING:
+    from .. import text_tables
+
+__all__ = ["DEBUG", "explanation", "in_terminal", "interruptions", "messages", "plain_messages", "warn", "write_json"]
 
 # Names of series, files and models are shown as they are written: no "[red]" in them is markup, no ":smile:" a picture.
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}
@@ -97,6 +102,25 @@ def explanation(error: Exception) -> str:
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     return f"{type(error).__name__}{': ' if text else ''}{text} (`hf-lowrank --debug ...` shows where)"
+
+
+def in_terminal(content: text_tables.Table) -> Table:
+    """A table of text as a terminal shows it, the best cells bold; the name at the start of a row is whole, so that it can be copied."""
+    table = Table(
+        title=content.title,
+        title_justify="left",
+        caption=content.note or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for i, heading in enumerate(content.headings):
+        side: Any = "left" if i < content.num_texts else "right"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=i == 0)
+    for i, row in enumerate(content.rows):
+        table.add_row(*(Text(cell, style="bold" if (i, j) in content.best else "") for j, cell in enumerate(row)))
+    return table
 
 
 def write_json(json_file: Path | None, content: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..text_tables import Table, in_notebook
+
 __all__ = ["CompressionPlan", "PlannedSize"]
 
 
@@ -52,6 +54,15 @@ class CompressionPlan:
             "dense_bytes": whole.dense * self.bytes_per_number,
             "bytes_at_most": whole.at_most * self.bytes_per_number,
         }
+
+    def table(self) -> Table:
+        """For people: a row a size."""
+        rows = [[size.name, f"{size.dense:,}", size.kept_text, size.share_text] for size in self.sizes]
+        return Table("The model, as it would be compressed", ["", "dense", "kept", "share"], rows)
+
+    def _repr_html_(self) -> str:
+        """The table, in a notebook."""
+        return in_notebook(self.table())
 
     def __str__(self) -> str:
         return "\n".join(f"{size.name}: {size.dense:,} -> {size.kept_text}" for size in self.sizes)

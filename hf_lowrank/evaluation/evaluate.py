@@ -16,13 +16,11 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
@@ -36,76 +34,17 @@ from ..checkpoints.pipelines import (
     predict_quantiles,
     stable_seed,
 )
-from ..files import without_nan, write_json, write_text
+from ..files import write_text
 from ..progress import progress_display
 from ..versions import versions
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
+from .result import EvaluationResult, EvaluationRow
 from .scores import METRICS, relative_score, score_forecasts
 from .tasks import EvaluationTask, find_tasks, import_fev
 
-__all__ = ["EvaluationResult", "EvaluationRow", "evaluate"]
+__all__ = ["evaluate"]
 
 Model: TypeAlias = "str | Path | BaseChronosPipeline"
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """The scores of one model on one task: fev's metrics, each the mean over the task's windows.
-
-    WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
-    and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
-    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
-    `seasonality` steps. `seconds` is the time of the forecasts.
-    """
-
-    task: str
-    model: str
-    WQL: float
-    MASE: float
-    SQL: float
-    RMSSE: float
-    num_series: int
-    num_windows: int
-    horizon: int
-    seasonality: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
-
-    A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
-    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
-    either score is zero or undefined do not count; `num_tasks` says how many did.
-    """
-
-    results: tuple[EvaluationRow, ...]
-    aggregate: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row for each task and model."""
-        return pd.DataFrame([asdict(row) for row in self.results])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The `results`, the `aggregate` and the `settings`; an undefined number is None."""
-        content = {
-            "results": [asdict(row) for row in self.results],
-            "aggregate": self.aggregate,
-            "settings": self.settings,
-        }
-        return without_nan(content)
-
-    def save(self, path: str | Path) -> None:
-        """Write a .json or .csv file (the rows alone); it appears whole or not at all."""
-        path = Path(path)
-        if path.suffix not in (".json", ".csv"):
-            raise ValueError(f"path must end in .json or .csv, found {path.name!r}.")
-        if path.suffix == ".json":
-            write_json(path, self.to_dict())
-        else:
-            write_text(path, self.to_frame().to_csv(index=False))
 
 
 def evaluate(  # noqa: PLR0913 a public call names all of its options

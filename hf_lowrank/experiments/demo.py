@@ -24,7 +24,7 @@ from ..evaluation.naive import seasonal_naive_quantiles
 from ..evaluation.scores import log_ratios, score_forecasts
 from ..evaluation.tasks import import_fev
 from ..files import new_file
-from ..plots import Forecast, Panel, check_plot, plot_forecasts
+from ..plots import STYLE, Forecast, Panel, check_plot, draw_forecasts
 from ..progress import progress_display
 from .sweep import DEFAULT_METHODS, compressed_models, model_name
 
@@ -171,7 +171,8 @@ def demo(
         chosen = model_name("default", ratios[min(1, len(ratios) - 1)])
         shown = {name: forecasts[name] for name in ("dense", chosen)}
         with new_file(plot) as part:
-            plot_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)], part)
+            figure = draw_forecasts([_panel(windows, i, shown) for i, windows in enumerate(rolling)])
+            figure.savefig(part, dpi=STYLE["savefig.dpi"])
     return rows
 
 

@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.families import LOWRANK_CLASSES, Family, family_of
 from ..checkpoints.loading import HUB_ID, REFERENCES
-from ..checkpoints.summary import stored_bytes, summarize
+from ..checkpoints.summary import summarize
 from ..compression.settings import CompressionSettings
 from ..models.modeling_lowrank_t5 import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration
 from .measured import read_scores, read_speed
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
-    from ..evaluation.evaluate import EvaluationResult
+    from ..evaluation.result import EvaluationResult
 
 __all__ = ["LOWRANK_NAMES", "check_model", "check_repo_id", "render_card"]
 
@@ -256,17 +256,17 @@ class Sizes:
 
 def _sizes(model: PreTrainedModel) -> Sizes:
     """Those of a low-rank model in its own dtype."""
-    summary, width = summarize(model.config), model.dtype.itemsize
-    parameters = model.num_parameters()
-    dense = summary.dense_parameters(parameters)
+    summary = summarize(model)
+    size = summary.size
+    assert size is not None
     return Sizes(
-        parameters=parameters,
-        dense_parameters=dense,
-        bytes=stored_bytes(model),
-        dense_bytes=dense * width,
+        parameters=size.parameters,
+        dense_parameters=size.dense_parameters,
+        bytes=size.bytes,
+        dense_bytes=size.dense_bytes,
         attention_ratio=summary.attention_ratio,
-        cache=summary.total("cached_numbers") * width,
-        dense_cache=summary.total("dense_cached_numbers") * width,
-        dtype=str(model.dtype).removeprefix("torch."),
+        cache=summary.total("cached_numbers") * size.dtype.itemsize,
+        dense_cache=summary.total("dense_cached_numbers") * size.dtype.itemsize,
+        dtype=size.dtype_name,
         integers=dict(sorted(Counter((model.config.weight_bits or {}).values()).items(), reverse=True)),
     )

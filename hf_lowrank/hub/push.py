@@ -24,7 +24,7 @@ from .model_card import LOWRANK_NAMES, check_model, check_repo_id, render_card
 
 if TYPE_CHECKING:
     from ..benchmarking.benchmark import Benchmark
-    from ..evaluation.evaluate import EvaluationResult
+    from ..evaluation.result import EvaluationResult
 
 __all__ = ["is_generated", "push_to_hub", "signed"]
 

@@ -450,7 +450,7 @@ def test_a_dense_chronos2_is_measured_by_group_too(tmp_path, monkeypatch):
     assert [side.pipeline for side in comparison.sides] == [*["Chronos2Pipeline"] * 2, "LowRankChronos2Pipeline"]
     assert comparison.against_lean.parameters == comparison.against.parameters
     assert comparison.against_lean.product_flops < comparison.against.product_flops
-    assert "against, in LowRankChronos2Pipeline" in [column.header for column in result.tables()[0].columns]
+    assert "against, in LowRankChronos2Pipeline" in result.tables()[0].headings
 
 
 def test_lists_of_integers_are_joined():
@@ -481,7 +481,8 @@ def test_the_second_checkpoint_is_compared_in_both_pipelines():
     assert found["time_ratio"] == {"median": 0.1875, "min": 0.125, "max": 0.25}
     assert found["lean_time_ratio"] == {"median": 0.375, "min": 0.25, "max": 0.5}
     assert found["lean_memory_ratio"]["median"] == 0.25
-    assert len(result.tables()[0].columns) == 6
+    assert len(result.tables()[0].headings) == 6
+    assert result._repr_html_().count("<table>") == 2
 
 
 def test_memory_that_the_system_does_not_tell_is_left_out():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -103,3 +105,38 @@ def test_the_representation_of_a_summary_is_one_line(tiny_config, mixed_ranks):
     assert "attention " in text
     assert "cache " in text
     assert len(text) < 120
+
+
+def test_a_notebook_shows_every_changed_layer_and_how_the_model_was_made(tiny_config, mixed_ranks):
+    source = "a<b>&c"
+    made = {"policy": "ratio", "arguments": {"ratio": 0.5}, "source": source, "calibration": {"data": "3 series"}}
+    config = tiny_config(**mixed_ranks, compression=made)
+    model = LowRankT5ForConditionalGeneration(config).to(torch.bfloat16)
+    summary = summarize(model)
+    root = ET.fromstring(f"<div>{summary._repr_html_()}</div>")
+    headings, *rows, total = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+    assert headings == ["layer", "ranks", "parameters", "share", "KiB", "cache B"]
+    changed = [row for row in summary.rows if row.ranks != row.dense_ranks]
+    assert [row[:2] for row in rows] == [[f"{row.kind} {row.layer}", row.ranks_text] for row in changed]
+    assert [row[3] for row in rows] == [f"{row.parameters / row.dense_parameters:.1%}" for row in changed]
+    assert total[:2] == ["all layers", f"{len(changed)} of {len(summary.rows)} changed"]
+    (note,) = (part.text for part in root.iter("p"))
+    assert f"{model.num_parameters():,} of " in note
+    assert "MiB in bfloat16" in note
+    assert note.endswith(f"Made from {source} by ratio=0.5, calibrated on 3 series.")
+    assert source not in summary._repr_html_()
+    assert html.escape(source) in summary._repr_html_()
+
+
+def test_a_model_says_what_it_takes_and_a_configuration_what_its_layers_have(tiny_config, mixed_ranks):
+    model = LowRankT5ForConditionalGeneration(tiny_config(**mixed_ranks))
+    of_model, of_config = summarize(model), summarize(model.config)
+    assert of_model.rows == of_config.rows
+    assert of_config.size is None
+    assert of_config.table().headings == ["layer", "ranks", "parameters", "share", "cache numbers"]
+    size = of_model.size
+    assert size.parameters == model.num_parameters()
+    assert size.bytes == sum(parameter.nbytes for parameter in model.parameters())
+    dense = LowRankT5ForConditionalGeneration(tiny_config())
+    assert (size.dense_parameters, size.dense_bytes) == (dense.num_parameters(), 4 * dense.num_parameters())
+    assert set(size.layers) == {row.name for row in of_model.rows}

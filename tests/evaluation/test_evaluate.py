@@ -31,7 +31,8 @@ import huggingface_hub  # noqa: E402
 
 from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS  # noqa: E402
 from hf_lowrank.cli.app import app  # noqa: E402
-from hf_lowrank.evaluation.evaluate import EvaluationResult, evaluate  # noqa: E402
+from hf_lowrank.evaluation.evaluate import evaluate  # noqa: E402
+from hf_lowrank.evaluation.result import EvaluationResult  # noqa: E402
 from hf_lowrank.evaluation.scores import METRICS  # noqa: E402
 from hf_lowrank.evaluation.sources import seasonality_of  # noqa: E402
 from hf_lowrank.evaluation.tasks import file_task, find_tasks, list_tasks  # noqa: E402

@@ -1,32 +1,87 @@
-"""Scores as people read them: a row for each task, a column for each model, in a terminal, in Markdown, HTML or CSV."""
+"""What an evaluation says: the scores by task, their means, and both as tables."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from .evaluate import EvaluationResult
+from ..files import without_nan, write_json, write_text
+from ..text_tables import Table, in_notebook
 from .naive import SEASONAL_NAIVE
 from .scores import METRICS
 
-__all__ = ["WRITERS", "Table", "mean_table", "score_table"]
+__all__ = ["EvaluationResult", "EvaluationRow", "mean_table", "score_table"]
 
 BASELINE = "Seasonal Naive"  # for people
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of text; `best` are the (row, column) of those that are marked."""
+class EvaluationRow:
+    """The scores of one model on one task: fev's metrics, each the mean over the task's windows.
 
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: frozenset[tuple[int, int]] = frozenset()
+    WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
+    and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
+    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
+    `seasonality` steps. `seconds` is the time of the forecasts.
+    """
+
+    task: str
+    model: str
+    WQL: float
+    MASE: float
+    SQL: float
+    RMSSE: float
+    num_series: int
+    num_windows: int
+    horizon: int
+    seasonality: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
+
+    A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
+    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
+    either score is zero or undefined do not count; `num_tasks` says how many did.
+    """
+
+    results: tuple[EvaluationRow, ...]
+    aggregate: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each task and model."""
+        return pd.DataFrame([asdict(row) for row in self.results])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `results`, the `aggregate` and the `settings`; an undefined number is None."""
+        content = {
+            "results": [asdict(row) for row in self.results],
+            "aggregate": self.aggregate,
+            "settings": self.settings,
+        }
+        return without_nan(content)
+
+    def save(self, path: str | Path) -> None:
+        """Write a .json or .csv file (the rows alone); it appears whole or not at all."""
+        path = Path(path)
+        if path.suffix not in (".json", ".csv"):
+            raise ValueError(f"path must end in .json or .csv, found {path.name!r}.")
+        if path.suffix == ".json":
+            write_json(path, self.to_dict())
+        else:
+            write_text(path, self.to_frame().to_csv(index=False))
+
+    def _repr_html_(self) -> str:
+        """Both tables, in a notebook."""
+        return in_notebook(score_table(self), mean_table(self))
 
 
 def score_table(result: EvaluationResult, metric: str = "WQL") -> Table:
@@ -90,50 +145,3 @@ def _mean(mean: dict[str, float]) -> str:
         return "-"
     interval = f" ({mean['low']:.3f} to {mean['high']:.3f})" if mean["num_tasks"] > 1 else ""
     return f"{mean['geometric_mean']:.3f}{interval}"
-
-
-def _marked(table: Table, escape: Callable[[str], str], before: str, after: str) -> list[list[str]]:
-    """The rows as another language has them, the best cells between two marks."""
-    return [
-        [f"{before}{escape(cell)}{after}" if (i, j) in table.best else escape(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
-
-
-def _markdown(table: Table) -> str:
-    def escape(cell: str) -> str:
-        return cell.replace("|", "\\|")
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    rule = "|---" + "|---:" * (len(table.headings) - 1) + "|"
-    rows = map(line, _marked(table, escape, "**", "**"))
-    return "\n".join([f"{table.title}:", "", line(map(escape, table.headings)), rule, *rows, ""])
-
-
-def _html(table: Table) -> str:
-    def line(cells: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-    lines = [
-        "<table>",
-        f"<caption>{html.escape(table.title)}</caption>",
-        f"<thead>{line(map(html.escape, table.headings), 'th')}</thead>",
-        "<tbody>",
-        *(line(row, "td") for row in _marked(table, html.escape, "<b>", "</b>")),
-        "</tbody>",
-        "</table>",
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.headings)
-    writer.writerows(table.rows)
-    return text.getvalue()
-
-
-WRITERS = {"markdown": _markdown, "html": _html, "csv": _csv}
