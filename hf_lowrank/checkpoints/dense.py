@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from ..models.modeling_lowrank_quantized import quantized_modules
+from .adapters import Adapter, has_adapter, load_adapted, load_merged, merged
 from .devices import known_device, known_dtype
 from .families import DENSE_CLASSES, LOWRANK_CLASSES, Family, family_of
 from .loading import check_finite, checkpoint_path, load_model, public_name
@@ -31,6 +32,7 @@ from .rank_table import FeedForwardRanks, LatentRanks, LayerName, LayerRanks, Pe
 
 __all__ = ["DenseCheckpoint", "LowRankSource", "as_full_rank", "build_model", "in_float", "load_chronos", "load_dense"]
 
+SOURCE_CLASSES = (*DENSE_CLASSES, *LOWRANK_CLASSES)
 DENSE_WANTED = (
     f"a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({', '.join(cls.__name__ for cls in DENSE_CLASSES)}), such as "
     "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2"
@@ -70,6 +72,7 @@ class DenseCheckpoint:
     source: str
     is_shared: bool  # the weights belong to a model of the caller's
     lowrank: LowRankSource | None = None
+    adapter: Adapter | None = None  # that was merged into the weights
 
     @property
     def given_weights(self) -> dict[str, torch.Tensor]:
@@ -201,7 +204,8 @@ def load_dense(
 ) -> DenseCheckpoint:
     """Load a checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model or that of a pipeline.
 
-    A low-rank one becomes the dense model that computes the same, with its own weights and ranks in `lowrank`.
+    A low-rank one becomes the dense model that computes the same, with its own weights and ranks in `lowrank`. Adapters of peft, in a loaded
+    model or in a folder or Hub repository of their own, are merged into a copy of their model.
 
     Args:
         model: What to load or look at.
@@ -212,36 +216,35 @@ def load_dense(
         ValueError: It is another model, weights are missing, or a tensor holds NaN or infinite values; `dtype` or `device` is
             unknown, or given for a model that is loaded already.
         OSError: There is no such checkpoint, or its files cannot be read.
+        ImportError: It is an adapter, and peft is not installed.
     """
     if isinstance(model, BaseChronosPipeline):
         model = model.inner_model
-    if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
+    is_adapted = has_adapter(model)
+    if not is_adapted and not isinstance(model, (str, os.PathLike, PreTrainedModel)):
         raise ValueError(
             f"model must be a Hub id, a folder, a loaded model or a pipeline, found a {type(model).__name__}."
         )
     dtype, device = known_dtype(dtype), None if device is None else known_device(device)
-    classes = (*DENSE_CLASSES, *LOWRANK_CLASSES)
-    name = public_name(model)  # now, for a folder may be gone later
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, (str, os.PathLike)):
+        name, is_shared = public_name(model), False  # now, for a folder may be gone later
+        source = checkpoint_path(model)
+        loaded, adapter = _loaded(source, dtype, device)
+    else:
         if dtype != "auto" or device is not None:
             raise ValueError(
                 "dtype and device are for a checkpoint that is loaded here; use model.to(...) for a model."
             )
-        loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
-        if type(model) not in classes:
-            raise ValueError(f"model: {source} is a {type(model).__name__}; it must be {WANTED}.")
-    else:
-        source, is_shared = checkpoint_path(model), False
-        # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
-        # starts with none in memory, and a compression reads those of the attention alone.
-        load_model(source, classes, WANTED)
-        gc.collect()
-        loaded = load_model(source, classes, WANTED, dtype=dtype, device=device, check_values=False)
+        loaded, adapter = merged(model) if is_adapted else (model, None)
+        name = f"{adapter.base} with an adapter" if adapter else public_name(model)
+        source, is_shared = loaded.config.name_or_path or type(loaded).__name__, adapter is None
+        if type(loaded) not in SOURCE_CLASSES:
+            raise ValueError(f"model: {source} is a {type(loaded).__name__}; it must be {WANTED}.")
     family, is_lowrank = family_of(type(loaded)), type(loaded) in LOWRANK_CLASSES
     assert family is not None
     check_names(loaded)
     weights = _floating_weights(loaded)
-    if is_shared:
+    if is_shared or adapter is not None:
         _check_weights(weights, source)
     checkpoint = DenseCheckpoint(
         config=family.lowrank_config(loaded.config) if is_lowrank else loaded.config,
@@ -251,11 +254,23 @@ def load_dense(
         tied_keys=dict(loaded.all_tied_weights_keys),
         source=name,
         is_shared=is_shared,
+        adapter=adapter,
     )
     if not is_lowrank:
         return checkpoint
     lowrank = LowRankSource(RankTable.of(loaded.config), weights, copy.deepcopy(loaded.config.compression))
     return replace(checkpoint, weights=_multiplied_out(checkpoint, lowrank.ranks), lowrank=lowrank)
+
+
+def _loaded(source: str, dtype: torch.dtype | str, device: str | None) -> tuple[PreTrainedModel, Adapter | None]:
+    """A checkpoint, its values checked; an adapter is merged into the model that it was trained on."""
+    # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
+    # starts with none in memory, and a compression reads those of the attention alone.
+    _, adapter = load_merged(source, SOURCE_CLASSES, WANTED)
+    gc.collect()
+    if adapter is not None:
+        return load_adapted(source, SOURCE_CLASSES, WANTED, dtype=dtype, device=device)
+    return load_model(source, SOURCE_CLASSES, WANTED, dtype=dtype, device=device, check_values=False), None
 
 
 def _floating_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

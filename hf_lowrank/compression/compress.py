@@ -58,7 +58,8 @@ def compress_pretrained(
     same numbers (those that integers stand for, without `quantize`).
 
     Args:
-        model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, dense or low-rank, which is left as it is.
+        model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, dense or low-rank, which is left as it is. An
+            adapter of peft (a `PeftModel`, or a folder or Hub id with an adapter_config.json) is merged into a copy of its model first.
         settings: What is asked for.
         dtype: Of a checkpoint that is loaded and of the result: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` as in the file.
         device: Where a checkpoint is loaded to and compressed, such as `"cuda"`; by default the CPU.
@@ -78,6 +79,7 @@ def compress_pretrained(
             low-rank model, or the paper's method is to truncate one whose attention is low-rank.
         TypeError: An argument is unknown.
         OSError: The checkpoint cannot be read.
+        ImportError: It is an adapter, and peft is not installed.
 
     Warns:
         UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.

@@ -41,6 +41,8 @@ def record_of(
     }
     if dense.lowrank is not None and dense.lowrank.compression:
         more["source_compression"] = dense.lowrank.compression
+    if dense.adapter is not None:
+        more["adapter"] = dense.adapter.to_dict()
     return {
         "method": settings.method,
         "policy": settings.policy,

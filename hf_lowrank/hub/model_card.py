@@ -89,7 +89,7 @@ def render_card(
         library_name="transformers",
         pipeline_tag="time-series-forecasting" if is_chronos else None,
         tags=["hf_lowrank", "low-rank", "compression", *(["chronos", "time-series"] if is_chronos else ["t5"])],
-        base_model=source if made.is_of_hub else None,
+        base_model=source if made.is_of_hub else root if root is not None and HUB_ID.fullmatch(root) else None,
         model_name=name if scores else None,
         eval_results=scores.results() if scores else None,
     )
@@ -204,7 +204,9 @@ def _root(record: Mapping[str, Any]) -> str | None:
     """The first source; None where it was trained at its ranks."""
     if "source" not in record:
         return None
-    return (_root(record[EARLIER]) if EARLIER in record else None) or _source(record)
+    if EARLIER in record and (root := _root(record[EARLIER])) is not None:
+        return root
+    return str(record["adapter"]["base"]) if "adapter" in record else _source(record)
 
 
 def _recovery(recovery: Mapping[str, Any]) -> dict[str, Any]:
