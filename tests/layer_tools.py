@@ -50,7 +50,7 @@ def truncated(dense: DenseCheckpoint, layer: Layer, ranks: LayerRanks) -> PreTra
     """The low-rank model in which this layer has these ranks, and all others are dense."""
     config = dense.family.lowrank_config(dense.config)
     RankTable({layer.name: ranks}).write(config)
-    weights = {name: weight for name, weight in dense.weights.items() if name not in layer.dense_names}
+    weights = {name: weight for name, weight in dense.weights.items() if name not in layer.given_names}
     return build_model(
         dense.lowrank_class,
         config,

@@ -1,4 +1,7 @@
-"""Dense checkpoints: their weights by name, where their layers are, and models of the same weights."""
+"""Dense checkpoints: their weights by name, where their layers are, and models of the same weights.
+
+A low-rank checkpoint is one too: that of the dense model which its factors stand for.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import copy
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from chronos import BaseChronosPipeline
@@ -18,22 +22,47 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ..models.modeling_lowrank_quantized import quantized_modules
+from .adapters import Adapter, has_adapter, load_adapted, load_merged, merged
 from .devices import known_device, known_dtype
-from .families import DENSE_CLASSES, Family, family_of
+from .families import DENSE_CLASSES, LOWRANK_CLASSES, Family, family_of
 from .loading import check_finite, checkpoint_path, load_model, public_name
-from .rank_table import LayerName
+from .products import whole_heads, whole_latent, whole_matrices
+from .rank_table import FeedForwardRanks, LatentRanks, LayerName, LayerRanks, PerHeadRanks, RankTable
 
-__all__ = ["DenseCheckpoint", "as_full_rank", "build_model", "load_chronos", "load_dense"]
+__all__ = ["DenseCheckpoint", "LowRankSource", "as_full_rank", "build_model", "in_float", "load_chronos", "load_dense"]
 
-WANTED = (
+SOURCE_CLASSES = (*DENSE_CLASSES, *LOWRANK_CLASSES)
+DENSE_WANTED = (
     f"a dense checkpoint of a T5, a Chronos-Bolt or a Chronos-2 ({', '.join(cls.__name__ for cls in DENSE_CLASSES)}), such as "
     "amazon/chronos-t5-small, amazon/chronos-bolt-small or amazon/chronos-2"
 )
+OTHER_VERSION = "this version of transformers or chronos-forecasting has another model of that name"
+WANTED = f"{DENSE_WANTED}, or a low-rank one of these ({', '.join(cls.__name__ for cls in LOWRANK_CLASSES)})"
+
+
+@dataclass(frozen=True)
+class LowRankSource:
+    """The low-rank model that a dense one was multiplied out from.
+
+    Attributes:
+        ranks: Of its layers.
+        weights: Its own, by name; matrices of integers as the numbers that they stand for.
+        compression: What its configuration records of how it was made.
+    """
+
+    ranks: RankTable
+    weights: dict[str, torch.Tensor]
+    compression: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
 class DenseCheckpoint:
-    """A dense model: its configuration and its weights by name. Nothing writes to the weights."""
+    """A dense model: its configuration and its weights by name. Nothing writes to the weights.
+
+    Of a low-rank source the weights are those of the dense layers that compute the same, and `config` has the sizes of the dense model that
+    it is of the shape of. Each layer then has heads and a width of its own, by the shapes of its weights.
+    """
 
     config: PreTrainedConfig
     generation_config: GenerationConfig | None
@@ -42,6 +71,25 @@ class DenseCheckpoint:
     tied_keys: dict[str, str]
     source: str
     is_shared: bool  # the weights belong to a model of the caller's
+    lowrank: LowRankSource | None = None
+    adapter: Adapter | None = None  # that was merged into the weights
+
+    @property
+    def given_weights(self) -> dict[str, torch.Tensor]:
+        """The source's own weights, by their names in a low-rank model of its ranks."""
+        return self.weights if self.lowrank is None else self.lowrank.weights
+
+    @cached_property
+    def given_ranks(self) -> RankTable:
+        """The source's own ranks; full ones of a dense model."""
+        if self.lowrank is not None:
+            return self.lowrank.ranks
+        return RankTable.full(self.family.lowrank_config(self.config))
+
+    @property
+    def source_class(self) -> type[PreTrainedModel]:
+        """The class of the source."""
+        return self.model_class if self.lowrank is None else self.lowrank_class
 
     @cached_property
     def family(self) -> Family:
@@ -73,6 +121,11 @@ class DenseCheckpoint:
         """(`encoder_feed_forward.3`, "encoder.block.3.layer.1.DenseReluDense") for every feed-forward layer."""
         return self._places(self.family.feed_forward)
 
+    @property
+    def all_layers(self) -> tuple[tuple[LayerName, str], ...]:
+        """Attention and feed-forward layers."""
+        return (*self.layers, *self.feed_forward_layers)
+
     def _places(self, kinds: Mapping[str, tuple[str, str]]) -> Iterator[tuple[LayerName, str]]:
         for kind, (stack, module) in kinds.items():
             if stack in self.stacks:
@@ -90,16 +143,57 @@ class DenseCheckpoint:
 
         So whatever looks into a running model looks into our own layers. Weights that are float32 are shared.
         """
-        copies = {tensor.data_ptr(): tensor.float() for tensor in self.weights.values()}
-        weights = {name: copies[tensor.data_ptr()] for name, tensor in self.weights.items()}
+        config = self.family.lowrank_config(self.config)
+        if self.lowrank is not None:
+            self.whole_ranks.write(config, validate=False)  # the heads of a latent may be larger than dense ones
         model = build_model(
             self.lowrank_class,
-            self.family.lowrank_config(self.config),
-            weights,
+            config,
+            in_float(self.weights),
             tied_keys=self.tied_keys,
             generation_config=self.generation_config,
         )
         return model.requires_grad_(False)
+
+    @cached_property
+    def whole_ranks(self) -> RankTable:
+        """The sizes of the layers that the weights are of: heads, and a width; no latents and no factors."""
+        heads, ranks = self.config.num_heads, dict[LayerName, LayerRanks]()
+        for name, module in self.layers:
+            sizes = (len(self.weights[f"{module}.{part}.weight"]) // heads for part in "qv")
+            ranks[name] = PerHeadRanks(*sizes)
+        for name, module in self.feed_forward_layers:
+            ranks[name] = FeedForwardRanks(self.weights[f"{module}.wo.weight"].shape[1], None, None)
+        return RankTable(ranks)
+
+    @property
+    def has_whole_heads(self) -> bool:
+        """Whether all attention is that of a dense model, in the source's own weights."""
+        full = RankTable.full(self.family.lowrank_config(self.config))
+        return all(
+            self.given_ranks[name] == full[name]
+            and all(
+                self.given_weights[f"{module}.{part}.weight"] is self.weights[f"{module}.{part}.weight"]
+                for part in "qkvo"
+            )
+            for name, module in self.layers
+        )
+
+    def largest_heads(self, name: LayerName) -> PerHeadRanks:
+        """The largest heads that are any use in an attention layer: those that it has, or, of a latent, none larger than dense ones."""
+        given, whole = self.given_ranks[name], self.whole_ranks[name]
+        if isinstance(given, PerHeadRanks):
+            return given
+        assert isinstance(whole, PerHeadRanks)
+        return PerHeadRanks(min(self.config.d_kv, whole.qk), min(self.config.d_kv, whole.vo))
+
+
+def in_float(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in float32, of which those are tied that were; those that are float32 are shared, indices stay what they are."""
+    copies = {
+        tensor.data_ptr(): tensor.float() if tensor.is_floating_point() else tensor for tensor in weights.values()
+    }
+    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}
 
 
 def load_dense(
@@ -108,7 +202,10 @@ def load_dense(
     dtype: torch.dtype | str = "auto",
     device: str | None = None,
 ) -> DenseCheckpoint:
-    """Load a dense checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model or that of a pipeline.
+    """Load a checkpoint of one of the families (T5, Chronos-Bolt, Chronos-2), or look at a loaded model or that of a pipeline.
+
+    A low-rank one becomes the dense model that computes the same, with its own weights and ranks in `lowrank`. Adapters of peft, in a loaded
+    model or in a folder or Hub repository of their own, are merged into a copy of their model.
 
     Args:
         model: What to load or look at.
@@ -119,47 +216,98 @@ def load_dense(
         ValueError: It is another model, weights are missing, or a tensor holds NaN or infinite values; `dtype` or `device` is
             unknown, or given for a model that is loaded already.
         OSError: There is no such checkpoint, or its files cannot be read.
+        ImportError: It is an adapter, and peft is not installed.
     """
     if isinstance(model, BaseChronosPipeline):
         model = model.inner_model
-    if not isinstance(model, (str, os.PathLike, PreTrainedModel)):
+    is_adapted = has_adapter(model)
+    if not is_adapted and not isinstance(model, (str, os.PathLike, PreTrainedModel)):
         raise ValueError(
             f"model must be a Hub id, a folder, a loaded model or a pipeline, found a {type(model).__name__}."
         )
     dtype, device = known_dtype(dtype), None if device is None else known_device(device)
-    name = public_name(model)  # now, for a folder may be gone later
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, (str, os.PathLike)):
+        name, is_shared = public_name(model), False  # now, for a folder may be gone later
+        source = checkpoint_path(model)
+        loaded, adapter = _loaded(source, dtype, device)
+    else:
         if dtype != "auto" or device is not None:
             raise ValueError(
                 "dtype and device are for a checkpoint that is loaded here; use model.to(...) for a model."
             )
-        loaded, source, is_shared = model, model.config.name_or_path or type(model).__name__, True
-        if type(model) not in DENSE_CLASSES:
-            raise ValueError(f"model: {source} is a {type(model).__name__}; it must be {WANTED}.")
-    else:
-        source, is_shared = checkpoint_path(model), False
-        # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
-        # starts with none in memory, and a compression reads those of the attention alone.
-        load_model(source, DENSE_CLASSES, WANTED)
-        gc.collect()
-        loaded = load_model(source, DENSE_CLASSES, WANTED, dtype=dtype, device=device, check_values=False)
+        loaded, adapter = merged(model) if is_adapted else (model, None)
+        name = f"{adapter.base} with an adapter" if adapter else public_name(model)
+        source, is_shared = loaded.config.name_or_path or type(loaded).__name__, adapter is None
+        if type(loaded) not in SOURCE_CLASSES:
+            raise ValueError(f"model: {source} is a {type(loaded).__name__}; it must be {WANTED}.")
+    family, is_lowrank = family_of(type(loaded)), type(loaded) in LOWRANK_CLASSES
+    assert family is not None
     check_names(loaded)
-    weights = loaded.state_dict()
-    if is_shared:
+    weights = _floating_weights(loaded)
+    if is_shared or adapter is not None:
         _check_weights(weights, source)
-    return DenseCheckpoint(
-        config=loaded.config,
+    checkpoint = DenseCheckpoint(
+        config=family.lowrank_config(loaded.config) if is_lowrank else loaded.config,
         generation_config=getattr(loaded, "generation_config", None),
-        model_class=type(loaded),
+        model_class=family.dense_class(type(loaded)),
         weights=weights,
         tied_keys=dict(loaded.all_tied_weights_keys),
         source=name,
         is_shared=is_shared,
+        adapter=adapter,
     )
+    if not is_lowrank:
+        return checkpoint
+    lowrank = LowRankSource(RankTable.of(loaded.config), weights, copy.deepcopy(loaded.config.compression))
+    return replace(checkpoint, weights=_multiplied_out(checkpoint, lowrank.ranks), lowrank=lowrank)
+
+
+def _loaded(source: str, dtype: torch.dtype | str, device: str | None) -> tuple[PreTrainedModel, Adapter | None]:
+    """A checkpoint, its values checked; an adapter is merged into the model that it was trained on."""
+    # Weights are mapped from the file page by page as they are used. After a look at all of them a second load
+    # starts with none in memory, and a compression reads those of the attention alone.
+    _, adapter = load_merged(source, SOURCE_CLASSES, WANTED)
+    gc.collect()
+    if adapter is not None:
+        return load_adapted(source, SOURCE_CLASSES, WANTED, dtype=dtype, device=device)
+    return load_model(source, SOURCE_CLASSES, WANTED, dtype=dtype, device=device, check_values=False), None
+
+
+def _floating_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of a model by name, with the numbers that matrices of integers stand for."""
+    weights = model.state_dict()
+    for name, module in quantized_modules(model).items():
+        for stored in module.stored_names:
+            del weights[f"{name}.{stored}"]
+        weights[f"{name}.weight"] = module.weight.detach()
+    return weights
+
+
+def _multiplied_out(checkpoint: DenseCheckpoint, ranks: RankTable) -> dict[str, torch.Tensor]:
+    """The weights of the dense layers that compute what layers of these ranks with the checkpoint's weights do."""
+    weights, config = dict(checkpoint.weights), checkpoint.config
+
+    def take(module: str) -> dict[str, torch.Tensor]:
+        """The factors of a layer, which are not in the dense one."""
+        names = [name for name in weights if name.startswith(f"{module}.") and "relative_attention_bias" not in name]
+        return {name.removeprefix(f"{module}.").removesuffix(".weight"): weights.pop(name) for name in names}
+
+    for name, module in checkpoint.all_layers:
+        factors, of_layer = take(module), ranks[name]
+        if isinstance(of_layer, FeedForwardRanks):
+            whole = whole_matrices(factors, of_layer, checkpoint.inner_names)
+        elif isinstance(of_layer, LatentRanks):
+            whole = whole_latent(factors, of_layer, num_heads=config.num_heads)
+        elif name.kind in checkpoint.family.rotary:
+            whole = whole_heads(factors, factors["pairs"], d_kv=config.d_kv)
+        else:
+            whole = factors
+        weights |= {f"{module}.{part}.weight": weight for part, weight in whole.items()}
+    return weights
 
 
 def check_names(model: PreTrainedModel) -> None:
-    """Check that a dense model has the parameters that this package knows, by name and shape.
+    """Check that a model has the parameters that this package knows, by name and shape.
 
     All that is read of a dense model is its configuration and these. They are the names in every saved checkpoint, so upstream cannot
     change them lightly; a version that did would be refused here.
@@ -169,18 +317,21 @@ def check_names(model: PreTrainedModel) -> None:
     """
     family = family_of(type(model))
     assert family is not None
+    is_lowrank = type(model) in LOWRANK_CLASSES
     with torch.device("meta"):
-        known = family.classes[type(model)](family.lowrank_config(model.config)).state_dict()
-    known = {name: tensor.shape for name, tensor in known.items() if not name.endswith(".pairs")}
+        config = model.config if is_lowrank else family.lowrank_config(model.config)
+        known = family.classes[family.dense_class(type(model))](config).state_dict()
+    # Stock has all frequencies, and does not say so.
+    known = {name: tensor.shape for name, tensor in known.items() if is_lowrank or not name.endswith(".pairs")}
     given = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name in sorted(known.keys() | given.keys()):
         if known.get(name) != given.get(name):
             wanted, found = (
                 "none" if shape is None else f"{[*shape]}" for shape in (known.get(name), given.get(name))
             )
+            reason = "it was changed" if is_lowrank else OTHER_VERSION
             raise ValueError(
-                f"model: hf_lowrank knows {type(model).__name__} with {name} of shape {wanted}, found {found}; this version of "
-                "transformers or chronos-forecasting has another model of that name."
+                f"model: hf_lowrank knows {type(model).__name__} with {name} of shape {wanted}, found {found}; {reason}."
             )
 
 
@@ -254,7 +405,7 @@ def load_chronos(source: str | os.PathLike, *, argument: str = "source") -> PreT
         ValueError: It is another model, or an incomplete one.
         OSError: There is no such checkpoint, or its files cannot be read.
     """
-    model = load_model(source, DENSE_CLASSES, WANTED, argument=argument)
+    model = load_model(source, DENSE_CLASSES, DENSE_WANTED, argument=argument)
     family = family_of(type(model))
     assert family is not None
     if type(model) not in family.forecasters or not hasattr(model.config, "chronos_config"):

@@ -30,6 +30,10 @@ __all__ = [
     "family_of_config",
 ]
 
+# What a configuration says of one model, and not of all of its shape.
+OF_THE_CLASS = ("model_type", "architectures", "transformers_version", "auto_map", "chronos_pipeline_class")
+OF_THE_WEIGHTS = ("attention_ranks", "feed_forward_ranks", "weight_bits", "compression")
+
 Place = tuple[str, str]  # the stack, and the dotted name of the layer's module with {} for the block
 
 
@@ -64,6 +68,10 @@ class Family:
         """Whether a class, dense or low-rank, is of this family."""
         return model_class in self.classes or model_class in self.classes.values()
 
+    def dense_class(self, model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+        """The dense class that a class of this family is, or is a low-rank one of."""
+        return next(dense for dense, lowrank in self.classes.items() if model_class in (dense, lowrank))
+
     @property
     def forecasters(self) -> tuple[type[PreTrainedModel], ...]:
         """The classes that forecast, dense and low-rank: a T5 without a head does not."""
@@ -81,9 +89,9 @@ class Family:
         return {**self.attention, **self.feed_forward}
 
     def lowrank_config(self, config: PreTrainedConfig, **ranks: Any) -> PreTrainedConfig:
-        """The configuration of a dense model as a low-rank one, with the tables or the schedule in `ranks`, or full rank."""
+        """The configuration of a model of this family as a low-rank one, with the tables or the schedule in `ranks`, or full rank."""
         values = config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version", "auto_map", "chronos_pipeline_class"):
+        for name in (*OF_THE_CLASS, *OF_THE_WEIGHTS):
             values.pop(name, None)
         return self.config_class(**values, **ranks)
 

@@ -16,15 +16,16 @@ from chronos.chronos import ChronosModel
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline, is_adapter
+from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from ..runtime.folder import is_export
 from ..runtime.pipelines import ExportedModel, exported_folder, load_exported
+from .adapters import load_merged
 from .connection import from_hub_or_cache
 from .dense import as_full_rank
 from .devices import known_device, known_dtype
 from .families import CHRONOS2, FAMILIES, T5, family_of
-from .loading import checkpoint_path, load_model
+from .loading import checkpoint_path
 
 __all__ = [
     "QUANTILE_LEVELS",
@@ -67,13 +68,13 @@ def load_pipeline(
 ) -> BaseChronosPipeline:
     """The pipeline of a folder, a Hub id or a shipped reference; `argument` is what messages call `model`.
 
-    A folder with an adapter, and what is on S3, chronos loads by itself. What `export_model` has written is run by its own engine, on the
+    An adapter of peft is merged into its model. What is on S3, chronos loads by itself. What `export_model` has written is run by its own engine, on the
     CPU and in the numbers that it was exported with, whatever `device` and `dtype`.
 
     Raises:
         OSError: There is no such checkpoint, or its files cannot be read.
         ValueError: It is no Chronos model, or an incomplete or damaged one (see `load_model`, and `read_export` of exported ones).
-        ImportError: The engine of an exported model is not installed.
+        ImportError: The engine of an exported model, or peft for an adapter, is not installed.
     """
     device, dtype = known_device(device), known_dtype(dtype)
     path = checkpoint_path(model)
@@ -112,20 +113,11 @@ def pipeline_of(
 
 
 def _chronos_model(model: str | os.PathLike, argument: str, **options: Any) -> PreTrainedModel | None:
-    """The model, checked; None of what chronos loads by itself: an adapter, and what is on S3."""
+    """The model, checked; None of what is on S3, which chronos loads by itself."""
     path = checkpoint_path(model)
-    is_local = os.path.isdir(path)
-    if path.startswith("s3://") or (is_local and is_adapter(path)):
+    if path.startswith("s3://"):
         return None
-    try:
-        loaded = load_model(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
-    except OSError:
-        if is_local or not is_adapter(path):
-            raise
-        return None
-    # What has just been loaded from the Hub has told the cache which commit is the newest, so this asks nobody twice.
-    if not is_local and is_adapter(path):
-        return None
+    loaded, _ = load_merged(model, CHRONOS_CLASSES, CHRONOS_WANTED, argument=argument, **options)
     if not getattr(loaded.config, "chronos_config", None):
         raise ValueError(f"{argument}: {model} has no chronos_config; it must be {CHRONOS_WANTED}.")
     return loaded

@@ -201,22 +201,28 @@ class RankTable(Mapping[LayerName, LayerRanks]):
                 ranks[LayerName(f"{stack}{FEED_FORWARD}", index)] = FeedForwardRanks(**entry)
         return cls(ranks)
 
-    def write(self, config: PreTrainedConfig) -> None:
+    def to_dicts(self, config: PreTrainedConfig) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """The two tables of a low-rank configuration with these ranks, and its own of the other layers."""
+        names = ("attention_ranks", "feed_forward_ranks")
+        attention, feed_forward = (copy.deepcopy(getattr(config, name)) for name in names)
+        for name, ranks in self.items():
+            is_inner = name.is_feed_forward
+            column = feed_forward[name.kind.removesuffix(FEED_FORWARD)] if is_inner else attention[name.kind]
+            column[name.index] = ranks.to_dict()
+        return dict(zip(names, (attention, feed_forward)))
+
+    def write(self, config: PreTrainedConfig, *, validate: bool = True) -> None:
         """Put these ranks into a low-rank configuration, which keeps those of the other layers.
 
         Raises:
             ValueError: They do not fit the model, and the configuration stays as it is.
         """
         before = {name: getattr(config, name) for name in ("attention_ranks", "feed_forward_ranks")}
-        attention, feed_forward = copy.deepcopy(before).values()
-        for name, ranks in self.items():
-            column = (
-                feed_forward[name.kind.removesuffix(FEED_FORWARD)] if name.is_feed_forward else attention[name.kind]
-            )
-            column[name.index] = ranks.to_dict()
-        config.attention_ranks, config.feed_forward_ranks = attention, feed_forward
+        for name, table in self.to_dicts(config).items():
+            setattr(config, name, table)
         try:
-            config.validate_ranks()
+            if validate:
+                config.validate_ranks()
         except ValueError:
             config.attention_ranks, config.feed_forward_ranks = before.values()
             raise

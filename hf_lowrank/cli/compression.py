@@ -99,7 +99,7 @@ def compress(  # as long as its list of options
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     json_file: Annotated[Path | None, json_option("the summary")] = None,
 ) -> None:
-    """Turn a dense checkpoint into a low-rank one: Chronos-T5, Chronos-Bolt, Chronos-2, or any other T5.
+    """Turn a checkpoint into a low-rank one, or a smaller one: Chronos-T5, Chronos-Bolt, Chronos-2, or any other T5.
 
     One rule says how much to keep: what may be lost (--max-loss), a budget (--ratio, --total-ratio, --max-cache-ratio, --target-speedup;
     several hold together), or --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small

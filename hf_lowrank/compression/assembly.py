@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..checkpoints.dense import DenseCheckpoint, build_model
+from ..checkpoints.dense import DenseCheckpoint, build_model, in_float
 from ..checkpoints.devices import quick_products
 from ..checkpoints.rank_table import RankTable
 from ..progress import progress
@@ -33,19 +33,19 @@ def factorize(
 
     With `quantize`, `"int8"` or `"int4"`, matrices become integers; which ones is written into the configuration.
     """
-    changed = [layer for layer in layers if table[layer.name] != layer.dense_ranks]
+    changed = [layer for layer in layers if table[layer.name] != layer.given_ranks]
     if calibration is None or not (changed or quantize):
         weights = own_weights(dense)
         for layer in progress(changed, "Factorizing", show_progress):
-            dtypes = {name: weights.pop(name).dtype for name in layer.dense_names}
+            dtypes = {name: weights.pop(name).dtype for name in layer.given_names}
             # Dropped as we go, so that the two models are never both whole in memory.
             weights |= {name: _cast(name, w, dtypes) for name, w in layer.factorize(table[layer.name]).items()}
         return build(dense, config, weights)
 
     float_model = dense.float_model()
-    weights = dict(float_model.state_dict())
+    weights = dict(float_model.state_dict()) if dense.lowrank is None else in_float(dense.given_weights)
     for layer in progress(changed, "Factorizing", show_progress):
-        for name in layer.dense_names:
+        for name in layer.given_names:
             del weights[name]
         weights |= layer.factorize(table[layer.name])
     places = {layer.module: layer.name for layer in changed}
@@ -57,13 +57,13 @@ def factorize(
     modules = tuple(f"{module}." for module in places)
     dtypes = {
         name: weight.dtype
-        for name, weight in dense.weights.items()
+        for name, weight in dense.given_weights.items()
         if name.startswith(modules) and "relative_attention_bias" not in name
     }
     rounding = None
     if quantize is not None:
         bits, added = bits_within(dense, lowrank, calibration.batches, quantize, show_progress=show_progress)
-        own_dtypes = {name: weight.dtype for name, weight in dense.weights.items()}
+        own_dtypes = {name: weight.dtype for name, weight in dense.given_weights.items()}
         rounding = Rounding(lowrank, bits, lambda name: own_dtypes.get(name) or _dtype(name, dtypes))
         config.weight_bits = bits
         config.compression["quantize"] = {"to": quantize, "predicted_loss": added}
@@ -78,20 +78,26 @@ def factorize(
     return build(dense, config, weights)
 
 
-def _cast(name: str, weight: torch.Tensor, dense: Mapping[str, torch.dtype]) -> torch.Tensor:
-    """A new weight in the dtype of the dense one in its place, or beside it. Indices stay what they are."""
-    return weight.to(_dtype(name, dense)) if weight.is_floating_point() else weight
+def _cast(name: str, weight: torch.Tensor, given: Mapping[str, torch.dtype]) -> torch.Tensor:
+    """A new weight in the dtype of the source's in its place, or beside it. Indices stay what they are."""
+    return weight.to(_dtype(name, given)) if weight.is_floating_point() else weight
 
 
-def _dtype(name: str, dense: Mapping[str, torch.dtype]) -> torch.dtype:
-    place = next((old for old in dense if name.startswith(old.removesuffix("weight"))), None)
-    module = name.rsplit(".", 2)[0]
-    return dense[place] if place else next(dtype for old, dtype in dense.items() if old.startswith(module))
+def _dtype(name: str, given: Mapping[str, torch.dtype]) -> torch.dtype:
+    place = next((old for old in given if _matrix(old) == _matrix(name)), None)
+    layer = f"{_matrix(name).rpartition('.')[0]}."
+    beside = (dtype for old, dtype in given.items() if old.startswith(layer) and dtype.is_floating_point)
+    return given[place] if place else next(beside)
+
+
+def _matrix(name: str) -> str:
+    """The name of the module that a weight is of, whole or as thin factors."""
+    return name.removesuffix(".weight").removesuffix(".down").removesuffix(".up")
 
 
 def own_weights(dense: DenseCheckpoint) -> dict[str, torch.Tensor]:
-    """The weights for a new model: the checkpoint's own, or copies where they belong to the caller (ties kept)."""
-    return _copies(dense.weights) if dense.is_shared else dict(dense.weights)
+    """The weights for a new model: the source's own, or copies where they belong to the caller (ties kept)."""
+    return _copies(dense.given_weights) if dense.is_shared else dict(dense.given_weights)
 
 
 def _copies(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -169,7 +169,10 @@ class Calibration:
 def _shape(dense: DenseCheckpoint) -> dict[str, Any]:
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "is_gated_act")
     sizes = {name: getattr(dense.config, name) for name in names if hasattr(dense.config, name)}
-    return {"class": dense.model_class.__name__, **sizes}
+    shape: dict[str, Any] = {"class": dense.source_class.__name__, **sizes}
+    if dense.lowrank is not None:  # heads have sizes of their own
+        shape["ranks"] = {str(name): ranks.to_dict() for name, ranks in dense.whole_ranks.items()}
+    return shape
 
 
 def calibrate(
@@ -183,7 +186,7 @@ def calibrate(
     seed: int = 0,
     show_progress: bool | None = None,
 ) -> Calibration:
-    """Measure a dense T5 on data, once for any number of compressions.
+    """Measure a model on data, once for any number of compressions.
 
     Args:
         model: As in `compress_pretrained`.

@@ -1,4 +1,4 @@
-"""The one road from a dense checkpoint to a low-rank one: load, calibrate, measure, allocate, factorize, refit."""
+"""The one road from a checkpoint to a smaller one: load, calibrate, measure, allocate, factorize, refit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.families import T5
-from ..checkpoints.rank_table import FORMS, ComponentName, RankTable
+from ..checkpoints.rank_table import FORMS, ComponentName, LayerName, LayerRanks, PerHeadRanks, RankTable
 from ..checkpoints.summary import summarize
 from ..progress import progress, progress_display
 from .allocation import Component, check_argument
@@ -49,12 +49,17 @@ def compress_pretrained(
     show_progress: bool | None = None,
     **arguments: Unpack[SettingsArguments],
 ) -> PreTrainedModel:
-    """Turn a dense Chronos checkpoint (T5, Bolt, Chronos-2, or any T5) into one whose layers have the rank they need.
+    """Turn a Chronos checkpoint (T5, Bolt, Chronos-2, or any T5) into one whose layers have the rank they need.
 
         model = compress_pretrained("amazon/chronos-bolt-small", max_loss=0.01)
 
+    A compressed one, or one that was trained at its ranks, is compressed further. Shares are those of the dense model of its shape here too;
+    `max_loss` is what is lost of the model that is given. No layer grows: one that is smaller than its share already stays as it is, in the
+    same numbers (those that integers stand for, without `quantize`).
+
     Args:
-        model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, which is left as it is.
+        model: A Hub id, a local folder, `"reference"`, or a loaded model or pipeline, dense or low-rank, which is left as it is. An
+            adapter of peft (a `PeftModel`, or a folder or Hub id with an adapter_config.json) is merged into a copy of its model first.
         settings: What is asked for.
         dtype: Of a checkpoint that is loaded and of the result: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` as in the file.
         device: Where a checkpoint is loaded to and compressed, such as `"cuda"`; by default the CPU.
@@ -66,12 +71,15 @@ def compress_pretrained(
 
     Returns:
         A model of the matching `LowRankT5...` class in evaluation mode, in the checkpoint's dtype, on its device, with its
-        generation config and `chronos_config`. `config.compression` records how it was made.
+        generation config and `chronos_config`. `config.compression` records how it was made, and in `source_compression` how a low-rank
+        model was that it was made from.
 
     Raises:
-        ValueError: An argument is out of range, two policies are given, or the checkpoint is not a sound T5.
+        ValueError: An argument is out of range, two policies are given, or the checkpoint is not a sound T5; a table has larger heads than a
+            low-rank model, or the paper's method is to truncate one whose attention is low-rank.
         TypeError: An argument is unknown.
         OSError: The checkpoint cannot be read.
+        ImportError: It is an adapter, and peft is not installed.
 
     Warns:
         UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.
@@ -103,6 +111,7 @@ def plan_compression(
     """
     work = _begin(model, settings, arguments, dtype=dtype, device=device, show_progress=False)
     settings, config = work.settings, work.config
+    given = summarize(config)
     is_table = settings.method != "paper" and settings.policy in ("uniform", "schedule", "ranks")
     if is_table:
         attention = _attention_layers(work, None)  # their ranks, alone, depend on no data
@@ -117,7 +126,9 @@ def plan_compression(
     def size(name: str, column: str, kinds: list[str], share: float | None, *, is_exact: bool) -> PlannedSize:
         dense, kept = summary.total(f"dense_{column}", *kinds), summary.total(column, *kinds)
         # A paper's truncation keeps all dense shapes.
-        bound = kept if share is None or settings.method == "paper" else int(share * dense * (1 + 1e-12))
+        bound = kept
+        if share is not None and settings.method != "paper":
+            bound = min(kept, int(share * dense * (1 + 1e-12)))
         return PlannedSize(name, dense, bound, is_exact)
 
     no_feed_forward = not settings.has_feed_forward
@@ -137,7 +148,8 @@ def plan_compression(
     sizes.append(layers)
     if summary.total("dense_cached_numbers"):
         sizes.append(size("cached numbers a token", "cached_numbers", [], settings.max_cache_ratio, is_exact=is_fixed))
-    whole = sum(weight.numel() for weight in {w.data_ptr(): w for w in work.dense.weights.values()}.values())
+    own = {weight.data_ptr(): weight for weight in work.dense.given_weights.values() if weight.is_floating_point()}
+    whole = given.dense_parameters(sum(weight.numel() for weight in own.values()))
     total = PlannedSize("all parameters", whole, whole - layers.dense + layers.at_most, layers.is_exact)
     return CompressionPlan((*sizes, total), itemsize)
 
@@ -329,8 +341,10 @@ class _Trials:
                 f"max_loss needs series that are held out, and {what}; see calibrate(num_held_out_batches=)."
             )
         self.least_ratio = least_total_ratio(work.settings, work.forms, work.dense, work.config)
+        # What a low-rank model has is all that there is to take from.
+        self.given_ratio = kept_share(work.config, (name for name, _ in work.dense.all_layers))
         self.held_out = HeldOut(work.dense, work.dense.float_model(), calibration.held_out, seed=work.settings.seed)
-        self.measured = _measured(self._at(max(FIRST_RATIO, self.least_ratio)), calibration, None)
+        self.measured = _measured(self._at(max(FIRST_RATIO * self.given_ratio, self.least_ratio)), calibration, None)
 
     def _at(self, total_ratio: float) -> _Work:
         settings = replace(self.work.settings, max_loss=None, total_ratio=total_ratio)
@@ -352,7 +366,8 @@ def _within_loss(work: _Work) -> PreTrainedModel:
             display.update(task, description=f"Searching: {total_ratio:.3f} of the layers")
             return trials.build(total_ratio)
 
-        found = smallest_within(settings.max_loss, trials.least_ratio, build, trials.held_out.measured)
+        bounds = trials.least_ratio, trials.given_ratio
+        found = smallest_within(settings.max_loss, bounds, build, trials.held_out.measured)
     if found.model is None:
         best = found.tried[-1]
         integers = f" and quantize={settings.quantize!r}" if settings.quantize else ""
@@ -371,19 +386,40 @@ def _within_loss(work: _Work) -> PreTrainedModel:
 
 
 def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> PreTrainedConfig:
-    """The low-rank configuration at full rank, or with the user's table; what the settings ask for must be possible."""
+    """The low-rank configuration with the source's ranks, or with the user's table; what the settings ask for must be possible."""
     if settings.target_speedup is not None and dense.family is not T5:
         raise ValueError(
-            f"target_speedup is measured for T5 models; {dense.source} is a {dense.model_class.__name__}."
+            f"target_speedup is measured for T5 models; {dense.source} is a {dense.source_class.__name__}."
         )
     if settings.max_cache_ratio is not None and not any(name.kind in dense.family.cached for name, _ in dense.layers):
         raise ValueError(
-            f"max_cache_ratio: {dense.source}, a {dense.model_class.__name__}, keeps no cache; leave it out."
+            f"max_cache_ratio: {dense.source}, a {dense.source_class.__name__}, keeps no cache; leave it out."
         )
+    if settings.method == "paper" and not dense.has_whole_heads:
+        raise ValueError(
+            f"method='paper' truncates the matrices of whole heads; {dense.source} is a {dense.source_class.__name__} with smaller ones."
+        )
+    tables = dense.given_ranks.to_dicts(dense.family.lowrank_config(dense.config))
     try:
-        return dense.family.lowrank_config(dense.config, attention_ranks=settings.ranks or {})
+        tables["attention_ranks"] |= settings.ranks or {}
+        config = dense.family.lowrank_config(dense.config, **tables)
     except (TypeError, ValueError) as error:
         raise ValueError(f"ranks is no table for this model: {error}") from error
+    for name, _ in dense.layers if settings.policy == "ranks" else ():
+        _check_heads(dense, name, RankTable.of(config)[name])
+    return config
+
+
+def _check_heads(dense: DenseCheckpoint, name: LayerName, ranks: LayerRanks) -> None:
+    """Raise ValueError where a table has larger heads than a low-rank source."""
+    if not isinstance(ranks, PerHeadRanks) or ranks == dense.given_ranks[name]:
+        return
+    largest = dense.largest_heads(name)
+    for part, limit in vars(largest).items():
+        if getattr(ranks, part) > limit:
+            raise ValueError(
+                f"ranks: {name}.{part} must be at most {limit}, as in {dense.source}, found {getattr(ranks, part)}."
+            )
 
 
 def _speed(work: _Work) -> Speed:

@@ -11,7 +11,7 @@ h the dense head dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,6 +34,8 @@ __all__ = [
     "truncate_per_head",
     "truncate_thin",
 ]
+
+ROUNDING = 1e-6  # of the largest singular value: what products of factors have beyond their rank
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -133,6 +135,11 @@ class AttentionGrams:
         """The same on a device, that of the weights."""
         return AttentionGrams(**{name: gram.to(device) for name, gram in vars(self).items()})
 
+    def within(self, weights: AttentionWeights) -> AttentionGrams:
+        """The same, without what damping adds where no gradient comes from: outside of the rows of keys and values."""
+        rows = torch.cat([_stacked(weights.key), _stacked(weights.value)])
+        return replace(self, key_gradient=_projected(self.key_gradient, rows))
+
     @classmethod
     def white(cls, weights: AttentionWeights) -> AttentionGrams:
         """Without data: inputs are white, and a product W_q^T W_k or W_o W_v of a head is as good as its entries.
@@ -176,11 +183,23 @@ class FeedForwardGrams:
         """The same on a device, that of the weights."""
         return FeedForwardGrams(**{name: gram.to(device) for name, gram in vars(self).items()})
 
+    def within(self, weights: FeedForwardWeights) -> FeedForwardGrams:
+        """The same, without what damping adds outside of the rows of the inner matrices and the columns of the outer one."""
+        inner = torch.stack([_projected(gram, rows) for gram, rows in zip(self.inner_gradient, weights.inner)])
+        return replace(self, inner_gradient=inner, output=_projected(self.output, weights.outer.T))
+
     @classmethod
     def white(cls, weights: FeedForwardWeights) -> FeedForwardGrams:
         """Without data: the spectra of the matrices themselves."""
         eye = torch.eye(len(weights.outer), dtype=weights.outer.dtype, device=weights.outer.device)
         return cls(eye, weights.inner.mT @ weights.inner, weights.outer @ weights.outer.mT, eye)
+
+
+def _projected(gram: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """P G P for a Gram matrix G (d, d), with P the projection onto the space of these rows (m, d)."""
+    _, values, directions = torch.linalg.svd(rows, full_matrices=False)
+    space = directions[values > ROUNDING * values[:1]]
+    return space.T @ (space @ gram @ space.T) @ space
 
 
 # --- balanced truncation -----------------------------------------------------------------------------------------

@@ -112,12 +112,27 @@ class Layer(ABC):
     @property
     @abstractmethod
     def dense_ranks(self) -> LayerRanks:
-        """Those of the layer as it is."""
+        """Those of the dense layer, which shares are of."""
 
     @property
-    @abstractmethod
-    def dense_names(self) -> list[str]:
-        """The names of the dense weights that `factorize` replaces."""
+    def given_ranks(self) -> LayerRanks:
+        """Those of the layer as it is: smaller ones, where the source is low-rank."""
+        return self.dense.given_ranks[self.name]
+
+    @property
+    def given_names(self) -> list[str]:
+        """The names of the source's weights that `factorize` replaces."""
+        inside = (name for name in self.dense.given_weights if name.startswith(f"{self.module}."))
+        return [name for name in inside if "relative_attention_bias" not in name]
+
+    def cost(self, kind: str, ranks: LayerRanks, seconds: Seconds | None = None) -> float:
+        """What the layer takes at these ranks, of `"parameters"`, `"cache"` or `"seconds"`."""
+        if kind == "seconds":
+            assert seconds is not None
+            return seconds(self.name.kind, ranks)
+        if kind == "parameters":
+            return ranks.parameters(self.sizes)
+        return ranks.cached_numbers(self.sizes) if self.name.kind in self.dense.family.cached else 0
 
     @abstractmethod
     def points(self) -> dict[str, Point]:
@@ -125,7 +140,7 @@ class Layer(ABC):
 
     @abstractmethod
     def options(self, losses: Losses, *, multiple_of: int, seconds: Seconds | None = None) -> Options:
-        """All ways to build the layer that are worth a look; the dense one first. `seconds` adds what they take in a forecast."""
+        """All ways to build the layer that are worth a look; as it is comes first, and none is larger. `seconds` adds what they take."""
 
     @abstractmethod
     def factorize(self, ranks: LayerRanks) -> dict[str, torch.Tensor]:
@@ -158,6 +173,8 @@ class Layer(ABC):
 
     def truncated(self, ranks: LayerRanks) -> dict[ComponentName, int]:
         """The rank of every component that loses something at these ranks."""
+        if ranks == self.given_ranks:
+            return {}
         full = {self.component(part): basis.singular_values.shape[1] for part, basis in self.bases.items()}
         return {name: rank for name, rank in self.component_ranks(ranks).items() if rank < full[name]}
 
@@ -206,10 +223,6 @@ class AttentionLayer(Layer):
     def dense_ranks(self) -> PerHeadRanks:
         return PerHeadRanks(self.config.d_kv, self.config.d_kv)
 
-    @property
-    def dense_names(self) -> list[str]:
-        return [f"{self.module}.{part}.weight" for part in "qkvo"]
-
     def only(self, form: str) -> AttentionLayer:
         """The layer with one form to choose, where it has that form."""
         bases = {part: basis for part, basis in self.bases.items() if part in FORMS[form].parts}
@@ -228,12 +241,25 @@ class AttentionLayer(Layer):
             for part, basis in self.bases.items()
         }
 
-    def with_parts(self, form: str, ranks: Mapping[str, int]) -> AttentionRanks:
-        """The layer's ranks from those of its parts; a sketch is left out where a whole matrix is smaller."""
+    def with_parts(self, form: str, ranks: Mapping[str, int]) -> LayerRanks:
+        """The layer's ranks from those of its parts, none above what the layer has; a sketch is left out where a whole matrix is smaller.
+
+        A low-rank layer stays as it is where it would grow.
+        """
+        given = self.dense.largest_heads(self.name) if form == "per_head" else self.given_ranks
+        limits = given.to_dict() if given.form == form else {}
+        parts = {part: min(rank, limits.get(part) or rank) for part, rank in ranks.items()}
         if form == "per_head":
-            return PerHeadRanks(ranks["qk"], ranks["vo"])
-        latent = ranks["latent"]
-        return LatentRanks(latent, *(self.sketch(latent, ranks[part]) for part in ("query", "output")))
+            return self._no_larger(PerHeadRanks(parts["qk"], parts["vo"]))
+        latent = parts["latent"]
+        return self._no_larger(
+            LatentRanks(latent, *(self.sketch(latent, parts[part]) for part in ("query", "output")))
+        )
+
+    def _no_larger(self, ranks: LayerRanks) -> LayerRanks:
+        is_dense = self.given_ranks == self.dense_ranks
+        is_smaller = ranks.parameters(self.sizes) <= self.given_ranks.parameters(self.sizes)
+        return ranks if is_dense or is_smaller else self.given_ranks
 
     def sketch(self, latent: int, rank: int) -> int | None:
         """The rank of a sketch beside a latent, or None where a whole matrix is smaller."""
@@ -241,33 +267,39 @@ class AttentionLayer(Layer):
         return rank if rank * (d + n * latent) < n * latent * d else None
 
     def options(self, losses: Losses, *, multiple_of: int, seconds: Seconds | None = None) -> Options:
-        entries: list[AttentionRanks] = [self.dense_ranks]
+        given = self.given_ranks
+        assert isinstance(given, (PerHeadRanks, LatentRanks))
+        entries: list[AttentionRanks] = [given]
         lost = [0.0]
         loss = self.loss_of(losses)
         if "qk" in loss:
-            step = math.lcm(multiple_of, 2) if self.is_rotary else multiple_of
-            for qk in _candidates(self.config.d_kv, step):
-                for vo in _candidates(self.config.d_kv, multiple_of):
+            step, largest = (
+                math.lcm(multiple_of, 2) if self.is_rotary else multiple_of,
+                self.dense.largest_heads(self.name),
+            )
+            for qk in _candidates(largest.qk, step):
+                for vo in _candidates(largest.vo, multiple_of):
                     entries.append(PerHeadRanks(int(qk), int(vo)))
                     lost.append(loss["qk"][qk] + loss["vo"][vo])
         if "latent" in loss:
             for ranks in self._latents(loss, multiple_of):
                 entries.append(ranks)
                 lost.append(sum(float(loss[part][rank]) for part, rank in vars(ranks).items() if rank is not None))
-        parameters = np.array([ranks.parameters(self.sizes) for ranks in entries], float)
-        cached = np.array([ranks.cached_numbers(self.sizes) for ranks in entries], float)
-        if self.name.kind not in self.dense.family.cached:
-            cached = 0 * cached
-        keep = parameters <= parameters[0]  # never larger than the dense layer
-        costs = {"parameters": parameters[keep], "cache": cached[keep]}
+        costs = {
+            kind: np.array([self.cost(kind, ranks) for ranks in entries], float) for kind in ("parameters", "cache")
+        }
+        keep = costs["parameters"] <= costs["parameters"][0]
+        costs = {kind: cost[keep] for kind, cost in costs.items()}
         kept = tuple(entries[i] for i in np.flatnonzero(keep))
         if seconds is not None:
-            costs["seconds"] = np.array([seconds(self.name.kind, ranks) for ranks in kept])
+            costs["seconds"] = np.array([self.cost("seconds", ranks, seconds) for ranks in kept])
         return Options(kept, np.array(lost)[keep], costs)
 
     def _latents(self, loss: Mapping[str, NDArray[np.float64]], multiple_of: int) -> list[LatentRanks]:
         """For every latent rank the sketches that are best at some price of a parameter."""
         limit = self.bases["latent"].left.shape[2]
+        if isinstance(self.given_ranks, LatentRanks):
+            limit = min(limit, self.given_ranks.latent)
         limit = limit // multiple_of * multiple_of or limit
         candidates = _candidates(limit, multiple_of)
         if len(candidates) > LATENT_RANKS:
@@ -301,10 +333,6 @@ class FeedForwardLayer(Layer):
     def dense_ranks(self) -> FeedForwardRanks:
         return FeedForwardRanks(self.config.d_ff, None, None)
 
-    @property
-    def dense_names(self) -> list[str]:
-        return [f"{self.module}.{name}.weight" for name in (*self.dense.inner_names, "wo")]
-
     def points(self) -> dict[str, Point]:
         inner = tuple(f"{self.module}.{name}" for name in self.dense.inner_names)
         return {
@@ -313,28 +341,27 @@ class FeedForwardLayer(Layer):
         }
 
     def options(self, losses: Losses, *, multiple_of: int, seconds: Seconds | None = None) -> Options:
-        d_model, d_ff = self.config.d_model, self.config.d_ff
+        given, d_model = self.given_ranks, self.config.d_model
+        assert isinstance(given, FeedForwardRanks)
         loss = self.loss_of(losses)
         # Above it two thin factors are larger than the matrix.
-        limit = min(self.bases["wi"].left.shape[2], d_model * d_ff // (d_model + d_ff))
-        candidates: list[int | None] = [
-            None,
-            *(int(r) for r in _candidates(limit, multiple_of) if r % multiple_of == 0),
-        ]
-        if len(candidates) > LATENT_RANKS:
-            chosen = np.unique(np.geomspace(1, len(candidates) - 1, LATENT_RANKS).astype(int))
-            candidates = [None, *(candidates[i] for i in chosen)]
-        entries = [FeedForwardRanks(d_ff, wi, wo) for wi in candidates for wo in candidates]
+        limit = min(self.bases["wi"].left.shape[2], d_model * given.width // (d_model + given.width))
+        ranks = [int(r) for r in _candidates(limit, multiple_of) if r % multiple_of == 0]
+        if len(ranks) >= LATENT_RANKS:
+            ranks = [ranks[i - 1] for i in np.unique(np.geomspace(1, len(ranks), LATENT_RANKS).astype(int))]
+
+        def candidates(rank: int | None) -> list[int | None]:
+            """What a matrix of this rank can become; the first is what it is."""
+            return [rank, *(other for other in ranks if rank is None or other < rank)]
+
+        entries = [FeedForwardRanks(given.width, wi, wo) for wi in candidates(given.wi) for wo in candidates(given.wo)]
+        own = vars(given)  # at which nothing is lost
         lost = [
-            sum(loss[part][rank] for part, rank in (("wi", ranks.wi), ("wo", ranks.wo)) if rank is not None)
+            sum(loss[part][rank] for part, rank in (("wi", ranks.wi), ("wo", ranks.wo)) if rank != own[part])
             for ranks in entries
         ]
-        costs = {
-            "parameters": np.array([ranks.parameters(self.sizes) for ranks in entries], float),
-            "cache": np.zeros(len(entries)),
-        }
-        if seconds is not None:
-            costs["seconds"] = np.array([seconds(self.name.kind, ranks) for ranks in entries])
+        kinds = ("parameters", "cache") if seconds is None else ("parameters", "cache", "seconds")
+        costs = {kind: np.array([self.cost(kind, ranks, seconds) for ranks in entries], float) for kind in kinds}
         return Options(tuple(entries), np.array(lost), costs)
 
     def factorize(self, ranks: LayerRanks) -> dict[str, torch.Tensor]:
@@ -361,6 +388,8 @@ def attention_layer(
     module = dict(dense.layers)[name]
     weights = attention_weights(dense, module)
     grams = AttentionGrams.white(weights) if grams is None else grams.to(weights.query.device)
+    if dense.lowrank is not None:
+        grams = grams.within(weights)
     bases: dict[str, Basis] = {}
     is_rotary = name.kind in dense.family.rotary
     if "per_head" in forms or is_rotary:
@@ -375,4 +404,6 @@ def feed_forward_layer(dense: DenseCheckpoint, name: LayerName, grams: FeedForwa
     module = dict(dense.feed_forward_layers)[name]
     weights = feed_forward_weights(dense, module)
     grams = FeedForwardGrams.white(weights) if grams is None else grams.to(weights.outer.device)
+    if dense.lowrank is not None:
+        grams = grams.within(weights)
     return FeedForwardLayer(name, module, dense, thin_bases(grams))

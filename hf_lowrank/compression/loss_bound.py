@@ -17,7 +17,9 @@ from .objectives import Batch, objective_of
 
 __all__ = ["FIRST_RATIO", "HELD_OUT_BATCHES", "HeldOut", "MeasuredLoss", "smallest_within"]
 
-FIRST_RATIO = 0.25  # of attention and feed-forward: where the search begins, and where components are measured
+FIRST_RATIO = (
+    0.25  # of what attention and feed-forward have: where the search begins, and where components are measured
+)
 STEP, CLOSE = 1.7, 1.08  # between budgets until one is too small, and from then on
 CONFIDENCE, RESAMPLES = 0.95, 2000
 HELD_OUT_BATCHES = 32
@@ -91,7 +93,7 @@ class Found(Generic[Model]):
 
 def smallest_within(
     max_loss: float,
-    least_ratio: float,
+    bounds: tuple[float, float],
     build: Callable[[float], Model],
     measure: Callable[[Model, float], MeasuredLoss],
 ) -> Found[Model]:
@@ -101,14 +103,15 @@ def smallest_within(
 
     Args:
         max_loss: What a model may add to the expected loss.
-        least_ratio: The smallest budget that there is.
-        build: A model of a budget in (0, 1].
+        bounds: The smallest and the largest budget that there are.
+        build: A model of a budget.
         measure: The loss of a model of a budget.
     """
     tried: list[MeasuredLoss] = []
     best, chosen = None, None
     good, bad = math.inf, 0.0  # the smallest budget that keeps the bound, the largest that does not
-    ratio = max(FIRST_RATIO, least_ratio)
+    least_ratio, largest = bounds
+    ratio = max(FIRST_RATIO * largest, least_ratio)
     while True:
         model = build(ratio)
         tried.append(measure(model, ratio))
@@ -116,12 +119,12 @@ def smallest_within(
             best, chosen, good = model, tried[-1], ratio
         else:
             bad = ratio
-        if bad == 1 or good <= least_ratio or good / max(bad, 1e-9) <= CLOSE:
+        if bad == largest or good <= least_ratio or good / max(bad, 1e-9) <= CLOSE:
             break
         if bad == 0:
             ratio = max(good / STEP, least_ratio)
         elif good == math.inf:
-            ratio = min(bad * STEP, 1.0)
+            ratio = min(bad * STEP, largest)
         else:
             ratio = math.sqrt(good * bad)
     return Found(best, chosen, tuple(sorted(tried, key=lambda one: one.total_ratio)))

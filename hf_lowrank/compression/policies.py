@@ -107,7 +107,7 @@ def check_reachable(
         return
     for budget, (share, kind, names) in budgets.items():
         if share is not None:
-            _check_share(budget, share, kind, _least_share(kind, names, settings, forms, dense.family, config))
+            _check_share(budget, share, kind, _least_share(kind, names, settings, forms, dense, config))
 
 
 def least_total_ratio(
@@ -115,7 +115,7 @@ def least_total_ratio(
 ) -> float:
     """The smallest `total_ratio` that a model can be asked for; the arguments are those of `check_reachable`."""
     names = [name for name, _ in (*dense.layers, *dense.feed_forward_layers)]
-    return _least_share("parameters", names, settings, forms, dense.family, config)
+    return _least_share("parameters", names, settings, forms, dense, config)
 
 
 def _least_share(
@@ -123,13 +123,13 @@ def _least_share(
     names: Iterable[LayerName],
     settings: CompressionSettings,
     forms: Mapping[str, str],
-    family: Family,
+    dense: DenseCheckpoint,
     config: PreTrainedConfig,
 ) -> float:
     """The share of what the dense layers cost that their smallest ranks do."""
-    full, least, whole = RankTable.full(config), 0, 0
+    family, full, least, whole = dense.family, RankTable.full(config), 0, 0
     for name in names:
-        ways = _smallest(name, settings, forms, family, full)
+        ways = _smallest(name, settings, forms, dense)
         least += min(_costs(ranks, kind, name.kind, family, config) for ranks in ways)
         whole += _costs(full[name], kind, name.kind, family, config)
     return least / max(1, whole)
@@ -142,18 +142,17 @@ def _costs(ranks: LayerRanks, kind: str, layer: str, family: Family, config: Pre
 
 
 def _smallest(
-    name: LayerName, settings: CompressionSettings, forms: Mapping[str, str], family: Family, full: RankTable
+    name: LayerName, settings: CompressionSettings, forms: Mapping[str, str], dense: DenseCheckpoint
 ) -> list[LayerRanks]:
-    """What no layer of this name is smaller than, in each form that it may get."""
-    dense = full[name]
-    if isinstance(dense, FeedForwardRanks):
-        return [dense, FeedForwardRanks(dense.width, 1, 1)]
-    assert isinstance(dense, PerHeadRanks)
-    smallest: list[LayerRanks] = [dense]
+    """What no layer of this name is smaller than: as it is, or in each form that it may get."""
+    given = dense.given_ranks[name]
+    if isinstance(given, FeedForwardRanks):
+        return [given, FeedForwardRanks(given.width, 1, 1)]
+    smallest = [given]
     if forms[name.kind] in ("auto", "per_head"):
-        step = settings.multiple_of
-        qk = math.lcm(step, 2) if name.kind in family.rotary else step
-        smallest.append(PerHeadRanks(min(qk, dense.qk), min(step, dense.vo)))
+        step, largest = settings.multiple_of, dense.largest_heads(name)
+        qk = math.lcm(step, 2) if name.kind in dense.family.rotary else step
+        smallest.append(PerHeadRanks(min(qk, largest.qk), min(step, largest.vo)))
     if forms[name.kind] in ("auto", "latent"):
         smallest += [LatentRanks(1, *sketches) for sketches in ((1, 1), (None, 1), (1, None))]
     return smallest
@@ -207,9 +206,12 @@ def _by_component(
     """The ranks by a rule that looks at one component at a time."""
     parts = {kind: FORMS[form].parts for kind, form in forms.items()}
     names = [layer.component(part) for layer in layers for part in parts[layer.name.kind]]
-    ranks = COMPONENT_POLICIES[settings.policy](
-        [components[name] for name in names], settings.policy_value, multiple_of=settings.multiple_of
-    )
+    chosen, multiple_of = [components[name] for name in names], settings.multiple_of
+    ranks: dict[Any, int]
+    if settings.uniform is not None and any(layer.dense.lowrank for layer in layers):
+        ranks = {one.name: one.round_up(settings.uniform, multiple_of) for one in chosen}  # or as many as there are
+    else:
+        ranks = COMPONENT_POLICIES[settings.policy](chosen, settings.policy_value, multiple_of=multiple_of)
     return {
         layer.name: layer.with_parts(
             forms[layer.name.kind], {part: ranks[layer.component(part)] for part in parts[layer.name.kind]}
@@ -220,7 +222,7 @@ def _by_component(
 
 def _within_budgets(
     budgets: Mapping[str, float],
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     components: Mapping[ComponentName, Component],
     multiple_of: int,
     speed: Speed | None = None,
@@ -229,26 +231,28 @@ def _within_budgets(
     losses = {name: component.loss for name, component in components.items()}
     seconds = None if speed is None else speed.seconds
     options = {layer.name: layer.options(losses, multiple_of=multiple_of, seconds=seconds) for layer in layers}
+    counted = layers
     if "ratio" in budgets:  # of the attention alone
+        counted = [layer for layer in layers if not layer.name.is_feed_forward]
         for name, ways in options.items():
             if name.is_feed_forward:
                 ways.costs["parameters"][:] = 0
     limits = {}
     for budget, share in budgets.items():
         if budget == "target_speedup" and speed is not None:
-            limits["seconds"] = _seconds(share, speed.fixed, options)
+            dense = speed.forecast(RankTable({layer.name: layer.dense_ranks for layer in layers}))
+            limits["seconds"] = _seconds(share, dense, speed.fixed, options)
             continue
         kind = BUDGETS.get(budget, "parameters")
-        dense = sum(float(ways.costs[kind][0]) for ways in options.values())
+        dense = sum(layer.cost(kind, layer.dense_ranks) for layer in counted)
         least = sum(float(ways.costs[kind].min()) for ways in options.values()) / max(1.0, dense)
         _check_share(budget, share, kind, least)
         limits[kind] = share * dense
     return allocate_budget(options, limits)
 
 
-def _seconds(target_speedup: float, fixed: float, options: Mapping[Any, Options]) -> float:
-    """What the layers together may take, beside what is fixed."""
-    dense = fixed + sum(float(ways.costs["seconds"][0]) for ways in options.values())
+def _seconds(target_speedup: float, dense: float, fixed: float, options: Mapping[Any, Options]) -> float:
+    """What the layers together may take, beside what is fixed, where the dense model takes `dense`."""
     least = fixed + sum(float(ways.costs["seconds"].min()) for ways in options.values())
     if target_speedup * least > dense * (1 + 1e-12):
         raise ValueError(

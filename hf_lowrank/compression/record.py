@@ -39,13 +39,17 @@ def record_of(
     arguments = {
         name: list(value) if isinstance(value, tuple) else value for name, value in settings.policy_arguments.items()
     }
+    if dense.lowrank is not None and dense.lowrank.compression:
+        more["source_compression"] = dense.lowrank.compression
+    if dense.adapter is not None:
+        more["adapter"] = dense.adapter.to_dict()
     return {
         "method": settings.method,
         "policy": settings.policy,
         "arguments": arguments,
         **more,
         "source": dense.source,
-        "source_class": dense.model_class.__name__,
+        "source_class": dense.source_class.__name__,
         "seed": seed,
         "predicted_loss": {str(name): loss for name, loss in losses.items()},
         "versions": versions(),

@@ -39,6 +39,7 @@ APACHE = re.compile(r"(amazon|autogluon)/chronos-|google-t5/")
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # In `config.compression`, but long and of no use to a reader.
 LEFT_OUT = {"predicted_loss", "kept_ranks"}
+EARLIER = "source_compression"  # the record of a low-rank model that it was made from
 DEFAULTS = {name: field.default for name, field in inspect.signature(CompressionSettings).parameters.items()}
 
 
@@ -77,8 +78,8 @@ def render_card(
         raise ValueError(
             f"model: `compression` in its config.json is no record of how it was made ({type(error).__name__}: {error})."
         ) from error
-    source = made.source
-    if license is None and source is not None and (APACHE.match(source) or source in REFERENCES):
+    source, root = made.source, made.root
+    if license is None and root is not None and (APACHE.match(root) or root in REFERENCES):
         license = "apache-2.0"
     name = repo_id.split("/")[-1]
     is_chronos = hasattr(model.config, "chronos_config")
@@ -88,7 +89,7 @@ def render_card(
         library_name="transformers",
         pipeline_tag="time-series-forecasting" if is_chronos else None,
         tags=["hf_lowrank", "low-rank", "compression", *(["chronos", "time-series"] if is_chronos else ["t5"])],
-        base_model=source if made.is_of_hub else None,
+        base_model=source if made.is_of_hub else root if root is not None and HUB_ID.fullmatch(root) else None,
         model_name=name if scores else None,
         eval_results=scores.results() if scores else None,
     )
@@ -156,6 +157,7 @@ class Made:
 
     Attributes:
         source: What it was made from, by the name that loads it; None of what was trained at these ranks.
+        root: What that was made from in its turn, and so on, to the first.
         call: The call of `compress_pretrained`.
         record: All of it as JSON, but for the longest entries.
         kept_rank_ratio: Of the paper's method.
@@ -163,6 +165,7 @@ class Made:
     """
 
     source: str | None
+    root: str | None
     call: str | None
     record: str | None
     kept_rank_ratio: float | None
@@ -179,6 +182,7 @@ def _made(record: Mapping[str, Any]) -> Made:
     share, recovery = record.get("kept_rank_ratio"), record.get("recovery")
     return Made(
         source=_source(record),
+        root=_root(record),
         call=_call(record),
         record=_record(record),
         kept_rank_ratio=None if share is None else float(share),
@@ -194,6 +198,15 @@ def _source(record: Mapping[str, Any]) -> str | None:
         raise TypeError(f"source is {source!r}")
     shipped = {folder.name: name for name, folder in REFERENCES.items()}
     return shipped.get(source, source) if HUB_ID.fullmatch(source) else shipped.get(source, Path(source).name)
+
+
+def _root(record: Mapping[str, Any]) -> str | None:
+    """The first source; None where it was trained at its ranks."""
+    if "source" not in record:
+        return None
+    if EARLIER in record and (root := _root(record[EARLIER])) is not None:
+        return root
+    return str(record["adapter"]["base"]) if "adapter" in record else _source(record)
 
 
 def _recovery(recovery: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,11 +245,18 @@ def _record(record: Mapping[str, Any]) -> str | None:
     """`config.compression` as JSON, without its longest entries."""
     if not record:
         return None
+    return json.dumps(_shown(record), indent=2)
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, and those of what it was made from, without their longest entries."""
     shown = copy.deepcopy({name: value for name, value in record.items() if name not in LEFT_OUT})
     shown.get("arguments", {}).pop("ranks", None)
     if "source" in shown:  # earlier versions wrote the path of a folder that was gone
         shown["source"] = _source(record)
-    return json.dumps(shown, indent=2)
+    if earlier := record.get(EARLIER):
+        shown[EARLIER] = _shown(earlier)
+    return shown
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
+from ..checkpoints.adapters import has_adapter
 from ..checkpoints.families import LOWRANK_CLASSES
 from ..checkpoints.loading import check_finite, load_model, public_name
 from ..files import temporary_folder
@@ -182,11 +183,11 @@ def _loaded(model: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:
         if not Path(model).is_dir():
             raise OSError(f"model: {model} is no folder.")
         return load_model(model, LOWRANK_CLASSES, f"a low-rank model ({LOWRANK_NAMES})")
-    check_model(model)
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if has_adapter(model):
         raise ValueError(
             "model has an adapter, of which a save writes nothing else; merge it first (merge_and_unload)."
         )
+    check_model(model)
     with torch.device("meta"):
         known = {name: tensor.shape for name, tensor in type(model)(model.config).state_dict().items()}
     weights = model.state_dict()

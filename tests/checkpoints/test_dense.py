@@ -237,11 +237,6 @@ def test_a_dense_model_at_full_rank_is_the_same_without_a_copy(dense_t5, bolt, c
         assert as_full_rank(model) is model
 
 
-def test_a_low_rank_model_is_not_compressed_again(dense_t5):
-    with pytest.raises(ValueError, match="is a LowRankT5Model; it must be a dense checkpoint"):
-        load_dense(compress_pretrained(dense_t5(T5Model), uniform=8))
-
-
 def test_a_loaded_model_with_bad_weights(dense_t5):
     model = dense_t5()
     with torch.no_grad():

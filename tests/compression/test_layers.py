@@ -153,7 +153,7 @@ def test_costs_are_the_sizes_of_the_weights(dense_t5, model_class, changes):
             assert sum(weight.numel() for weight in weights.values()) == options.costs["parameters"][i]
             assert all(weight.dtype == torch.float32 and weight.is_contiguous() for weight in weights.values())
             assert all(name.startswith(f"{layer.module}.") for name in weights)
-        size = sum(dense.weights[name].numel() for name in layer.dense_names)
+        size = sum(dense.weights[name].numel() for name in layer.given_names)
         assert size == options.costs["parameters"][0]
 
 

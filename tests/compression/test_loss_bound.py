@@ -39,7 +39,7 @@ def test_the_search_finds_the_smallest_budget_that_keeps_the_bound(threshold, le
     """Of models that are within the bound from a budget of `threshold` on."""
     found = smallest_within(
         0.01,
-        least,
+        (least, 1.0),
         lambda ratio: ratio,
         lambda model, ratio: MeasuredLoss(ratio, 0, 0.0 if ratio >= threshold else 1, 9),
     )
