@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -33,7 +32,14 @@ from .latency import Speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer
 from .settings import BUDGETS, CompressionSettings
 
-__all__ = ["check_reachable", "choose_ranks", "component_ranks", "least_total_ratio"]
+__all__ = [
+    "check_reachable",
+    "check_speedup",
+    "choose_ranks",
+    "component_ranks",
+    "largest_speedup",
+    "least_total_ratio",
+]
 
 # The rules that look at one component at a time.
 COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
@@ -236,7 +242,9 @@ def _within_budgets(
     limits = {}
     for budget, share in budgets.items():
         if budget == "target_speedup" and speed is not None:
-            limits["seconds"] = _seconds(share, speed.fixed, options)
+            dense_seconds, least_seconds = _seconds(options, speed)
+            check_speedup(share, dense_seconds / least_seconds)
+            limits["seconds"] = dense_seconds / share - speed.fixed
             continue
         kind = BUDGETS.get(budget, "parameters")
         dense = sum(float(ways.costs[kind][0]) for ways in options.values())
@@ -246,12 +254,26 @@ def _within_budgets(
     return allocate_budget(options, limits)
 
 
-def _seconds(target_speedup: float, fixed: float, options: Mapping[Any, Options]) -> float:
-    """What the layers together may take, beside what is fixed."""
-    dense = fixed + sum(float(ways.costs["seconds"][0]) for ways in options.values())
-    least = fixed + sum(float(ways.costs["seconds"].min()) for ways in options.values())
-    if target_speedup * least > dense * (1 + 1e-12):
+def _seconds(options: Mapping[LayerName, Options], speed: Speed) -> tuple[float, float]:
+    """What a forecast takes with the dense layers, and with the cheapest."""
+    costs = [ways.costs["seconds"] for ways in options.values()]
+    return speed.fixed + sum(float(cost[0]) for cost in costs), speed.fixed + sum(float(cost.min()) for cost in costs)
+
+
+def largest_speedup(
+    layers: Iterable[Layer], components: Mapping[ComponentName, Component], multiple_of: int, speed: Speed
+) -> float:
+    """How many times as fast as with the dense layers a forecast is predicted to be with the cheapest."""
+    losses = {name: component.loss for name, component in components.items()}
+    dense, least = _seconds(
+        {layer.name: layer.options(losses, multiple_of=multiple_of, seconds=speed.seconds) for layer in layers}, speed
+    )
+    return dense / least
+
+
+def check_speedup(target_speedup: float, largest: float) -> None:
+    """Raise ValueError where a speed-up is out of reach."""
+    if target_speedup > largest * (1 + 1e-12):
         raise ValueError(
-            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {dense / least:.4g} on this machine."
+            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {largest:.4g} on this machine."
         )
-    return dense / target_speedup - fixed
