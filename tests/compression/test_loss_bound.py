@@ -194,9 +194,9 @@ def counted(monkeypatch):
     monkeypatch.setattr(latency_bench, "SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("quantize", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_fastest_model_within_the_bound(bolt, counted, quantize):
-    measured = calibrate(bolt, num_batches=2, num_held_out_batches=3)
+    measured = calibrate(bolt, num_batches=1, num_held_out_batches=1)
     model = compress_pretrained(bolt, max_loss=0.1, target_speedup="max", quantize=quantize, calibration=measured)
     record = model.config.compression
     assert (record["policy"], record["arguments"]) == ("max_loss", {"max_loss": 0.1, "target_speedup": "max"})
@@ -210,9 +210,10 @@ def test_the_fastest_model_within_the_bound(bolt, counted, quantize):
     assert speed["speedup_measured"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:target_speedup")  # this machine has other speeds
 def test_as_fast_as_is_asked_for_within_the_bound_or_an_error_that_says_what_can_be(bolt, counted):
-    measured = calibrate(bolt, num_batches=2, num_held_out_batches=3)
+    measured = calibrate(bolt, num_batches=1, num_held_out_batches=1)
     model = compress_pretrained(bolt, max_loss=10, target_speedup=2, calibration=measured)
     record = model.config.compression
     assert record["arguments"] == {"max_loss": 10, "target_speedup": 2}
@@ -221,7 +222,7 @@ def test_as_fast_as_is_asked_for_within_the_bound_or_an_error_that_says_what_can
     alone = compress_pretrained(bolt, target_speedup=2, calibration=measured)
     assert RankTable.of(model.config) == RankTable.of(alone.config)
     bound = record["measured_loss"]["bound"] / 3
-    message = rf"max_loss={bound} and target_speedup=2: a model of that speed loses .* the fastest within .* is predicted to be 1\.\d+ times"
+    message = rf"max_loss={bound} and target_speedup=2: a model of that speed loses .* the fastest within .* is predicted to be 1(\.\d+)? times"
     with pytest.raises(ValueError, match=message):
         compress_pretrained(bolt, max_loss=bound, target_speedup=2, calibration=measured)
     with pytest.raises(
