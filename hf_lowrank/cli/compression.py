@@ -49,7 +49,10 @@ def compress(  # as long as its list of options
         float | None, typer.Option(help="Keep at most this share of the key/value cache.")
     ] = None,
     target_speedup: Annotated[
-        float | None, typer.Option(help="Forecast this many times as fast, by what ranks cost on this machine.")
+        str | None,
+        typer.Option(
+            help="Forecast this many times as fast, by what ranks cost on this machine; beside --max-loss also 'max', as fast as that allows."
+        ),
     ] = None,
     feed_forward_ratio: Annotated[
         float | None, typer.Option(help="Keep at most this share of the feed-forward parameters.")
@@ -102,7 +105,7 @@ def compress(  # as long as its list of options
     """Turn a checkpoint into a low-rank one, or a smaller one: Chronos-T5, Chronos-Bolt, Chronos-2, or any other T5.
 
     One rule says how much to keep: what may be lost (--max-loss), a budget (--ratio, --total-ratio, --max-cache-ratio, --target-speedup;
-    several hold together), or --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small
+    several hold together, the last beside --max-loss too), or --epsilon, --energy, --uniform, --base-rank, --ranks. For example: hf-lowrank compress reference small
     """
     with plain_messages(json_file) as console:
         from ..checkpoints.export import save_compressed
@@ -121,7 +124,7 @@ def compress(  # as long as its list of options
             "ratio": ratio,
             "total_ratio": total_ratio,
             "max_cache_ratio": max_cache_ratio,
-            "target_speedup": target_speedup,
+            "target_speedup": _speedup(target_speedup),
             "feed_forward_ratio": feed_forward_ratio,
             "epsilon": epsilon,
             "energy": energy,
@@ -137,11 +140,13 @@ def compress(  # as long as its list of options
         }
         data = calibration_data(calibration, LongColumns(id_column, timestamp_column, target))
         settings = CompressionSettings(**arguments, calibration=data)
+        if save_calibration is not None and (plan or curve):
+            raise ValueError("--save-calibration is of a compression: leave out --plan and --curve.")
         if plan:
             report_plan(console, plan_compression(source, settings, dtype=dtype, device=device), source, json_file)
             return
         if curve:
-            rest = {name: arguments[name] for name in ("form", "multiple_of", "quantize", "seed")}
+            rest = {name: arguments[name] for name in ("form", "multiple_of", "quantize", "refit", "seed")}
             if settings.policy_arguments.keys() != {"max_loss"} or max_loss is not None:
                 raise ValueError("--curve tries sizes of its own: leave out the rule for the ranks.")
             losses = loss_curve(source, dtype=dtype, device=device, show_progress=True, calibration=data, **rest)
@@ -168,6 +173,14 @@ def compress(  # as long as its list of options
             model = compress_pretrained(source, settings, dtype=dtype, device=device, show_progress=True)
             save_compressed(model, output, overwrite=overwrite)
             report_compression(console, model, output, json_file)
+
+
+def _speedup(target_speedup: str | None) -> float | str | None:
+    """What `--target-speedup` says: a number, or a word that the settings look at."""
+    try:
+        return None if target_speedup is None else float(target_speedup)
+    except ValueError:
+        return target_speedup
 
 
 def _forms(form: str) -> str | dict[str, str]:
@@ -227,19 +240,35 @@ def report_compression(console: Console, model: PreTrainedModel, output: Path, j
             f"The paper's method keeps {record['kept_rank_ratio']:.1%} of the ranks and all the dense shapes: nothing is "
             "smaller or faster."
         )
+    if speed := record.get("speed"):
+        console.print(speed_text(speed, record["arguments"].get("target_speedup")))
     console.print(f"{output}: {summary.totals_text}")
+
+
+def speed_text(speed: Mapping[str, Any], target: float | str) -> str:
+    """How fast a forecast was to be and is, in a sentence."""
+    from ..timing import Case
+
+    asked = "as fast as could be" if target == "max" else f"{target:g} times as fast"
+    return (
+        f"A forecast ({Case(**speed['workload'])}; {speed['device']}, threads: {speed['threads']}) was to be {asked}: predicted "
+        f"{speed['seconds_dense'] / speed['seconds_predicted']:.2f}, measured {speed['speedup_measured']:.2f} "
+        f"({1000 * speed['seconds_measured_dense']:.1f} ms with the dense ranks, {1000 * speed['seconds_measured']:.1f} ms now)."
+    )
 
 
 def loss_table(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> Table:
     """A row a budget that was measured: what it adds to the expected loss; `chosen` is the one that was taken."""
     number = tried[0]["series"]
     table = Table(title=f"Expected loss added, on {number:,} series that are held out", box=box.SIMPLE_HEAD, padding=0)
-    for heading in ("of the layers", "mean", "below, with 95 %", ""):
+    speedups = [one["speedup"] for one in tried if "speedup" in one]
+    for heading in (*["times as fast"] * bool(speedups), "of the layers", "mean", "below, with 95 %", ""):
         table.add_column(heading, justify="left" if not heading else "right")
     largest = max(one["bound"] for one in tried)
     for one in tried:
         bar = "█" * max(1, round(24 * one["bound"] / largest)) if largest > 0 else ""
         is_chosen = one == chosen
         row = f"{one['total_ratio']:.3f}", f"{one['loss']:.2%}", f"{one['bound']:.2%}", bar + " (taken)" * is_chosen
-        table.add_row(*row, style="bold" if is_chosen else "")
+        speedup = [f"{one['speedup']:.3f}"] if speedups else []
+        table.add_row(*speedup, *row, style="bold" if is_chosen else "")
     return table

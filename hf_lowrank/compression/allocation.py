@@ -100,7 +100,10 @@ def check_argument(name: str, value: Any) -> None:
         "energy": (number and 0 <= value < 1, "in [0, 1)"),
         **dict.fromkeys(SHARES, (number and 0 < value <= 1, "in (0, 1]")),
         "max_loss": (number and 0 < value < math.inf, "a positive number, such as 0.01 for 1 %"),
-        "target_speedup": (number and value > 0, "a positive number"),
+        "target_speedup": (
+            value == "max" or (number and 0 < value < math.inf),
+            "a positive number, or 'max' beside max_loss",
+        ),
         "uniform": (whole and value >= 1, "a positive integer"),
         "multiple_of": (whole and value >= 1, "a positive integer"),
     }[name]

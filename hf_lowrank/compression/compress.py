@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from chronos import BaseChronosPipeline
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
-from ..checkpoints.families import T5
 from ..checkpoints.rank_table import FORMS, ComponentName, LayerName, LayerRanks, PerHeadRanks, RankTable
 from ..checkpoints.summary import summarize
 from ..progress import progress, progress_display
@@ -22,15 +21,32 @@ from .allocation import Component, check_argument
 from .assembly import build, factorize, own_weights
 from .baseline import truncate_matrices
 from .calibration import Calibration, calibrate
-from .latency import Speed, measure_speed
+from .latency import Achieved, Speed, measure_forecasts, measure_speed
+from .latency_bench import Bench, bench_of
 from .layers import AttentionLayer, FeedForwardLayer, Layer, Projection, attention_layer, feed_forward_layer
-from .loss_bound import FIRST_RATIO, HELD_OUT_BATCHES, HeldOut, MeasuredLoss, smallest_within
+from .loss_bound import (
+    FIRST_RATIO,
+    FIRST_SPEEDUP,
+    HELD_OUT_BATCHES,
+    STEP,
+    Found,
+    HeldOut,
+    MeasuredLoss,
+    smallest_within,
+)
 from .objectives import objective_of
 from .plan import CompressionPlan, PlannedSize
-from .policies import check_reachable, choose_ranks, component_ranks, least_total_ratio
+from .policies import (
+    check_reachable,
+    check_speedup,
+    choose_ranks,
+    component_ranks,
+    largest_speedup,
+    least_total_ratio,
+)
 from .record import kept_share, record_of, warn_of_loss
 from .sensitivity import PROBE_ARITHMETIC, measured_losses, reweighted
-from .settings import CompressionSettings, SettingsArguments
+from .settings import POLICIES, CompressionSettings, SettingsArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["compress_pretrained", "loss_curve", "plan_compression", "projections_within"]
 
 CURVE = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)  # budgets of `loss_curve`
+SHORT = 0.03  # what a measured speed-up may be below its aim, as a share
+CORRECTIONS = 2  # how often ranks are chosen again because it is
 
 
 def compress_pretrained(
@@ -82,7 +100,8 @@ def compress_pretrained(
         ImportError: It is an adapter, and peft is not installed.
 
     Warns:
-        UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped.
+        UserWarning: Without calibration: a ratio below 0.2, or a spectrum so flat that much of it is dropped. A forecast is measured to
+            be less fast than `target_speedup`, by more than 3 %.
     """
     work = _begin(model, settings, arguments, dtype=dtype, device=device, show_progress=show_progress)
     if work.settings.method == "paper":
@@ -171,21 +190,22 @@ def loss_curve(
     Args:
         model, dtype, device, show_progress: As in `compress_pretrained`.
         total_ratios: The budgets, in (0, 1].
-        arguments: Those of `compress_pretrained` beside a rule for the ranks: `form`, `multiple_of`, `quantize`, `calibration`, `seed`.
+        arguments: Those of `compress_pretrained` beside a rule for the ranks: `form`, `multiple_of`, `quantize`, `calibration`,
+            `refit`, `seed`.
 
     Raises:
         ValueError, TypeError, OSError: As `compress_pretrained`; a budget is below the smallest ranks.
     """
     settings = CompressionSettings(**arguments)
-    if settings.policy_arguments.keys() != {"max_loss"}:
-        raise ValueError(f"loss_curve tries budgets of its own: leave out {', '.join(settings.policy_arguments)}.")
+    if given := [name for name in POLICIES if arguments.get(name) is not None]:
+        raise ValueError(f"loss_curve tries budgets of its own: leave out {', '.join(given)}.")
     for total_ratio in total_ratios:
         check_argument("total_ratio", total_ratio)
     trials = _Trials(_begin(model, settings, {}, dtype=dtype, device=device, show_progress=show_progress))
-    if least := [ratio for ratio in total_ratios if ratio < trials.least_ratio]:
-        raise ValueError(f"total_ratios: {least[0]} is too small: the smallest ranks keep {trials.least_ratio:.4f}.")
+    if least := [ratio for ratio in total_ratios if ratio < trials.least]:
+        raise ValueError(f"total_ratios: {least[0]} is too small: the smallest ranks keep {trials.least:.4f}.")
     ratios = progress(total_ratios, "Measuring budgets", show_progress)
-    return [trials.held_out.measured(trials.build(ratio), ratio) for ratio in ratios]
+    return [trials.measure(trials.build(ratio), ratio) for ratio in ratios]
 
 
 def projections_within(
@@ -218,10 +238,10 @@ def projections_within(
     calibration = calibrate(
         work.dense, num_batches=num_batches, num_refit_batches=num_batches, seed=seed, show_progress=False
     )
-    measured = _measured(work, calibration, None, arithmetic=arithmetic)
+    measured = _weighed(work, _measured(work, calibration, None), arithmetic=arithmetic)
     found = {}
     for total_ratio in total_ratios:
-        table = measured.table(replace(work, settings=replace(asked, total_ratio=total_ratio)))
+        table = measured.table(_with(work, total_ratio=total_ratio))
         found[total_ratio] = [
             layer.points()[name.part].projection(rank)
             for layer in measured.layers
@@ -239,6 +259,11 @@ class _Work:
     forms: dict[str, str]  # of each kind of attention
     config: PreTrainedConfig
     show_progress: bool | None
+
+
+def _with(work: _Work, **arguments: Any) -> _Work:
+    """The work with some of its settings changed."""
+    return replace(work, settings=replace(work.settings, **arguments))
 
 
 def _begin(
@@ -285,16 +310,29 @@ class _Measured:
             work.settings, work.forms, self.attention, self.feed_forward, self.components, work.config, self.speed
         )
 
+    def largest_speedup(self, work: _Work) -> float:
+        """What is predicted of the smallest ranks."""
+        assert self.speed is not None
+        return largest_speedup(self.layers, self.components, work.settings.multiple_of, self.speed)
+
 
 def _jointly(work: _Work) -> PreTrainedModel:
     """Queries with keys and values with outputs, each layer at the ranks that it needs, smaller at run time."""
-    speed = None if work.settings.target_speedup is None else _speed(work)
-    return _built(work, _measured(work, _calibration(work), speed))
+    target = work.settings.target_speedup
+    if target is None:
+        measured = _weighed(work, _measured(work, _calibration(work), None))
+        return _built(work, measured, measured.table(work))
+    assert not isinstance(target, str)
+    bench = _bench(work)
+    measured = _measured(work, _calibration(work), measure_speed(bench))
+    check_speedup(target, measured.largest_speedup(work))
+    measured = _weighed(work, measured)
+    table, achieved = _fast_enough(work, measured, bench)
+    return _with_speed(_built(work, measured, table), achieved, target)
 
 
-def _measured(
-    work: _Work, calibration: Calibration | None, speed: Speed | None, *, arithmetic: float = PROBE_ARITHMETIC
-) -> _Measured:
+def _measured(work: _Work, calibration: Calibration | None, speed: Speed | None) -> _Measured:
+    """The layers, the losses of their components being those of their spectra."""
     settings = work.settings
     if calibration is None and settings.quantize is not None:
         raise ValueError(f"quantize needs a calibration, and there are no data for {work.dense.source}.")
@@ -304,15 +342,48 @@ def _measured(
         for layer in (*attention, *feed_forward)
         for name, component in layer.components(weight=1.0 if calibration is None else None).items()
     }
-    if calibration is not None and (settings.has_budgets or feed_forward):
-        components = _weighed(work, attention, feed_forward, components, speed, calibration, arithmetic=arithmetic)
     return _Measured(calibration, speed, attention, feed_forward, components)
 
 
-def _built(work: _Work, measured: _Measured) -> PreTrainedModel:
-    """The model of the ranks that the settings choose."""
+def _fast_enough(work: _Work, measured: _Measured, bench: Bench) -> tuple[RankTable, Achieved]:
+    """The ranks at which a forecast is as fast as is asked for, and how fast it is.
+
+    Where it is not, ranks are chosen again for an aim that is as much larger as the last one was missed by; of all tried the fastest
+    are taken if none is fast enough.
+    """
+    target: Any = work.settings.target_speedup
+    asked, largest = target, measured.largest_speedup(work)
+    tried: list[tuple[RankTable, Achieved]] = []
+    for _ in range(1 + CORRECTIONS):
+        try:
+            table = measured.table(_with(work, target_speedup=asked))
+        except ValueError:
+            if not tried:
+                raise
+            break  # other budgets leave no more
+        achieved = measure_forecasts(bench, table)
+        tried.append((table, achieved))
+        if achieved.speedup >= (1 - SHORT) * target or asked >= largest:
+            break
+        asked = min(asked * target / achieved.speedup, largest)
+    return max(tried, key=lambda one: one[1].speedup)
+
+
+def _with_speed(model: PreTrainedModel, achieved: Achieved, target: float | None) -> PreTrainedModel:
+    """The model, with how fast it is in its record, and a warning where that is not what was asked for."""
+    model.config.compression["speed"] |= achieved.record()
+    if target is not None and achieved.speedup < (1 - SHORT) * target:
+        warnings.warn(
+            f"target_speedup={target}: a forecast is {achieved.speedup:.3g} times as fast as with the dense ranks, as measured on this "
+            "machine. Ask for more, or measure again when the machine is less busy.",
+            stacklevel=4,
+        )
+    return model
+
+
+def _built(work: _Work, measured: _Measured, table: RankTable) -> PreTrainedModel:
+    """The model of these ranks."""
     settings, layers, components = work.settings, measured.layers, measured.components
-    table = measured.table(work)
     table.write(work.config)
     losses = {name: float(components[name].loss[rank]) for name, rank in component_ranks(layers, table).items()}
     work.config.compression = _record(work, layers, table, losses, measured.calibration, measured.speed)
@@ -326,10 +397,13 @@ def _built(work: _Work, measured: _Measured) -> PreTrainedModel:
 
 
 class _Trials:
-    """Compressions of one model to several budgets, each measured on series that are held out: all from one calibration."""
+    """Compressions of one model to several budgets, each measured on series that are held out: all from one calibration.
+
+    A budget is a share, of the parameters of attention and feed-forward or, with `target_speedup`, of the time of a forecast.
+    """
 
     def __init__(self, work: _Work) -> None:
-        self.work = work
+        self.work, target = work, work.settings.target_speedup
         calibration = _calibration(work)
         if calibration is None or not calibration.held_out:
             what = (
@@ -340,57 +414,116 @@ class _Trials:
             raise ValueError(
                 f"max_loss needs series that are held out, and {what}; see calibrate(num_held_out_batches=)."
             )
-        self.least_ratio = least_total_ratio(work.settings, work.forms, work.dense, work.config)
-        # What a low-rank model has is all that there is to take from.
-        self.given_ratio = kept_share(work.config, (name for name, _ in work.dense.all_layers))
+        self.bench = None if target is None else _bench(work)
+        speed = None if self.bench is None else measure_speed(self.bench)
+        measured = _measured(work, calibration, speed)
+        if speed is None:
+            self.least = least_total_ratio(work.settings, work.forms, work.dense, work.config)
+            # What a low-rank model has is all that there is to take from.
+            self.largest = kept_share(work.config, (name for name, _ in work.dense.all_layers))
+            self.first = max(FIRST_RATIO * self.largest, self.least)
+        else:
+            largest = measured.largest_speedup(work)
+            if isinstance(target, (int, float)):
+                check_speedup(target, largest)
+            first = target if isinstance(target, (int, float)) else FIRST_SPEEDUP
+            self.least, self.largest = 1 / largest, 1.0
+            self.first = max(1 / first, self.least)
         self.held_out = HeldOut(work.dense, work.dense.float_model(), calibration.held_out, seed=work.settings.seed)
-        self.measured = _measured(self._at(max(FIRST_RATIO * self.given_ratio, self.least_ratio)), calibration, None)
+        self.measured = _weighed(self.at(self.first), measured)
 
-    def _at(self, total_ratio: float) -> _Work:
-        settings = replace(self.work.settings, max_loss=None, total_ratio=total_ratio)
-        return replace(self.work, settings=settings, config=copy.deepcopy(self.work.config))
+    def at(self, share: float) -> _Work:
+        """The work of a budget."""
+        budget: dict[str, float] = {"total_ratio": share} if self.bench is None else {"target_speedup": 1 / share}
+        work = _with(self.work, **{"max_loss": None} | budget)
+        return replace(work, config=copy.deepcopy(self.work.config))
 
-    def build(self, total_ratio: float) -> PreTrainedModel:
-        """The model of a budget."""
-        return _built(replace(self._at(total_ratio), show_progress=False), self.measured)
+    def build(self, share: float, table: RankTable | None = None) -> PreTrainedModel:
+        """The model of a budget, of its ranks or of those given."""
+        work = replace(self.at(share), show_progress=False)
+        return _built(work, self.measured, table or self.measured.table(work))
+
+    def measure(self, model: PreTrainedModel, share: float) -> MeasuredLoss:
+        """The loss of a model of a budget."""
+        if self.bench is None:
+            return self.held_out.measured(model, share)
+        kept = kept_share(model.config, RankTable.of(model.config))
+        return replace(self.held_out.measured(model, kept), speedup=1 / share)
 
 
 def _within_loss(work: _Work) -> PreTrainedModel:
-    """The smallest model that is expected to lose at most `max_loss`."""
+    """The smallest model that is expected to lose at most `max_loss`, the fastest, or one that is as fast as is asked for."""
     settings, trials = work.settings, _Trials(work)
-    assert settings.max_loss is not None
+    max_loss: Any = settings.max_loss
     with progress_display(show=work.show_progress) as display:
         task = display.add_task("Searching", total=None)
 
-        def build(total_ratio: float) -> PreTrainedModel:
-            display.update(task, description=f"Searching: {total_ratio:.3f} of the layers")
-            return trials.build(total_ratio)
+        def build(share: float) -> PreTrainedModel:
+            what = f"{share:.3f} of the layers" if trials.bench is None else f"{1 / share:.3f} times as fast"
+            display.update(task, description=f"Searching: {what}")
+            return trials.build(share)
 
-        bounds = trials.least_ratio, trials.given_ratio
-        found = smallest_within(settings.max_loss, bounds, build, trials.held_out.measured)
+        def search(least: float, first: float) -> Found[PreTrainedModel]:
+            return smallest_within(max_loss, (least, trials.largest), build, trials.measure, first=first)
+
+        if isinstance(settings.target_speedup, (int, float)):
+            return _fast_within_loss(trials, max_loss, settings.target_speedup, search)
+        found = search(trials.least, trials.first)
     if found.model is None:
-        best = found.tried[-1]
-        integers = f" and quantize={settings.quantize!r}" if settings.quantize else ""
-        raise ValueError(
-            f"max_loss={settings.max_loss}: not below {best.bound:.3g} (with 95 % confidence; {best.loss:.3g} on average), even with all "
-            f"ranks kept{integers}."
-        )
+        raise ValueError(f"max_loss={max_loss}: {_at_full_rank(settings, found)}.")
     assert found.measured is not None
-    found.model.config.compression |= {
+    model = _with_losses(found.model, settings, found.measured, found.tried)
+    if trials.bench is None:
+        return model
+    return _with_speed(model, measure_forecasts(trials.bench, RankTable.of(model.config)), None)
+
+
+def _fast_within_loss(
+    trials: _Trials, max_loss: float, target: float, search: Callable[[float, float], Found[PreTrainedModel]]
+) -> PreTrainedModel:
+    """The model that is as fast as is asked for, if it loses at most `max_loss`."""
+    settings, share = trials.work.settings, trials.first
+    assert trials.bench is not None
+    table, achieved = _fast_enough(trials.at(share), trials.measured, trials.bench)
+    model = trials.build(share, table)
+    measured = trials.measure(model, share)
+    if measured.bound <= max_loss:
+        return _with_speed(_with_losses(model, settings, measured, [measured]), achieved, target)
+    found = search(share, min(1.0, STEP * share))
+    instead = _at_full_rank(settings, found)
+    if found.measured is not None:
+        instead = (
+            f"the fastest within {max_loss} is predicted to be {found.measured.speedup:.3g} times as fast, and is what "
+            "target_speedup='max' makes"
+        )
+    raise ValueError(
+        f"max_loss={max_loss} and target_speedup={target}: a model of that speed loses {measured.loss:.3g} "
+        f"(below {measured.bound:.3g} with 95 % confidence); {instead}."
+    )
+
+
+def _at_full_rank(settings: CompressionSettings, found: Found[PreTrainedModel]) -> str:
+    """What is lost where nothing keeps the bound."""
+    best = found.tried[-1]
+    integers = f" and quantize={settings.quantize!r}" if settings.quantize else ""
+    return f"not below {best.bound:.3g} (with 95 % confidence; {best.loss:.3g} on average), even with all ranks kept{integers}"
+
+
+def _with_losses(
+    model: PreTrainedModel, settings: CompressionSettings, chosen: MeasuredLoss, tried: Sequence[MeasuredLoss]
+) -> PreTrainedModel:
+    """The model, with what was measured in its record."""
+    model.config.compression |= {
         "policy": "max_loss",
-        "arguments": {"max_loss": settings.max_loss},
-        "measured_loss": found.measured.to_dict(),
-        "tried": [one.to_dict() for one in found.tried],
+        "arguments": settings.policy_arguments,
+        "measured_loss": chosen.to_dict(),
+        "tried": [one.to_dict() for one in tried],
     }
-    return found.model
+    return model
 
 
 def _lowrank_config(dense: DenseCheckpoint, settings: CompressionSettings) -> PreTrainedConfig:
     """The low-rank configuration with the source's ranks, or with the user's table; what the settings ask for must be possible."""
-    if settings.target_speedup is not None and dense.family is not T5:
-        raise ValueError(
-            f"target_speedup is measured for T5 models; {dense.source} is a {dense.source_class.__name__}."
-        )
     if settings.max_cache_ratio is not None and not any(name.kind in dense.family.cached for name, _ in dense.layers):
         raise ValueError(
             f"max_cache_ratio: {dense.source}, a {dense.source_class.__name__}, keeps no cache; leave it out."
@@ -422,10 +555,10 @@ def _check_heads(dense: DenseCheckpoint, name: LayerName, ranks: LayerRanks) -> 
             )
 
 
-def _speed(work: _Work) -> Speed:
-    """What ranks cost where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
+def _bench(work: _Work) -> Bench:
+    """Where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
     weight = next(iter(work.dense.weights.values()))
-    return measure_speed(
+    return bench_of(
         work.config,
         encoder_only=work.dense.model_class is T5EncoderModel,
         device=weight.device,
@@ -492,32 +625,32 @@ def _feed_forward_layers(work: _Work, calibration: Calibration | None) -> list[F
     ]
 
 
-def _weighed(
-    work: _Work,
-    attention: list[AttentionLayer],
-    feed_forward: list[FeedForwardLayer],
-    components: Mapping[ComponentName, Component],
-    speed: Speed | None,
-    calibration: Calibration,
-    *,
-    arithmetic: float,
-) -> dict[ComponentName, Component]:
-    """The components with losses as they are measured: their spectra say how a loss falls with the rank, not how much it is.
+def _weighed(work: _Work, measured: _Measured, *, arithmetic: float = PROBE_ARITHMETIC) -> _Measured:
+    """With losses as they are measured: the spectra of components say how a loss falls with the rank, not how much it is.
 
-    Each form is measured at the ranks that it would get alone: a guess for one beside a measurement of the other would often win
-    by being wrong.
+    Each form is measured at the ranks that it would get alone, or at the fewest where those are not fast enough: a guess for one beside a
+    measurement of the other would often win by being wrong.
     """
-    dense, has_choice = work.dense, "auto" in work.forms.values()
-    rounds = [[layer.only(form) for layer in attention] for form in FORMS] if has_choice else [attention]
+    calibration, feed_forward, components = measured.calibration, measured.feed_forward, measured.components
+    if calibration is None or not (work.settings.has_budgets or feed_forward):
+        return measured
+    has_choice = "auto" in work.forms.values()
+    forms = (
+        [[layer.only(form) for layer in measured.attention] for form in FORMS] if has_choice else [measured.attention]
+    )
     losses: dict[ComponentName, float] = {}
     ranks: dict[ComponentName, int] = {}
-    float_model = dense.float_model()
-    for alone in rounds:
-        trial = choose_ranks(work.settings, work.forms, alone, feed_forward, components, work.config, speed)
-        new: list[Layer] = [*alone, *(feed_forward if not losses else [])]
+    float_model = work.dense.float_model()
+    for attention in forms:
+        alone, within_reach = replace(measured, attention=attention), work
+        if measured.speed is not None:
+            target: Any = work.settings.target_speedup
+            within_reach = _with(work, target_speedup=min(target, alone.largest_speedup(work)))
+        trial = alone.table(within_reach)
+        new: list[Layer] = [*attention, *(feed_forward if not losses else [])]
         ranks |= component_ranks(new, trial)
         losses |= measured_losses(
-            dense,
+            work.dense,
             float_model,
             new,
             trial,
@@ -526,7 +659,7 @@ def _weighed(
             arithmetic=arithmetic,
             show_progress=work.show_progress,
         )
-    return reweighted(components, ranks, losses)
+    return replace(measured, components=reweighted(components, ranks, losses))
 
 
 def _record(

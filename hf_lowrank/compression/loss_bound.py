@@ -15,11 +15,19 @@ from transformers import PreTrainedModel
 from ..checkpoints.dense import DenseCheckpoint
 from .objectives import Batch, objective_of
 
-__all__ = ["FIRST_RATIO", "HELD_OUT_BATCHES", "HeldOut", "MeasuredLoss", "smallest_within"]
+__all__ = [
+    "FIRST_RATIO",
+    "FIRST_SPEEDUP",
+    "HELD_OUT_BATCHES",
+    "STEP",
+    "Found",
+    "HeldOut",
+    "MeasuredLoss",
+    "smallest_within",
+]
 
-FIRST_RATIO = (
-    0.25  # of what attention and feed-forward have: where the search begins, and where components are measured
-)
+# Where a search begins, and where components are measured: the share of what attention and feed-forward have, and how many times as fast.
+FIRST_RATIO, FIRST_SPEEDUP = 0.25, 2.0
 STEP, CLOSE = 1.7, 1.08  # between budgets until one is too small, and from then on
 CONFIDENCE, RESAMPLES = 0.95, 2000
 HELD_OUT_BATCHES = 32
@@ -33,20 +41,22 @@ class MeasuredLoss:
     """What a model of a budget adds to the expected loss of the dense one's forecasts, as a share, on series that are held out.
 
     Attributes:
-        total_ratio: The budget.
+        total_ratio: The share of attention and feed-forward parameters: the budget, or what was kept for a speed-up.
         loss: The mean over series.
         bound: What the mean over all series like these is below with 95 % confidence.
         series: How many there were.
+        speedup: The budget, where it was one: how many times as fast a forecast was to be.
     """
 
     total_ratio: float
     loss: float
     bound: float
     series: int
+    speedup: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self)
+        """For programs: what there is."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class HeldOut:
@@ -96,6 +106,8 @@ def smallest_within(
     bounds: tuple[float, float],
     build: Callable[[float], Model],
     measure: Callable[[Model, float], MeasuredLoss],
+    *,
+    first: float = FIRST_RATIO,
 ) -> Found[Model]:
     """Search the smallest budget with a bound of at most `max_loss`: from one side until there is one on the other, then between them.
 
@@ -106,25 +118,26 @@ def smallest_within(
         bounds: The smallest and the largest budget that there are.
         build: A model of a budget.
         measure: The loss of a model of a budget.
+        first: The budget to begin with.
     """
-    tried: list[MeasuredLoss] = []
+    tried: dict[float, MeasuredLoss] = {}
     best, chosen = None, None
     good, bad = math.inf, 0.0  # the smallest budget that keeps the bound, the largest that does not
-    least_ratio, largest = bounds
-    ratio = max(FIRST_RATIO * largest, least_ratio)
+    least, largest = bounds
+    budget = max(first, least)
     while True:
-        model = build(ratio)
-        tried.append(measure(model, ratio))
-        if tried[-1].bound <= max_loss:
-            best, chosen, good = model, tried[-1], ratio
+        model = build(budget)
+        tried[budget] = measure(model, budget)
+        if tried[budget].bound <= max_loss:
+            best, chosen, good = model, tried[budget], budget
         else:
-            bad = ratio
-        if bad == largest or good <= least_ratio or good / max(bad, 1e-9) <= CLOSE:
+            bad = budget
+        if bad == largest or good <= least or good / max(bad, 1e-9) <= CLOSE:
             break
         if bad == 0:
-            ratio = max(good / STEP, least_ratio)
+            budget = max(good / STEP, least)
         elif good == math.inf:
-            ratio = min(bad * STEP, largest)
+            budget = min(bad * STEP, largest)
         else:
-            ratio = math.sqrt(good * bad)
-    return Found(best, chosen, tuple(sorted(tried, key=lambda one: one.total_ratio)))
+            budget = math.sqrt(good * bad)
+    return Found(best, chosen, tuple(tried[budget] for budget in sorted(tried)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -33,7 +32,14 @@ from .latency import Speed
 from .layers import AttentionLayer, FeedForwardLayer, Layer
 from .settings import BUDGETS, CompressionSettings
 
-__all__ = ["check_reachable", "choose_ranks", "component_ranks", "least_total_ratio"]
+__all__ = [
+    "check_reachable",
+    "check_speedup",
+    "choose_ranks",
+    "component_ranks",
+    "largest_speedup",
+    "least_total_ratio",
+]
 
 # The rules that look at one component at a time.
 COMPONENT_POLICIES = {"epsilon": allocate_epsilon, "uniform": allocate_uniform, "energy": allocate_energy}
@@ -207,7 +213,7 @@ def _by_component(
     parts = {kind: FORMS[form].parts for kind, form in forms.items()}
     names = [layer.component(part) for layer in layers for part in parts[layer.name.kind]]
     chosen, multiple_of = [components[name] for name in names], settings.multiple_of
-    ranks: dict[Any, int]
+    ranks: dict[ComponentName, int]
     if settings.uniform is not None and any(layer.dense.lowrank for layer in layers):
         ranks = {one.name: one.round_up(settings.uniform, multiple_of) for one in chosen}  # or as many as there are
     else:
@@ -240,8 +246,9 @@ def _within_budgets(
     limits = {}
     for budget, share in budgets.items():
         if budget == "target_speedup" and speed is not None:
-            dense = speed.forecast(RankTable({layer.name: layer.dense_ranks for layer in layers}))
-            limits["seconds"] = _seconds(share, dense, speed.fixed, options)
+            dense_seconds, least_seconds = _seconds(layers, options, speed)
+            check_speedup(share, dense_seconds / least_seconds)
+            limits["seconds"] = dense_seconds / share - speed.fixed
             continue
         kind = BUDGETS.get(budget, "parameters")
         dense = sum(layer.cost(kind, layer.dense_ranks) for layer in counted)
@@ -251,11 +258,25 @@ def _within_budgets(
     return allocate_budget(options, limits)
 
 
-def _seconds(target_speedup: float, dense: float, fixed: float, options: Mapping[Any, Options]) -> float:
-    """What the layers together may take, beside what is fixed, where the dense model takes `dense`."""
-    least = fixed + sum(float(ways.costs["seconds"].min()) for ways in options.values())
-    if target_speedup * least > dense * (1 + 1e-12):
+def _seconds(layers: Sequence[Layer], options: Mapping[LayerName, Options], speed: Speed) -> tuple[float, float]:
+    """What a forecast takes with the dense layers, and with the cheapest."""
+    dense = speed.forecast(RankTable({layer.name: layer.dense_ranks for layer in layers}))
+    return dense, speed.fixed + sum(float(ways.costs["seconds"].min()) for ways in options.values())
+
+
+def largest_speedup(
+    layers: Sequence[Layer], components: Mapping[ComponentName, Component], multiple_of: int, speed: Speed
+) -> float:
+    """How many times as fast as with the dense layers a forecast is predicted to be with the cheapest."""
+    losses = {name: component.loss for name, component in components.items()}
+    options = {layer.name: layer.options(losses, multiple_of=multiple_of, seconds=speed.seconds) for layer in layers}
+    dense, least = _seconds(layers, options, speed)
+    return dense / least
+
+
+def check_speedup(target_speedup: float, largest: float) -> None:
+    """Raise ValueError where a speed-up is out of reach."""
+    if target_speedup > largest * (1 + 1e-12):
         raise ValueError(
-            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {dense / least:.4g} on this machine."
+            f"target_speedup={target_speedup} is too large: the smallest ranks are predicted to reach {largest:.4g} on this machine."
         )
-    return dense / target_speedup - fixed

@@ -43,7 +43,7 @@ class SettingsArguments(TypedDict, total=False):
     ratio: float | None
     total_ratio: float | None
     max_cache_ratio: float | None
-    target_speedup: float | None
+    target_speedup: float | Literal["max"] | None
     feed_forward_ratio: float | None
     epsilon: float | None
     energy: float | None
@@ -68,18 +68,21 @@ class CompressionSettings:
         model = compress_pretrained("amazon/chronos-bolt-small", settings)
 
     One of the arguments down to `ranks` says how ranks are chosen, `max_loss` of 0.01 where none is given; `ratio` to `target_speedup`
-    are budgets and may be combined.
+    are budgets and may be combined, and `target_speedup` goes with `max_loss` too.
 
     Args:
         max_loss: The smallest model whose forecasts are expected to lose at most this share more than the dense one's: the mean quantile
             loss on series that are held out of the calibration, if values follow the dense model's forecasts, with 95 % confidence. A
-            search over `total_ratio` of half a dozen compressions, of Chronos models.
+            search over `total_ratio` of half a dozen compressions, of Chronos models. With `target_speedup="max"` the fastest such model,
+            by a search over speed-ups; with a number the model that is as fast as that, or an error that says what it loses.
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
         total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
         max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
-        target_speedup: Forecast this many times as fast as the dense model, by what ranks cost in attention and feed-forward
-            layers on this machine, timed for some ten seconds (`hf_lowrank.compression.latency`): a prediction, for the workload that
-            `config.compression["speed"]` records. Alone or beside the other budgets. Of Chronos-T5 and other T5 models only.
+        target_speedup: Forecast this many times as fast as the dense model in the same pipeline, that of low-rank models in PyTorch. What
+            ranks cost on this machine in attention and feed-forward layers is timed for half a minute or so; then whole forecasts with the
+            ranks that follow are, which are chosen again, at most twice, where they are not fast enough (and a warning says if that did not
+            help). `config.compression["speed"]` has the workload and what was predicted and measured. Alone or beside the other budgets;
+            `"max"` beside `max_loss` alone.
         epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
         energy: The smallest ranks that drop at most this share of each component's loss.
         uniform: The same rank everywhere.
@@ -111,7 +114,7 @@ class CompressionSettings:
     ratio: float | None = None
     total_ratio: float | None = None
     max_cache_ratio: float | None = None
-    target_speedup: float | None = None
+    target_speedup: float | Literal["max"] | None = None
     epsilon: float | None = None
     energy: float | None = None
     uniform: int | None = None
@@ -177,11 +180,11 @@ class CompressionSettings:
                 "Say how much to keep, as in total_ratio=0.5 (half of the attention and feed-forward parameters) or ratio=0.15 (of the "
                 "attention alone)."
             )
-        if "max_loss" in given and len(given) > 1:
-            raise ValueError(
-                f"max_loss finds how small a model can be: leave out {', '.join(given.keys() - {'max_loss'})}."
-            )
-        if len(given) > 1 and len(budgets) < len(given):
+        if "max_loss" in given and (others := given.keys() - {"max_loss", "target_speedup"}):
+            raise ValueError(f"max_loss finds how small a model can be: leave out {', '.join(sorted(others))}.")
+        if self.target_speedup == "max" and self.max_loss is None:
+            raise ValueError("target_speedup='max' is as fast as max_loss allows: give it too, as in max_loss=0.01.")
+        if len(given) > 1 and len(budgets) < len(given) and "max_loss" not in given:
             raise ValueError(
                 f"Give one rule for the ranks, found {' and '.join(sorted(given))}; only {', '.join(BUDGETS)} hold together."
             )

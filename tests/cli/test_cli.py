@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
 import hf_lowrank
-from hf_lowrank import calibrate
+from hf_lowrank import calibrate, loss_curve
 from hf_lowrank.cli.app import app
+from hf_lowrank.compression import latency_bench
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
@@ -169,11 +171,13 @@ def test_a_bound_on_the_loss_and_integers(dense_folder: Path, tmp_path: Path) ->
     saved = tmp_path / "calibration.safetensors"
     calibrate(dense_folder, num_batches=2, num_held_out_batches=2).save(saved)
     measured = ("--calibration", saved)
-    code, out, err = run("compress", dense_folder, "--curve", *measured, "--json", "-")
+    code, out, err = run("compress", dense_folder, "--curve", "--no-refit", *measured, "--json", "-")
     assert code == 0, err
     curve = json.loads(out)["curve"]
     assert [one["total_ratio"] for one in curve] == [1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08]
     assert curve[0]["loss"] < 1e-6 < curve[-1]["loss"]
+    [half] = loss_curve(dense_folder, [0.5], calibration=saved, refit=False)
+    assert curve[2] == pytest.approx(half.to_dict())
     assert {path.name for path in tmp_path.iterdir()} == {"dense", saved.name}
     code, out, err = run("compress", dense_folder, tmp_path / "small", "--max-loss", "0.2", *measured)
     assert code == 0, err
@@ -199,6 +203,22 @@ def test_a_bound_on_the_loss_and_integers(dense_folder: Path, tmp_path: Path) ->
     assert sum(row["bytes"] for row in report["layers"]) < report["totals"]["parameters"] * 4
     _, _, err = run("compress", dense_folder, "--curve", "--max-loss", "0.1")
     assert "--curve tries sizes of its own" in err
+    _, _, err = run("compress", dense_folder, "--curve", "--save-calibration", saved)
+    assert "--save-calibration is of a compression: leave out --plan and --curve" in err
+
+
+def test_the_aim_of_a_speedup_is_said_beside_what_was_achieved(
+    dense_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(latency_bench, "SECONDS", 0.0)
+    monkeypatch.setattr(latency_bench, "LEAST_ROUNDS", 1)
+    code, out, err = run(
+        "compress", dense_folder, tmp_path / "fast", "--target-speedup", "0.1", "--calibration", "none"
+    )
+    assert code == 0, err
+    assert re.search(r"was to be 0\.1 times as fast: predicted 1\.00, measured \d\.\d\d \(", " ".join(out.split()))
+    _, _, err = run("compress", dense_folder, tmp_path / "max", "--target-speedup", "max")
+    assert "target_speedup='max' is as fast as max_loss allows" in err
 
 
 def test_dtype_and_columns_are_options(dense_folder: Path, tmp_path: Path) -> None:

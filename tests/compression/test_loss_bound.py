@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from speeds import invented
 from torch.testing import assert_close
 
 from hf_lowrank import Calibration, CompressionSettings, calibrate, compress_pretrained, loss_curve, plan_compression
 from hf_lowrank.checkpoints.dense import load_dense
-from hf_lowrank.compression import loss_bound, rounding
+from hf_lowrank.checkpoints.rank_table import RankTable
+from hf_lowrank.compression import latency_bench, loss_bound, rounding
 from hf_lowrank.compression.loss_bound import CLOSE, HeldOut, MeasuredLoss, smallest_within
 from hf_lowrank.compression.objectives import _crps_excess, objective_of
 from hf_lowrank.data.series import parted
+from hf_lowrank.timing import Case
 
 
 @pytest.fixture(autouse=True)
@@ -174,11 +177,58 @@ def test_the_curve_is_what_the_search_sees(bolt):
     assert first == pytest.approx(losses[2].to_dict())
     for arguments, message in [
         ({"ratio": 0.5}, "loss_curve tries budgets of its own: leave out ratio"),
+        ({"max_loss": 0.05}, "loss_curve tries budgets of its own: leave out max_loss"),
         ({"total_ratios": [0.5, 1.5]}, "total_ratio must be in"),
         ({"total_ratios": [1e-4]}, "total_ratios: 0.0001 is too small: the smallest ranks keep 0."),
     ]:
         with pytest.raises(ValueError, match=message):
             loss_curve(bolt, **({"calibration": measured} | arguments))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Speeds that a test can count."""
+    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda _: invented())
+    monkeypatch.setattr("hf_lowrank.compression.compress.CORRECTIONS", 0)  # for this machine has others
+    monkeypatch.setattr(latency_bench, "default_workload", lambda *_, **__: Case(2, 40, 6, None))
+    monkeypatch.setattr(latency_bench, "SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("quantize", [None, pytest.param("int8", marks=pytest.mark.slow)])
+def test_the_fastest_model_within_the_bound(bolt, counted, quantize):
+    measured = calibrate(bolt, num_batches=1, num_held_out_batches=1)
+    model = compress_pretrained(bolt, max_loss=0.1, target_speedup="max", quantize=quantize, calibration=measured)
+    record = model.config.compression
+    assert (record["policy"], record["arguments"]) == ("max_loss", {"max_loss": 0.1, "target_speedup": "max"})
+    chosen, tried, speed = record["measured_loss"], record["tried"], record["speed"]
+    assert chosen in tried
+    assert chosen["bound"] <= 0.1
+    assert all(one["bound"] > 0.1 for one in tried if one["speedup"] > chosen["speedup"])
+    speedups = [one["speedup"] for one in tried]
+    assert speedups == sorted(speedups, reverse=True)
+    assert speed["seconds_dense"] / speed["seconds_predicted"] >= chosen["speedup"] * (1 - 1e-9) > 1
+    assert speed["speedup_measured"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:target_speedup")  # this machine has other speeds
+def test_as_fast_as_is_asked_for_within_the_bound_or_an_error_that_says_what_can_be(bolt, counted):
+    measured = calibrate(bolt, num_batches=1, num_held_out_batches=1)
+    model = compress_pretrained(bolt, max_loss=10, target_speedup=2, calibration=measured)
+    record = model.config.compression
+    assert record["arguments"] == {"max_loss": 10, "target_speedup": 2}
+    assert [record["measured_loss"]] == record["tried"]
+    assert record["measured_loss"]["speedup"] == 2
+    alone = compress_pretrained(bolt, target_speedup=2, calibration=measured)
+    assert RankTable.of(model.config) == RankTable.of(alone.config)
+    bound = record["measured_loss"]["bound"] / 3
+    message = rf"max_loss={bound} and target_speedup=2: a model of that speed loses .* the fastest within .* is predicted to be 1(\.\d+)? times"
+    with pytest.raises(ValueError, match=message):
+        compress_pretrained(bolt, max_loss=bound, target_speedup=2, calibration=measured)
+    with pytest.raises(
+        ValueError, match=r"target_speedup=1000 is too large: the smallest ranks are predicted to reach"
+    ):
+        compress_pretrained(bolt, max_loss=1, target_speedup=1000, calibration=measured)
 
 
 def test_with_integers(bolt):
@@ -208,6 +258,12 @@ def test_it_is_what_is_done_when_nothing_is_said(bolt):
         ({"max_loss": 0.0}, "max_loss must be a positive number, such as 0.01 for 1 %, found 0.0"),
         ({"max_loss": "1%"}, "max_loss must be a positive number"),
         ({"max_loss": 0.1, "total_ratio": 0.5}, "max_loss finds how small a model can be: leave out total_ratio"),
+        ({"max_loss": 0.1, "target_speedup": 2, "ratio": 0.5}, "leave out ratio"),
+        ({"target_speedup": "max"}, "target_speedup='max' is as fast as max_loss allows: give it too"),
+        (
+            {"target_speedup": "fast"},
+            "target_speedup must be a positive number, or 'max' beside max_loss, found 'fast'",
+        ),
         ({"max_loss": 0.1, "feed_forward_ratio": 0.5}, "feed_forward_ratio is part of what max_loss finds"),
         ({"max_loss": 0.1, "calibration": None}, "max_loss is measured on the calibration data"),
         ({"calibration": None}, "Say how much to keep"),
