@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
@@ -213,7 +213,7 @@ def _by_component(
     parts = {kind: FORMS[form].parts for kind, form in forms.items()}
     names = [layer.component(part) for layer in layers for part in parts[layer.name.kind]]
     chosen, multiple_of = [components[name] for name in names], settings.multiple_of
-    ranks: dict[ComponentName, int]
+    ranks: dict[Hashable, int]
     if settings.uniform is not None and any(layer.dense.lowrank for layer in layers):
         ranks = {one.name: one.round_up(settings.uniform, multiple_of) for one in chosen}  # or as many as there are
     else:
