@@ -16,12 +16,16 @@ from .options import (
     CHECKPOINT,
     RANKS_WANTED,
     IdColumn,
-    TargetColumn,
+    KnownCovariates,
+    PastCovariates,
+    TargetColumns,
     TimestampColumn,
     check_data,
     check_file,
+    columns_of,
     json_object,
     json_option,
+    with_columns,
 )
 from .output import in_terminal, plain_messages, write_json
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..compression.plan import CompressionPlan
-    from ..data.tables import LongColumns
+    from ..data.group_columns import GroupColumns
 
 
 def compress(  # as long as its list of options
@@ -87,7 +91,9 @@ def compress(  # as long as its list of options
     refit: Annotated[bool, typer.Option(help="Refit the last matrix of each layer by least squares.")] = True,
     id_column: IdColumn = "item_id",
     timestamp_column: TimestampColumn = "timestamp",
-    target: TargetColumn = "target",
+    target: TargetColumns = None,
+    past_covariates: PastCovariates = None,
+    known_covariates: KnownCovariates = None,
     seed: Annotated[int, typer.Option(help="Seed of the calibration.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Of what is written: 'float32', 'bfloat16', 'float16', or 'auto' as in SOURCE.")
@@ -113,7 +119,6 @@ def compress(  # as long as its list of options
         from ..compression.compress import compress_pretrained, loss_curve, plan_compression
         from ..compression.loss_bound import HELD_OUT_BATCHES
         from ..compression.settings import CompressionSettings
-        from ..data.tables import LongColumns
         from ..files import alone, check_output, tidy
 
         if base_rank is None and (rank_growth is not None or rank_rounding is not None):
@@ -138,7 +143,9 @@ def compress(  # as long as its list of options
             "refit": refit,
             "seed": seed,
         }
-        data = calibration_data(calibration, LongColumns(id_column, timestamp_column, target))
+        data = calibration_data(
+            calibration, columns_of(target, past_covariates, known_covariates, id_column, timestamp_column)
+        )
         settings = CompressionSettings(**arguments, calibration=data)
         if save_calibration is not None and (plan or curve):
             raise ValueError("--save-calibration is of a compression: leave out --plan and --curve.")
@@ -193,19 +200,15 @@ def _forms(form: str) -> str | dict[str, str]:
     return dict(pairs)
 
 
-def calibration_data(calibration: str, columns: LongColumns) -> Any:
-    """What `--calibration` says: the series of a file, read before the work, or what `CompressionSettings` takes."""
+def calibration_data(calibration: str, columns: GroupColumns) -> Any:
+    """What `--calibration` says: the series or groups of a file, read before the work, or what `CompressionSettings` takes."""
     from ..data.series import read_series
-    from ..data.tables import LONG_FORMAT
 
     check_data("--calibration", calibration, (".csv", ".parquet", ".safetensors"))
-    if calibration in ("synthetic", "none") or calibration.endswith(".safetensors"):
-        if columns != LONG_FORMAT:
-            raise ValueError(
-                f"--id-column, --timestamp-column and --target are of a file of series; --calibration is {calibration!r}."
-            )
-        return None if calibration == "none" else calibration
-    return read_series(calibration, columns)
+    data = with_columns("--calibration", calibration, columns)
+    if isinstance(data, str) and data.endswith((".csv", ".parquet")):
+        return read_series(data)
+    return None if calibration == "none" else data
 
 
 def report_plan(console: Console, plan: CompressionPlan, source: str, json_file: Path | None) -> None:

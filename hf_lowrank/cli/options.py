@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..data.group_columns import GroupColumns
 
 __all__ = [
     "CHECKPOINT",
@@ -15,14 +18,19 @@ __all__ = [
     "STANDARD_OUTPUT",
     "Device",
     "IdColumn",
+    "KnownCovariates",
+    "PastCovariates",
     "TargetColumn",
+    "TargetColumns",
     "TimestampColumn",
     "check_data",
     "check_file",
+    "columns_of",
     "integers",
     "json_object",
     "json_option",
     "numbers",
+    "with_columns",
 ]
 
 CHECKPOINT = "Hub id, folder, 'reference', 'reference-bolt' or 'reference-2'"
@@ -33,6 +41,21 @@ Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; defau
 IdColumn = Annotated[str, typer.Option("--id-column", help="The column that names the series.")]
 TimestampColumn = Annotated[str, typer.Option("--timestamp-column", help="The column of the times.")]
 TargetColumn = Annotated[str, typer.Option("--target", help="The column of the values.")]
+# Of one whose items are groups of series.
+TargetColumns = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="A column of values; may be repeated. Default: target."),
+]
+PastCovariates = Annotated[
+    list[str] | None,
+    typer.Option("--past-covariates", help="For Chronos-2: a column that is known until now; may be repeated."),
+]
+KnownCovariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--known-covariates", help="For Chronos-2: a column that is known in the future as well; may be repeated."
+    ),
+]
 
 
 def json_option(content: str) -> Any:
@@ -57,6 +80,49 @@ def check_data(option: str, name: str, suffixes: tuple[str, ...]) -> None:
         raise ValueError(
             f"{option} must be 'synthetic', 'none' or a file that ends in {', '.join(suffixes)}, found {name!r}."
         )
+
+
+def columns_of(
+    target: list[str] | None,
+    past_covariates: list[str] | None,
+    known_covariates: list[str] | None,
+    id_column: str,
+    timestamp_column: str,
+) -> GroupColumns:
+    """What these options say of the columns of a file; `GroupColumns()` where none is given."""
+    from ..data.group_columns import GroupColumns
+
+    given = tuple(target or GroupColumns.targets), tuple(past_covariates or ()), tuple(known_covariates or ())
+    return GroupColumns(id_column, timestamp_column, *given)
+
+
+def with_columns(option: str, data: Any, columns: GroupColumns) -> Any:
+    """What an option of data says where others name columns: itself where none does, or the series or groups of the file.
+
+    Raises:
+        ValueError: Columns are named, and there is no file; or the file has no such columns.
+    """
+    from ..data.group_columns import GroupColumns
+    from ..data.groups import GroupedSeries
+    from ..data.series import read_series
+
+    if columns == GroupColumns():
+        return data
+    if str(data) in ("synthetic", "none") or str(data).endswith(".safetensors"):
+        raise ValueError(
+            "--id-column, --timestamp-column, --target, --past-covariates and --known-covariates are of a file of series; "
+            f"{option} is {str(data)!r}."
+        )
+    if len(columns.targets) == 1 and not columns.covariates:
+        return read_series(data, columns.long(columns.targets[0]))
+    return GroupedSeries(
+        data,
+        columns.targets,
+        past_covariates=columns.past_covariates,
+        known_covariates=columns.known_covariates,
+        id_column=columns.item,
+        timestamp_column=columns.time,
+    )
 
 
 def json_object(option: str, path: Path, wanted: str) -> dict[str, Any]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from .options import RANKS_WANTED, json_object, json_option
+from .options import (
+    RANKS_WANTED,
+    IdColumn,
+    KnownCovariates,
+    PastCovariates,
+    TargetColumns,
+    TimestampColumn,
+    columns_of,
+    json_object,
+    json_option,
+    with_columns,
+)
 from .output import plain_messages, write_json
 
 
@@ -40,8 +51,13 @@ def pretrain(  # as long as its list of options
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
+        typer.Option(help="Your CSV or parquet file, columns as named below. Default: synthetic series."),
     ] = None,
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumns = None,
+    past_covariates: PastCovariates = None,
+    known_covariates: KnownCovariates = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; default 8000.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate; default 2e-3.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, about; default 4096.")] = None,
@@ -77,6 +93,8 @@ def pretrain(  # as long as its list of options
         }
         given = {name: value for name, value in given.items() if value is not None}
         settings = PretrainingSettings(**given) if config is None else PretrainingSettings.from_file(config, **given)
+        columns = columns_of(target, past_covariates, known_covariates, id_column, timestamp_column)
+        settings = replace(settings, data=with_columns("--data", settings.data, columns))
         is_main = is_main_process()
         planned = plan_of(settings)
         if is_main:

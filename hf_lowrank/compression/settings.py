@@ -100,7 +100,7 @@ class CompressionSettings:
         quantize: `"int8"` or `"int4"`, for matrices that are kept as integers, a quarter or less of the size; those that would cost too much
             stay as they are (of `"int4"` some have 8 bits). Which, is measured on the calibration data, and the refit corrects the
             rounding. A forecast takes the time that it takes without.
-        calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series or
+        calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series, groups of series or
             token batches as `calibrate` takes them, a `Calibration` or the .safetensors file it was saved in, or None: weights alone, inputs taken as white noise.
             A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
         refit: Refit the last matrix of every truncated layer by least squares on the calibration data.

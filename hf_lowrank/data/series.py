@@ -226,11 +226,7 @@ def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_
 
 
 def read_values(frame: pd.DataFrame, what: str, columns: LongColumns) -> NDArray[np.float64]:
-    """The values of a table, float64 (rows,); NaN is missing.
-
-    Raises:
-        ValueError: One is no number, or infinite in float32; the message names it and its item.
-    """
+    """The values of a table; what is no number, or infinite in float32, is an error that names it."""
     column = frame[columns.value]
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)

@@ -15,6 +15,7 @@ __all__ = [
     "LONG_FORMAT",
     "LongColumns",
     "check_columns",
+    "check_present",
     "check_suffix",
     "check_table_file",
     "column_names",
@@ -42,9 +43,14 @@ LONG_FORMAT = LongColumns()
 
 def check_columns(names: Iterable[object], what: str, columns: Sequence[str] = LONG_FORMAT) -> None:
     """Raise a ValueError where a table does not have each of the columns once, `LongColumns` or those of groups."""
-    present = [str(name) for name in names]
     wanted = f"The long format has the columns {', '.join(columns[:-1])} and {columns[-1]}"
     wanted += "; a wide DataFrame has times as its index and numbers in every column." if len(columns) == 3 else "."
+    check_present(names, what, columns, wanted)
+
+
+def check_present(names: Iterable[object], what: str, columns: Sequence[str], wanted: str) -> None:
+    """Raise a ValueError that ends in `wanted` where a table does not have each of the columns once."""
+    present = [str(name) for name in names]
     if missing := [column for column in columns if column not in present]:
         separator = next((mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]), None)
         hint = f" Its columns must be separated by commas, not {separator!r}." if separator else ""
@@ -124,8 +130,8 @@ def csv_tables(path: Path, what: str, columns: Sequence[str], rows: int) -> Iter
         ValueError: The file cannot be read, or a row has more values than there are columns, as a decimal comma makes it have.
     """
     names = column_names(path, what)
-    wanted = [names.index(column) for column in columns]
-    item = wanted[0]
+    places = [names.index(column) for column in columns]
+    item = places[0]
     options: dict[str, Any] = {
         "header": 0,
         # All columns: told which to read, pandas drops what is behind the last, and reads 1,5 as 1.
@@ -140,7 +146,7 @@ def csv_tables(path: Path, what: str, columns: Sequence[str], rows: int) -> Iter
     try:
         with pd.read_csv(path, **options) as frames:
             while (frame := _next_table(frames)) is not None:
-                yield frame[wanted].set_axis(list(columns), axis=1)
+                yield frame[places].set_axis(list(columns), axis=1)
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise unreadable(what, error) from error
 

@@ -122,7 +122,8 @@ def initial_model(settings: PretrainingSettings) -> PreTrainedModel:
     if settings.start is None:
         return fresh_model(model_class, config, seed=settings.seed)
     model = load_start(settings.start)
-    if any(getattr(config, name, None) != getattr(model.config, name, None) for name in POSITIONS):
+    # What a dense Chronos-2 is saved with says T5, and has buckets that the model has not.
+    if any(getattr(settings, name) not in (None, getattr(model.config, name, None)) for name in POSITIONS):
         model = with_position_buckets(model, config)
     return model
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCall
 from ..checkpoints.families import DENSE_CLASSES
 from ..checkpoints.loading import public_name
 from ..compression.compress import plan_compression
+from ..data.groups import GroupedSeries
 from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
 from ..files import check_output, new_folder, without_folders, write_json
@@ -76,7 +77,7 @@ def pretrain(
     _arguments(settings, Path(output), model.config)  # before the folder is made
     _check_budgets(model, settings)
     processes = PartialState().num_processes
-    described = asdict(settings) | {"data": str(settings.data) if _is_named(settings) else "the caller's series"}
+    described = asdict(settings) | {"data": _named(settings.data)}
     record = _public(settings, described) | {"processes": processes}
     with working_folder(output, "pretraining", described | {"processes": processes}, resume=resume) as folder:
         arguments = _arguments(settings, folder, model.config)
@@ -106,6 +107,13 @@ def pretrain(
                 model.save_pretrained(target)
                 write_json(target / RECORD_FILE, record | {"history": history})
     return model
+
+
+def _named(data: Any) -> str:
+    """What is said of the data: their name, where they have one."""
+    if isinstance(data, GroupedSeries):
+        return data.description
+    return str(data) if isinstance(data, (str, os.PathLike)) else "the caller's series"
 
 
 def _is_named(settings: PretrainingSettings) -> bool:

@@ -97,8 +97,8 @@ class PretrainingSettings:
         context_length, prediction_length: In values.
         base_rank, rank_growth, rank_rounding, attention_ranks, feed_forward_ranks: As in [`LowRankT5Config`]. Without any of them the
             model is dense.
-        data: `"synthetic"` (`synthetic_series`, for a Chronos-2 in groups), or whatever `read_series` takes; in a configuration file the
-            path of a CSV or parquet file. The last horizon of every series is held out.
+        data: `"synthetic"` (`synthetic_series`, for a Chronos-2 in groups), or whatever `read_series` takes, or groups of series (a
+            `GroupedSeries`); in a configuration file the path of a CSV or parquet file. The last horizon of every series is held out.
         steps: Optimizer steps.
         learning_rate: The highest: 300 steps (at most a tenth) lead up to it, the last quarter down from it.
         muon: Whether matrices are trained by Muon and all else by AdamW (see `MuonWithAdamW`), with one learning rate; otherwise

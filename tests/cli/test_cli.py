@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import hf_lowrank
 from hf_lowrank import calibrate, loss_curve
 from hf_lowrank.cli.app import app
+from hf_lowrank.cli.compression import calibration_data
+from hf_lowrank.cli.options import columns_of
 from hf_lowrank.compression import latency_bench
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
@@ -247,3 +249,41 @@ def test_dtype_and_columns_are_options(dense_folder: Path, tmp_path: Path) -> No
         torch.bfloat16
     }
     assert json.loads(out)["bytes"] == 2 * stored_parameters(tmp_path / "small")
+
+
+def test_columns_make_groups_of_a_file(chronos2, tmp_path: Path) -> None:
+    chronos2.save_pretrained(tmp_path / "dense")
+    data = tmp_path / "sales.csv"
+    days = [
+        f"2024-{month:02d}-{day:02d},{shop},{day * month % 7},{day}.5,{'rain' if day % 3 else 'sun'}"
+        for shop in ("a", "b")
+        for month in (1, 2, 3)
+        for day in range(1, 29)
+    ]
+    data.write_text("timestamp,shop,sold,price,weather\n" + "\n".join(days))
+    columns = [
+        "--id-column",
+        "shop",
+        "--target",
+        "sold",
+        "--known-covariates",
+        "price",
+        "--past-covariates",
+        "weather",
+    ]
+    wanted = "2 groups of 1 target, 1 past covariate, 1 known covariate"
+    told = columns_of(["sold"], ["weather"], ["price"], "shop", "timestamp")
+    assert calibration_data(str(data), told).description == wanted
+    compress = ("compress", tmp_path / "dense", "--uniform", "3", "--calibration", data, *columns)
+    code, _, err = run(*compress, "--plan")
+    assert code == 0, err
+    code, _, err = run(*compress, "--target", "revenue", "--plan")
+    assert code == 1
+    assert "sales.csv' has no column revenue; found timestamp, shop, sold, price, weather" in err
+    training = (*columns, "--steps", 1, "--workers", 0, "--batch-tokens", 64, "--json", "-")
+    code, out, err = run("pretrain", tmp_path / "new", "--start", tmp_path / "dense", "--data", data, *training)
+    assert code == 0, err
+    assert json.loads(out)["data"] == wanted
+    code, _, err = run("pretrain", tmp_path / "other", *columns, "--plan")
+    assert code == 1
+    assert "are of a file of series; --data is 'synthetic'" in err
