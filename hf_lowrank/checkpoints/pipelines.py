@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
+from chronos.chronos2.preprocess import PreparedInput
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -28,14 +29,18 @@ from .loading import checkpoint_path, load_model
 
 __all__ = [
     "QUANTILE_LEVELS",
+    "Forecasts",
     "as_pipeline",
     "fingerprint",
     "in_lean_pipeline",
     "in_stock_pipeline",
     "load_pipeline",
+    "predict_groups",
     "predict_quantiles",
     "stable_seed",
 ]
+
+Forecasts: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
 
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
@@ -166,7 +171,7 @@ def predict_quantiles(
     *,
     num_samples: int | None = None,
     **options: Any,
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+) -> Forecasts:
     """Quantiles (N, H, Q) and mean forecasts (N, H) of N series of any length; models of quantiles ignore `num_samples`.
 
     A series of a size whose squares float32 cannot hold is forecast in other units, by an exact power of two: a model is scale-free.
@@ -177,7 +182,7 @@ def predict_quantiles(
     units = np.array([_unit(values) for values in inputs])
     inputs = [values if unit == 1 else values / unit for values, unit in zip(inputs, units)]
 
-    def forecast(rows: Sequence[int]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def forecast(rows: Sequence[int]) -> Forecasts:
         of_series = {name: [options[name][row] for row in rows] for name in ("seeds",) if name in options}
         series = [inputs[row] for row in rows]
         found, mean = pipeline.predict_quantiles(series, horizon, list(quantiles), **{**options, **of_series})
@@ -185,15 +190,45 @@ def predict_quantiles(
             found, mean = torch.cat(found), torch.cat(mean)
         return found.numpy(), mean.numpy()
 
-    levels, mean = forecast(range(len(inputs)))
-    is_finite = np.isfinite(levels).all(axis=(1, 2)) & np.isfinite(mean).all(axis=1)
-    for row in np.flatnonzero(~is_finite) if len(inputs) > 1 else ():
+    return _in_units(*_finite(forecast, len(inputs)), units)
+
+
+def predict_groups(
+    pipeline: Chronos2Pipeline, groups: Sequence[PreparedInput], horizon: int, quantiles: Sequence[float]
+) -> Forecasts:
+    """Quantiles (N, K, H, Q) and mean forecasts (N, K, H) of the K targets of N groups of any length, as `predict_quantiles`."""
+    series = [torch.cat([group["context"], group["future_covariates"]], dim=1) for group in groups]
+    units = np.array([[_unit(values) for values in rows] for rows in series])
+    scaled: list[PreparedInput] = []
+    for group, unit in zip(groups, torch.tensor(units, dtype=torch.float32)[..., None]):
+        parts = {name: group[name] / unit for name in ("context", "future_covariates")}
+        scaled.append({**group, **parts})
+
+    def forecast(rows: Sequence[int]) -> Forecasts:
+        batch = [scaled[row] for row in rows]
+        found, mean = pipeline.predict_quantiles(
+            batch, horizon, list(quantiles), batch_size=sum(len(group["context"]) for group in batch)
+        )
+        return torch.stack(found).numpy(), torch.stack(mean).numpy()
+
+    return _in_units(*_finite(forecast, len(groups)), units[:, : groups[0]["n_targets"]])
+
+
+def _finite(forecast: Callable[[Sequence[int]], Forecasts], count: int) -> Forecasts:
+    """The forecasts of so many rows; those that are not finite made again alone."""
+    levels, mean = forecast(range(count))
+    is_finite = np.isfinite(levels).reshape(count, -1).all(axis=1) & np.isfinite(mean).reshape(count, -1).all(axis=1)
+    for row in np.flatnonzero(~is_finite) if count > 1 else ():
         levels[row : row + 1], mean[row : row + 1] = forecast([int(row)])
-    if (units != 1).any():
-        with np.errstate(over="ignore"):  # the caller says what is not finite
-            levels = (levels * units[:, None, None]).astype(levels.dtype)
-            mean = (mean * units[:, None]).astype(mean.dtype)
     return levels, mean
+
+
+def _in_units(levels: NDArray[np.floating], mean: NDArray[np.floating], units: NDArray[np.float64]) -> Forecasts:
+    """The forecasts times the units of their series."""
+    if (units == 1).all():
+        return levels, mean
+    with np.errstate(over="ignore"):  # the caller says what is not finite
+        return (levels * units[..., None, None]).astype(levels.dtype), (mean * units[..., None]).astype(mean.dtype)
 
 
 def _unit(values: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ __all__ = [
     "LONG_FORMAT",
     "LongColumns",
     "check_columns",
+    "check_present",
     "check_suffix",
     "check_table_file",
     "column_names",
@@ -42,11 +43,16 @@ LONG_FORMAT = LongColumns()
 
 def check_columns(names: Iterable[object], what: str, columns: LongColumns = LONG_FORMAT) -> None:
     """Raise a ValueError where a table does not have each of the columns of the long format once."""
-    present = [str(name) for name in names]
     wanted = (
         f"The long format has the columns {columns.item}, {columns.time} and {columns.value}; a wide DataFrame has times as its index "
         "and numbers in every column."
     )
+    check_present(names, what, columns, wanted)
+
+
+def check_present(names: Iterable[object], what: str, columns: Sequence[str], wanted: str) -> None:
+    """Raise a ValueError that ends in `wanted` where a table does not have each of the columns once."""
+    present = [str(name) for name in names]
     if missing := [column for column in columns if column not in present]:
         separator = next((mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]), None)
         hint = f" Its columns must be separated by commas, not {separator!r}." if separator else ""
@@ -119,20 +125,23 @@ def column_names(path: Path, what: str) -> list[str]:
     return [str(name) for name in header.iloc[0]]
 
 
-def csv_tables(path: Path, what: str, columns: LongColumns, rows: int) -> Iterator[pd.DataFrame]:
-    """The three columns of a CSV file in tables of so many rows.
+def csv_tables(
+    path: Path, what: str, columns: Sequence[str], rows: int, text: Sequence[str] = ()
+) -> Iterator[pd.DataFrame]:
+    """Columns of a CSV file in tables of so many rows: the first, which is the item, and those of `text` as text.
 
     Raises:
         ValueError: The file cannot be read, or a row has more values than there are columns, as a decimal comma makes it have.
     """
     names = column_names(path, what)
-    item, time, value = (names.index(column) for column in columns)
+    places = [names.index(column) for column in columns]
+    item = places[0]
     options: dict[str, Any] = {
         "header": 0,
         # All columns: told which to read, pandas drops what is behind the last, and reads 1,5 as 1.
         "names": range(len(names)),
         "index_col": False,
-        "dtype": {item: str},
+        "dtype": {item: str} | {names.index(column): str for column in text},
         "keep_default_na": False,
         "na_values": {column: [""] if column == item else MISSING for column in range(len(names))},
         "chunksize": rows,
@@ -141,7 +150,7 @@ def csv_tables(path: Path, what: str, columns: LongColumns, rows: int) -> Iterat
     try:
         with pd.read_csv(path, **options) as frames:
             while (frame := _next_table(frames)) is not None:
-                yield frame[[item, time, value]].set_axis(list(columns), axis=1)
+                yield frame[places].set_axis(list(columns), axis=1)
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise unreadable(what, error) from error
 
