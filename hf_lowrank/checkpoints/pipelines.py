@@ -196,22 +196,38 @@ def predict_quantiles(
 def predict_groups(
     pipeline: Chronos2Pipeline, groups: Sequence[PreparedInput], horizon: int, quantiles: Sequence[float]
 ) -> Forecasts:
-    """Quantiles (N, K, H, Q) and mean forecasts (N, K, H) of the K targets of N groups of any length, as `predict_quantiles`."""
-    series = [torch.cat([group["context"], group["future_covariates"]], dim=1) for group in groups]
-    units = np.array([[_unit(values) for values in rows] for rows in series])
-    scaled: list[PreparedInput] = []
-    for group, unit in zip(groups, torch.tensor(units, dtype=torch.float32)[..., None]):
-        parts = {name: group[name] / unit for name in ("context", "future_covariates")}
-        scaled.append({**group, **parts})
+    """Quantiles (N, K, H, Q) and mean forecasts (N, K, H) of the K targets of N groups of any length, as `predict_quantiles`.
+
+    A series that is one value throughout is given as zero. Chronos divides what its mean leaves of it by the deviation of that, and where
+    the mean is rounded, as it is in one batch and not in another, that is 1 in place of 0, and the group reads it.
+    """
+    shifts = [_constant(group["context"]) for group in groups]
+    shifted = [
+        [group[name] - shift for name in ("context", "future_covariates")] for group, shift in zip(groups, shifts)
+    ]
+    units = np.array([[_unit(values) for values in torch.cat(parts, dim=1)] for parts in shifted])
+    given: list[PreparedInput] = []
+    for group, (context, future), unit in zip(groups, shifted, torch.tensor(units, dtype=torch.float32)[..., None]):
+        given.append({**group, "context": context / unit, "future_covariates": future / unit})
 
     def forecast(rows: Sequence[int]) -> Forecasts:
-        batch = [scaled[row] for row in rows]
+        batch = [given[row] for row in rows]
         found, mean = pipeline.predict_quantiles(
             batch, horizon, list(quantiles), batch_size=sum(len(group["context"]) for group in batch)
         )
         return torch.stack(found).numpy(), torch.stack(mean).numpy()
 
-    return _in_units(*_finite(forecast, len(groups)), units[:, : groups[0]["n_targets"]])
+    num_targets = groups[0]["n_targets"]
+    levels, mean = _in_units(*_finite(forecast, len(groups)), units[:, :num_targets])
+    shift = torch.stack(shifts)[:, :num_targets].numpy()  # (N, K, 1)
+    return levels + shift[..., None], mean + shift
+
+
+def _constant(rows: torch.Tensor) -> torch.Tensor:
+    """The value of each row (V, T) that has but one, and 0 of others, (V, 1)."""
+    low = rows.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
+    high = rows.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(low == high, low, 0.0)
 
 
 def _finite(forecast: Callable[[Sequence[int]], Forecasts], count: int) -> Forecasts:
