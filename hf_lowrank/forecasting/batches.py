@@ -118,10 +118,11 @@ def forecast_series(
         quantiles[rows], mean[rows] = forecast(pipeline, groups, request, [series[row] for row in batch * width])
         is_finite = np.isfinite(quantiles[rows]).all(axis=(1, 2)) & np.isfinite(mean[rows]).all(axis=1)
         if not is_finite.all():
-            item, target = series[rows[int(np.argmin(is_finite))]]
+            item, _ = series[rows[int(np.argmin(is_finite))]]
+            context = groups.past[item][list(columns.targets)].to_numpy()[-request.context_length :]
             raise ValueError(
                 f"the forecast of {columns.item} {str(item)!r} is not finite: the model cannot bear its values, which are up to "
-                f"{np.nanmax(np.abs(groups.past[item][target].to_numpy()[-request.context_length :])):.3g}."
+                f"{np.nanmax(np.abs(context)):.3g}."
             )
         advance(len(rows))
     return _table(groups, request, series, mean, quantiles)

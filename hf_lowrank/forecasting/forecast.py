@@ -105,8 +105,8 @@ def forecast_frame(  # noqa: PLR0913 a public call names all of its options
         ValueError: An argument, a column or a series is not as it should be.
     """
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
-    columns, what = _columns(id_column, timestamp_column, target, past_covariates, known_covariates), "frame"
-    _check_names(columns, request, freq)
+    columns, what = _columns(id_column, timestamp_column, target, past_covariates, known_covariates, freq), "frame"
+    _check_names(columns, request)
     _check_future(columns, has_future=future is not None)
     jointly = forecasts_jointly(pipeline, columns)
     categories = categories_of(frame, what, columns)
@@ -160,9 +160,9 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
 ) -> ForecastSummary:
     """Forecast every series of a file that may be larger than memory, and write the forecasts to another one.
 
-    The input is read once to check it and once to forecast, and before that for the categories of covariates. Finished parts are kept in the folder `OUTPUT.parts`; a run that was
-    interrupted goes on from there when it is called in the same way, and its output is the same. At the end they become `output`, all
-    or nothing.
+    The input is read once to check it and once to forecast, and before that, where there are covariates, for their categories. Finished
+    parts are kept in the folder `OUTPUT.parts`; a run that was interrupted goes on from there when it is called in the same way, and its
+    output is the same. At the end they become `output`, all or nothing.
 
     Args:
         model: A folder, Hub id, `"reference"`, `"reference-bolt"`, `"reference-2"` or loaded pipeline of any Chronos family, dense or compressed.
@@ -175,7 +175,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         horizon: Steps to forecast; by default the model's prediction length. It was not trained for more, which a warning says: what
             comes after goes on from its own forecasts.
         quantiles: Quantile levels.
-        batch_size: Series in one call of the model.
+        batch_size: Series in one call of the model, covariates among them, but a whole item at least.
         context_length: Past steps that the model sees; by default, and at most, the model's.
         num_samples: Sample paths a series, for Chronos-T5; by default what its checkpoint says.
         seed: Of the sample paths. Those of a series depend on this and on its item alone.
@@ -201,7 +201,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
         ValueError: An argument or the input is not as it should be, or `OUTPUT.parts` belongs to a run that differs.
     """
     import_pyarrow()
-    columns = _columns(id_column, timestamp_column, target, past_covariates, known_covariates)
+    columns = _columns(id_column, timestamp_column, target, past_covariates, known_covariates, freq)
     _check_future(columns, has_future=future is not None)
     file = LongFile.of(Path(input), columns, None if future is None else Path(future))
     _check_file_arguments(file, Path(output), chunk_rows=chunk_rows, dtype=dtype)
@@ -210,7 +210,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     check_absent(Path(output), overwrite=overwrite or (resume and earlier.is_ending))
     pipeline = model if isinstance(model, BaseChronosPipeline) else load_pipeline(model, device=device, dtype=dtype)
     request = Request.of(pipeline, horizon, quantiles, batch_size, context_length, num_samples, seed)
-    _check_names(columns, request, freq)
+    _check_names(columns, request)
     jointly = forecasts_jointly(pipeline, columns)
     parts = Parts(Path(output), _schema(file, request))
     work = _FileForecast(pipeline, file, request, freq, jointly, chunk_rows, parts)
@@ -341,7 +341,10 @@ def _columns(
     target: str | Sequence[str],
     past_covariates: str | Sequence[str],
     known_covariates: str | Sequence[str],
+    freq: str | None,
 ) -> GroupColumns:
+    if freq is not None:
+        known_frequency(freq)
     targets, past, known = (
         (names,) if isinstance(names, str) else tuple(names) for names in (target, past_covariates, known_covariates)
     )
@@ -354,10 +357,8 @@ def _check_future(columns: GroupColumns, *, has_future: bool) -> None:
         raise ValueError("future tells the known covariates; name its columns of them as known_covariates.")
 
 
-def _check_names(columns: GroupColumns, request: Request, freq: str | None) -> None:
-    """Raise a ValueError where the table of forecasts would have two columns of one name, or `freq` is no frequency."""
-    if freq is not None:
-        known_frequency(freq)
+def _check_names(columns: GroupColumns, request: Request) -> None:
+    """Raise a ValueError where the table of forecasts would have two columns of one name."""
     taken = {"target_name", "predictions", *map(str, request.quantiles)}
     for argument, name in (("id_column", columns.item), ("timestamp_column", columns.time)):
         if name in taken:
