@@ -97,6 +97,9 @@ def forecast_frame(  # noqa: PLR0913 a public call names all of its options
     The arguments are those of `forecast_file`. Rows may come in any order, also those of `future`. Series without a value in their last
     `context_length` steps are left out with a warning; where a model sees the targets of an item together, if that is so of all of them.
 
+    A series of a group that is one value throughout is read as zero. In `predict_df` the rounding of its mean can make ones of it, in one
+    batch and not in another.
+
     Returns:
         `horizon` rows for each series, items in the order of the table and their targets in that of `target`: its item, time, `target_name`,
         `predictions` (the mean of the samples, or the median) and a column for each quantile, such as "0.1"; float32.

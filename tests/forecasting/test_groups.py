@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from hf_lowrank import compress_pretrained, forecast_file, forecast_frame
 from hf_lowrank.checkpoints.loading import checkpoint_path
-from hf_lowrank.checkpoints.pipelines import as_pipeline
+from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS, as_pipeline
 from hf_lowrank.cli.app import app
 
 pytest.importorskip("pyarrow")
@@ -93,7 +93,7 @@ def tiny() -> BaseChronosPipeline:
 
 
 @pytest.mark.filterwarnings("ignore:Keeping")
-@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("is_compressed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_trained_model_forecasts_groups_as_predict_df_does(trained, is_compressed: bool) -> None:
     model = compress_pretrained(trained.model, uniform=8, calibration=None) if is_compressed else trained.model
     pipeline = Chronos2Pipeline(model)
@@ -206,8 +206,10 @@ def test_other_models_forecast_each_target_by_itself(
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("source", "known"), [(".csv", ".csv"), (".parquet", ".parquet"), (".csv", ".parquet")])
-@pytest.mark.parametrize("targets", [["sold"], TARGETS], ids=len)
+@pytest.mark.parametrize(
+    ("source", "known", "targets"),
+    [(".csv", ".csv", TARGETS), (".parquet", ".parquet", TARGETS), (".csv", ".parquet", ["sold"])],
+)
 def test_a_file_is_forecast_as_its_table(tmp_path: Path, tiny, source: str, known: str, targets: list[str]) -> None:
     """In chunks that lack some categories."""
     past = PAST.assign(day=PAST["day"].where((PAST["item_id"] != "s0") | (PAST["day"] != "market"), "sun"))
@@ -387,13 +389,22 @@ def test_categories_must_differ_as_text(tiny) -> None:
 # ---- The command line ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_takes_each_column_by_an_option(tmp_path: Path, trained) -> None:
+def test_the_command_takes_each_column_by_an_option(tmp_path: Path, tiny) -> None:
     path, future = write(PAST, tmp_path / "in.csv"), write(FUTURE, tmp_path / "future.parquet")
-    command = ["forecast", "reference-2", str(path), str(tmp_path / "out.parquet"), "--horizon", str(HORIZON)]
+    tiny.save_pretrained(tmp_path / "model")
+    command = [
+        "forecast",
+        str(tmp_path / "model"),
+        str(path),
+        str(tmp_path / "out.parquet"),
+        "--horizon",
+        str(HORIZON),
+    ]
     command += ["--future", str(future), "--device", "cpu", "--past-covariates", "visits"]
     for option, names in (("--target", TARGETS), ("--known-covariates", KNOWN)):
         command += [word for name in names for word in (option, name)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.stderr
     assert "40 rows, forecasts of 8 series" in result.stdout
-    assert_same(pd.read_parquet(tmp_path / "out.parquet"), wanted(trained, TARGETS), CLOSE)
+    expected = wanted(tiny, TARGETS, quantile_levels=QUANTILE_LEVELS)
+    assert_same(pd.read_parquet(tmp_path / "out.parquet"), expected)
