@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
+from chronos.chronos2.preprocess import PreparedInput
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -29,15 +30,19 @@ from .loading import checkpoint_path
 
 __all__ = [
     "QUANTILE_LEVELS",
+    "Forecasts",
     "as_pipeline",
     "fingerprint",
     "in_lean_pipeline",
     "in_stock_pipeline",
     "load_pipeline",
     "pipeline_of",
+    "predict_groups",
     "predict_quantiles",
     "stable_seed",
 ]
+
+Forecasts: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
 
 CHRONOS_CLASSES = [cls for family in FAMILIES for cls in family.forecasters]
 CHRONOS_WANTED = "a Chronos checkpoint, dense or compressed"
@@ -179,7 +184,7 @@ def predict_quantiles(
     *,
     num_samples: int | None = None,
     **options: Any,
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+) -> Forecasts:
     """Quantiles (N, H, Q) and mean forecasts (N, H) of N series of any length; models of quantiles ignore `num_samples`.
 
     A series of a size whose squares float32 cannot hold is forecast in other units, by an exact power of two: a model is scale-free.
@@ -190,7 +195,7 @@ def predict_quantiles(
     units = np.array([_unit(values) for values in inputs])
     inputs = [values if unit == 1 else values / unit for values, unit in zip(inputs, units)]
 
-    def forecast(rows: Sequence[int]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def forecast(rows: Sequence[int]) -> Forecasts:
         of_series = {name: [options[name][row] for row in rows] for name in ("seeds",) if name in options}
         series = [inputs[row] for row in rows]
         found, mean = pipeline.predict_quantiles(series, horizon, list(quantiles), **{**options, **of_series})
@@ -198,15 +203,61 @@ def predict_quantiles(
             found, mean = torch.cat(found), torch.cat(mean)
         return found.numpy(), mean.numpy()
 
-    levels, mean = forecast(range(len(inputs)))
-    is_finite = np.isfinite(levels).all(axis=(1, 2)) & np.isfinite(mean).all(axis=1)
-    for row in np.flatnonzero(~is_finite) if len(inputs) > 1 else ():
+    return _in_units(*_finite(forecast, len(inputs)), units)
+
+
+def predict_groups(
+    pipeline: Chronos2Pipeline, groups: Sequence[PreparedInput], horizon: int, quantiles: Sequence[float]
+) -> Forecasts:
+    """Quantiles (N, K, H, Q) and mean forecasts (N, K, H) of the K targets of N groups of any length, as `predict_quantiles`.
+
+    A series that is one value throughout is given as zero. Chronos divides what its mean leaves of it by the deviation of that, and where
+    the mean is rounded, as it is in one batch and not in another, that is 1 in place of 0, and the group reads it.
+    """
+    shifts = [_constant(group["context"]) for group in groups]
+    shifted = [
+        [group[name] - shift for name in ("context", "future_covariates")] for group, shift in zip(groups, shifts)
+    ]
+    units = np.array([[_unit(values) for values in torch.cat(parts, dim=1)] for parts in shifted])
+    given: list[PreparedInput] = []
+    for group, (context, future), unit in zip(groups, shifted, torch.tensor(units, dtype=torch.float32)[..., None]):
+        given.append({**group, "context": context / unit, "future_covariates": future / unit})
+
+    def forecast(rows: Sequence[int]) -> Forecasts:
+        batch = [given[row] for row in rows]
+        found, mean = pipeline.predict_quantiles(
+            batch, horizon, list(quantiles), batch_size=sum(len(group["context"]) for group in batch)
+        )
+        return torch.stack(found).numpy(), torch.stack(mean).numpy()
+
+    num_targets = groups[0]["n_targets"]
+    levels, mean = _in_units(*_finite(forecast, len(groups)), units[:, :num_targets])
+    shift = torch.stack(shifts)[:, :num_targets].numpy()  # (N, K, 1)
+    return levels + shift[..., None], mean + shift
+
+
+def _constant(rows: torch.Tensor) -> torch.Tensor:
+    """The value of each row (V, T) that has but one, and 0 of others, (V, 1)."""
+    low = rows.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
+    high = rows.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(low == high, low, 0.0)
+
+
+def _finite(forecast: Callable[[Sequence[int]], Forecasts], count: int) -> Forecasts:
+    """The forecasts of so many rows; those that are not finite made again alone."""
+    levels, mean = forecast(range(count))
+    is_finite = np.isfinite(levels).reshape(count, -1).all(axis=1) & np.isfinite(mean).reshape(count, -1).all(axis=1)
+    for row in np.flatnonzero(~is_finite) if count > 1 else ():
         levels[row : row + 1], mean[row : row + 1] = forecast([int(row)])
-    if (units != 1).any():
-        with np.errstate(over="ignore"):  # the caller says what is not finite
-            levels = (levels * units[:, None, None]).astype(levels.dtype)
-            mean = (mean * units[:, None]).astype(mean.dtype)
     return levels, mean
+
+
+def _in_units(levels: NDArray[np.floating], mean: NDArray[np.floating], units: NDArray[np.float64]) -> Forecasts:
+    """The forecasts times the units of their series."""
+    if (units == 1).all():
+        return levels, mean
+    with np.errstate(over="ignore"):  # the caller says what is not finite
+        return (levels * units[..., None, None]).astype(levels.dtype), (mean * units[..., None]).astype(mean.dtype)
 
 
 def _unit(values: torch.Tensor) -> float:

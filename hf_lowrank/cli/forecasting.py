@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import CHECKPOINT, Device, IdColumn, TargetColumn, TimestampColumn, json_option, numbers
+from .options import CHECKPOINT, Device, IdColumn, TimestampColumn, json_option, numbers
 from .output import plain_messages, warn, write_json
 
 
@@ -41,7 +41,23 @@ def forecast(  # as long as its list of options
     ] = None,
     id_column: IdColumn = "item_id",
     timestamp_column: TimestampColumn = "timestamp",
-    target: TargetColumn = "target",
+    target: Annotated[
+        list[str] | None, typer.Option(help="A column of values; may be repeated. Default: target.")
+    ] = None,
+    past_covariates: Annotated[
+        list[str] | None,
+        typer.Option(help="For Chronos-2: a column that is known until now; may be repeated."),
+    ] = None,
+    known_covariates: Annotated[
+        list[str] | None,
+        typer.Option(help="For Chronos-2: a column that is known in the future as well; may be repeated."),
+    ] = None,
+    future: Annotated[
+        Path | None,
+        typer.Option(
+            help="The CSV or parquet file of the known covariates in the steps to forecast. Default: the last rows of INPUT."
+        ),
+    ] = None,
     chunk_rows: Annotated[int, typer.Option(help="Rows of INPUT in memory at once.")] = 100_000,
     device: Device = None,
     dtype: Annotated[
@@ -70,7 +86,10 @@ def forecast(  # as long as its list of options
             freq=freq,
             id_column=id_column,
             timestamp_column=timestamp_column,
-            target=target,
+            target=target or "target",
+            past_covariates=past_covariates or (),
+            known_covariates=known_covariates or (),
+            future=future,
             chunk_rows=chunk_rows,
             device=device,
             dtype=dtype,

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.api import types
 
 from .group_columns import GroupColumns
-from .series import read_values, series_by_item
+from .group_tables import as_text, is_number
+from .series import RowsByItem, read_values
 from .tables import LONG_FORMAT, LongColumns, check_columns, read_table
 
 __all__ = ["GroupedSeries", "SeriesGroup"]
@@ -172,28 +172,28 @@ def _names(argument: str, given: Any) -> tuple[str, ...]:
 
 def _read(frame: pd.DataFrame, what: str, columns: GroupColumns) -> list[SeriesGroup]:
     check_columns(frame.columns, what, columns.all)
-    # The number of its row as the value of each time: the rows of each item in the order of time.
-    numbered = frame[[columns.item, columns.time]].assign(**{columns.targets[0]: np.arange(len(frame))})
-    rows = series_by_item(numbered, what, columns.long(columns.targets[0]))
+    rows = RowsByItem.of(frame, what, columns.long(columns.targets[0]))
     values = [read_values(frame, what, columns.long(target)) for target in columns.targets]
     is_category = [False] * len(values)
     for name in columns.covariates:
         covariate, is_text = _covariate(frame, what, columns.long(name))
         values.append(covariate)
         is_category.append(is_text and len(columns.targets) == 1)
-    table, layout = np.stack(values), np.array(is_category)
+    table, layout = np.stack(values)[:, rows.order], np.array(is_category)
     groups = []
-    for numbers in rows.values():
-        own = table[:, numbers.to_numpy(dtype=np.int64)]
+    for part in rows.slices.values():
+        own = table[:, part]
         observed = np.flatnonzero(~np.isnan(own[: len(columns.targets)]).all(axis=0))
         if len(observed):
             own = own[:, : observed[-1] + 1]
             groups.append(SeriesGroup(own, len(columns.targets), len(columns.known_covariates), layout))
     if not groups:
-        raise ValueError(f"{what} holds no observed value of {' or '.join(columns.targets)} in {len(rows)} items.")
-    if dropped := len(rows) - len(groups):
+        raise ValueError(
+            f"{what} holds no observed value of {' or '.join(columns.targets)} in {len(rows.slices)} items."
+        )
+    if dropped := len(rows.slices) - len(groups):
         warnings.warn(
-            f"{what}: {dropped} of {len(rows)} items have no observed value of {' or '.join(columns.targets)} and are left out.",
+            f"{what}: {dropped} of {len(rows.slices)} items have no observed value of {' or '.join(columns.targets)} and are left out.",
             stacklevel=4,
         )
     return groups
@@ -202,13 +202,11 @@ def _read(frame: pd.DataFrame, what: str, columns: GroupColumns) -> list[SeriesG
 def _covariate(frame: pd.DataFrame, what: str, columns: LongColumns) -> tuple[FloatArray, bool]:
     """The numbers of a covariate, or the codes of its categories, and whether it has categories."""
     column = frame[columns.value]
-    if types.is_numeric_dtype(column) and not types.is_bool_dtype(column):
+    if is_number(column):
         return read_values(frame, what, columns), False
-    if types.is_object_dtype(column):
-        column = column.map(
-            str, na_action="ignore"
-        )  # a CSV file is read in parts, of which some may look like numbers
-    categories = column.astype("category").cat
+    if pd.api.types.is_object_dtype(column):  # a CSV file is read in parts, of which some may look like numbers
+        column = column.map(str, na_action="ignore")
+    categories = as_text(column, what).cat
     codes = categories.codes.to_numpy(dtype=np.float64)
     return np.where(codes < 0, len(categories.categories), codes), True  # what is missing is a category, as in chronos
 

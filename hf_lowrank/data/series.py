@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ from .tables import LONG_FORMAT, LongColumns, check_columns, read_table
 from .times import read_times
 
 __all__ = [
+    "RowsByItem",
     "SeriesByName",
     "check_calibration",
     "in_order",
@@ -173,6 +175,55 @@ def _one_series(item: Any, position: int) -> NDArray[np.float64]:
     return values
 
 
+@dataclass(frozen=True)
+class RowsByItem:
+    """The rows of a table in long format, item by item in the order of their first rows, each in the order of time.
+
+    Attributes:
+        order: The positions of the rows in the table.
+        times: In this order.
+        slices: Of each item its rows in this order.
+    """
+
+    order: NDArray[np.intp]
+    times: pd.DatetimeIndex
+    slices: dict[Any, slice]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, what: str, columns: LongColumns) -> RowsByItem:
+        """Of a table that has the columns of item and time.
+
+        Raises:
+            ValueError: A row has no item or time, these are of another type, or a time comes twice.
+        """
+        items = frame[columns.item]
+        try:
+            codes, names = pd.factorize(
+                items.astype(object) if isinstance(items.dtype, pd.CategoricalDtype) else items
+            )
+        except TypeError:
+            raise ValueError(
+                f"{what} must have text, numbers or dates as {columns.item}, found a {type(items.iloc[0]).__name__}."
+            ) from None
+        if (codes < 0).any():
+            raise ValueError(f"{what} has rows without {columns.item}: row {int((codes < 0).argmax()) + 1}.")
+        times = read_times(frame, what, columns)
+        if times.hasnans:
+            raise ValueError(
+                f"{columns.item} {str(items[times.isna()].iloc[0])!r} of {what} has a row without a {columns.time}."
+            )
+        order = np.lexsort((times.asi8, codes))
+        times, codes = times[order], codes[order]
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        is_double = (
+            np.append(False, (codes[1:] == codes[:-1]) & (times[1:] == times[:-1])) if len(codes) else codes > 0
+        )
+        if is_double.any():
+            first = int(is_double.argmax())
+            raise _duplicate(f"{columns.item} {str(names[codes[first]])!r} of {what}", times[first])
+        return cls(order, times, dict(zip(names, map(slice, starts, np.append(starts[1:], len(codes))))))
+
+
 def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> dict[Any, pd.Series]:
     """The series of a table in long format by its items as they are, in the order of their first rows, each in the order of time.
 
@@ -183,31 +234,9 @@ def series_by_item(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_F
             is infinite in float32, which models compute in.
     """
     check_columns(frame.columns, what, columns)
-    items = frame[columns.item]
-    try:
-        codes, names = pd.factorize(items.astype(object) if isinstance(items.dtype, pd.CategoricalDtype) else items)
-    except TypeError:
-        raise ValueError(
-            f"{what} must have text, numbers or dates as {columns.item}, found a {type(items.iloc[0]).__name__}."
-        ) from None
-    if (codes < 0).any():
-        raise ValueError(f"{what} has rows without {columns.item}: row {int((codes < 0).argmax()) + 1}.")
-    times, values = read_times(frame, what, columns), read_values(frame, what, columns)
-    if times.hasnans:
-        raise ValueError(
-            f"{columns.item} {str(items[times.isna()].iloc[0])!r} of {what} has a row without a {columns.time}."
-        )
-    order = np.lexsort((times.asi8, codes))
-    times, values, codes = times[order], values[order], codes[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    is_double = np.append(False, (codes[1:] == codes[:-1]) & (times[1:] == times[:-1])) if len(codes) else codes > 0
-    if is_double.any():
-        first = int(is_double.argmax())
-        raise _duplicate(f"{columns.item} {str(names[codes[first]])!r} of {what}", times[first])
-    return {
-        item: pd.Series(values[start:end], index=times[start:end])
-        for item, start, end in zip(names, starts, np.append(starts[1:], len(codes)))
-    }
+    rows = RowsByItem.of(frame, what, columns)
+    values = read_values(frame, what, columns)[rows.order]
+    return {item: pd.Series(values[part], index=rows.times[part]) for item, part in rows.slices.items()}
 
 
 def series_of_frame(frame: pd.DataFrame, what: str, columns: LongColumns = LONG_FORMAT) -> SeriesByName:

@@ -123,8 +123,10 @@ def column_names(path: Path, what: str) -> list[str]:
     return [str(name) for name in header.iloc[0]]
 
 
-def csv_tables(path: Path, what: str, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
-    """Columns of a CSV file, of which the first are the items, in tables of so many rows.
+def csv_tables(
+    path: Path, what: str, columns: Sequence[str], rows: int, text: Sequence[str] = ()
+) -> Iterator[pd.DataFrame]:
+    """Columns of a CSV file in tables of so many rows: the first, which is the item, and those of `text` as text.
 
     Raises:
         ValueError: The file cannot be read, or a row has more values than there are columns, as a decimal comma makes it have.
@@ -137,7 +139,7 @@ def csv_tables(path: Path, what: str, columns: Sequence[str], rows: int) -> Iter
         # All columns: told which to read, pandas drops what is behind the last, and reads 1,5 as 1.
         "names": range(len(names)),
         "index_col": False,
-        "dtype": {item: str},
+        "dtype": {item: str} | {names.index(column): str for column in text},
         "keep_default_na": False,
         "na_values": {column: [""] if column == item else MISSING for column in range(len(names))},
         "chunksize": rows,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from chronos import BaseChronosPipeline, ForecastType
+from chronos import BaseChronosPipeline, Chronos2Pipeline, ForecastType
 from numpy.typing import NDArray
 
-from ..checkpoints.pipelines import in_lean_pipeline, predict_quantiles, stable_seed
-from ..data.tables import LongColumns
+from ..checkpoints.pipelines import Forecasts, in_lean_pipeline, predict_groups, predict_quantiles, stable_seed
+from ..data.group_columns import GroupColumns
 from ..data.times import times_after
+from .groups import Groups
 
-__all__ = ["Request", "batches_by_length", "forecast_series"]
+__all__ = ["Request", "batches_by_length", "forecast_series", "forecasts_jointly"]
 
 SHORT = 32  # time steps: below, padding costs less than a batch more
 
@@ -73,43 +74,100 @@ class Request:
         return cls(horizon, levels, batch_size, context_length, num_samples, seed)
 
 
+def forecasts_jointly(pipeline: BaseChronosPipeline, columns: GroupColumns) -> bool:
+    """Whether a model sees the series of an item together; otherwise each target is forecast by itself.
+
+    Raises:
+        ValueError: There are covariates, and the model has no use for them.
+    """
+    is_group = len(columns.targets) > 1 or bool(columns.covariates)
+    if isinstance(pipeline, Chronos2Pipeline):
+        return is_group
+    if columns.covariates:
+        raise ValueError(
+            "past_covariates and known_covariates are for Chronos-2, which forecasts a group of series together; this model forecasts "
+            f"each target by itself. Found {', '.join(columns.covariates)}."
+        )
+    return False
+
+
 def forecast_series(
     pipeline: BaseChronosPipeline,
-    series: Mapping[Any, pd.Series],
-    freq: str,
+    groups: Groups,
     request: Request,
-    columns: LongColumns,
     advance: Callable[[int], object] = lambda count: None,
 ) -> pd.DataFrame:
-    """The table of forecasts of the series, which are on the grid of `freq`; `advance` is told the size of each batch."""
+    """The table of forecasts of the items, target by target; `advance` is told the number of series after each batch."""
     pipeline = in_lean_pipeline(pipeline)
-    contexts = {item: values.to_numpy()[-request.context_length :] for item, values in series.items()}
-    items = [item for item, context in contexts.items() if not np.isnan(context).all()]
-    mean = np.empty((len(items), request.horizon), dtype=np.float32)
+    columns = groups.columns
+    jointly = forecasts_jointly(pipeline, columns)
+    forecast, width, num_variates = _each_alone, 1, 1
+    if jointly:
+        forecast, width = _together, len(columns.targets)
+        num_variates = width + len(columns.covariates)
+    names = list(groups.past)
+    series = [
+        (names[row], columns.targets[column])
+        for row, column in np.argwhere(groups.are_forecast(request.context_length, jointly=jointly))
+    ]
+    mean = np.empty((len(series), request.horizon), dtype=np.float32)
     quantiles = np.empty((*mean.shape, len(request.quantiles)), dtype=np.float32)
-    for rows in batches_by_length([len(contexts[item]) for item in items], request.batch_size):
-        batch = [items[row] for row in rows]
-        options: dict[str, Any] = {}
-        if request.num_samples is not None:
-            seeds = [stable_seed(request.seed, str(item)) for item in batch]
-            options = {"num_samples": request.num_samples, "seeds": seeds}
-        quantiles[rows], mean[rows] = predict_quantiles(
-            pipeline, [torch.tensor(contexts[item]) for item in batch], request.horizon, request.quantiles, **options
-        )
-        finite = np.isfinite(quantiles[rows]).all(axis=(1, 2)) & np.isfinite(mean[rows]).all(axis=1)
-        if not finite.all():
-            item = batch[int(np.argmin(finite))]
+    lengths = [min(len(groups.past[item]), request.context_length) for item, _ in series[::width]]
+    for batch in batches_by_length(lengths, max(1, request.batch_size // num_variates)):
+        rows = (batch[:, None] * width + np.arange(width)).ravel()
+        quantiles[rows], mean[rows] = forecast(pipeline, groups, request, [series[row] for row in batch * width])
+        is_finite = np.isfinite(quantiles[rows]).all(axis=(1, 2)) & np.isfinite(mean[rows]).all(axis=1)
+        if not is_finite.all():
+            item, _ = series[rows[int(np.argmin(is_finite))]]
+            context = groups.past[item][list(columns.targets)].to_numpy()[-request.context_length :]
             raise ValueError(
                 f"the forecast of {columns.item} {str(item)!r} is not finite: the model cannot bear its values, which are up to "
-                f"{np.nanmax(np.abs(contexts[item])):.3g}."
+                f"{np.nanmax(np.abs(context)):.3g}."
             )
-        advance(len(batch))
-    last = pd.DatetimeIndex([series[item].index[-1] for item in items])
-    times = times_after(last, range(1, request.horizon + 1), freq, lambda row: f"{columns.item} {str(items[row])!r}")
+        advance(len(rows))
+    return _table(groups, request, series, mean, quantiles)
+
+
+def _each_alone(
+    pipeline: BaseChronosPipeline, groups: Groups, request: Request, series: Sequence[tuple[Any, str]]
+) -> Forecasts:
+    """Quantiles (N, H, Q) and means (N, H) of N series."""
+    options: dict[str, Any] = {}
+    if request.num_samples is not None:
+        seeds = [stable_seed(request.seed, str(item)) for item, _ in series]
+        options = {"num_samples": request.num_samples, "seeds": seeds}
+    contexts = [
+        torch.tensor(groups.past[item][target].to_numpy()[-request.context_length :]) for item, target in series
+    ]
+    return predict_quantiles(pipeline, contexts, request.horizon, request.quantiles, **options)
+
+
+def _together(
+    pipeline: BaseChronosPipeline, groups: Groups, request: Request, series: Sequence[tuple[Any, str]]
+) -> Forecasts:
+    """Quantiles (N, H, Q) and means (N, H) of all targets, one after another, of the items of the series."""
+    inputs = groups.prepared([item for item, _ in series], request.context_length, request.horizon)
+    quantiles, mean = predict_groups(pipeline, inputs, request.horizon, request.quantiles)
+    return np.concatenate(list(quantiles)), np.concatenate(list(mean))
+
+
+def _table(
+    groups: Groups,
+    request: Request,
+    series: Sequence[tuple[Any, str]],
+    mean: NDArray[np.float32],
+    quantiles: NDArray[np.float32],
+) -> pd.DataFrame:
+    columns, items = groups.columns, [item for item, _ in series]
+    last = pd.DatetimeIndex([groups.past[item].index[-1] for item in items])
+    times = times_after(
+        last, range(1, request.horizon + 1), groups.freq, lambda row: f"{columns.item} {str(items[row])!r}"
+    )
+    targets = np.array([target for _, target in series], dtype=object)
     forecasts = {
         columns.item: pd.Series(items).repeat(request.horizon).to_numpy(),
         columns.time: pd.DatetimeIndex(np.stack(times, axis=1).ravel()),
-        "target_name": columns.value,
+        "target_name": targets.repeat(request.horizon),
         "predictions": mean.ravel(),
     }
     forecasts |= {str(level): quantiles[..., i].ravel() for i, level in enumerate(request.quantiles)}

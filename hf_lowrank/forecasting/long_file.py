@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..data.series import series_by_item
-from ..data.tables import (
-    BATCH_ROWS,
-    LONG_FORMAT,
-    LongColumns,
-    check_columns,
-    check_table_file,
-    column_names,
-    csv_tables,
-    unreadable,
-)
-from ..data.times import Spacing, follows, inferred_frequency, regular, times_after
+from ..data.group_columns import GroupColumns
+from ..data.group_tables import Categories, as_text, group_tables, is_number, no_covariate
+from ..data.tables import BATCH_ROWS, check_present, check_table_file, column_names, csv_tables, unreadable
+from ..data.times import Spacing, times_after
+from .groups import KnownFuture, Layout, frequency_of
 
-__all__ = ["Contents", "LongFile", "aligned", "frequency_of", "import_pyarrow", "whole_series"]
+__all__ = ["Contents", "LongFile", "import_pyarrow", "whole_series"]
 
+GROUP_FORMAT = GroupColumns()
 NAMED = 10  # of the series that are left out, so many are named
 
 
@@ -39,43 +33,6 @@ def import_pyarrow() -> Any:
 
 
 # ---- From tables to series -------------------------------------------------------------------------------------------
-
-
-def frequency_of(series: Mapping[Any, pd.Series], what: str, columns: LongColumns) -> str | None:
-    """The pandas frequency of the first series with three values, which are enough to tell; None where there is none."""
-    for item, values in series.items():
-        if len(values) > 2:
-            regular(values, None, f"{columns.item} {str(item)!r} of {what}")
-            return inferred_frequency(values.index)
-    return None
-
-
-def aligned(
-    series: Mapping[Any, pd.Series], freq: str, what: str, columns: LongColumns, *, fill: bool
-) -> dict[Any, pd.Series]:
-    """The series, every one on the grid of `freq`; with `fill`, NaN where a time of the grid is missing.
-
-    Raises:
-        ValueError: A series has times off the grid or, without `fill`, lacks some.
-    """
-    on_grid = {}
-    for item, values in series.items():
-        name = f"{columns.item} {str(item)!r} of {what}"
-        if len(values) < 3 or not follows(values.index, freq).all():
-            inferred = inferred_frequency(values.index)
-            if fill:
-                values = regular(values, freq, name)
-            else:
-                regular(values, None, name)
-                # pandas 2 makes every range in nanoseconds.
-                grid = pd.date_range(values.index[0], values.index[-1], freq=freq).as_unit(values.index.unit)
-                if not grid.equals(values.index):
-                    raise ValueError(
-                        f"{name} must have the frequency {freq!r} of the first series, found {inferred or 'other steps'!r} from "
-                        f"{values.index[0]} to {values.index[-1]}: forecast it apart, or give freq to put all on one grid."
-                    )
-        on_grid[item] = values
-    return on_grid
 
 
 def whole_series(batches: Iterable[pd.DataFrame], item_id: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
@@ -107,49 +64,48 @@ def whole_series(batches: Iterable[pd.DataFrame], item_id: str, chunk_rows: int)
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a file holds: series, rows, their pandas frequency, and how many series have nothing to forecast from, with the first of them."""
+class TableFile:
+    """Columns of a CSV or parquet file in long format, row after row.
 
-    num_series: int
-    num_rows: int
-    freq: str
-    num_left_out: int
-    left_out: list[str]
+    Items and covariates of a CSV file are text, so that 007 stays 007; those of a parquet file are what they are.
 
-
-@dataclass(frozen=True)
-class LongFile:
-    """A CSV or parquet file in long format, which is never in memory as a whole.
-
-    Items of a CSV file are text, so that 007 stays 007; those of a parquet file are what they are. `columns` are those of item, time and value; others
-    are not read.
+    Attributes:
+        path: Of the file.
+        argument: What errors call it.
+        columns: The items, the times and what else is read.
+        covariates: Which of them are covariates.
 
     Raises:
-        FileNotFoundError, ValueError: There is no such file, it is empty, or a column is missing.
+        FileNotFoundError, ValueError: There is no such file, it is empty, a column is missing, or items or covariates are of a type that
+            they cannot have.
     """
 
     path: Path
-    columns: LongColumns = LONG_FORMAT
+    argument: str
+    columns: tuple[str, ...]
+    covariates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_table_file(self.path, "input")
-        check_columns(self._column_names(), self.what, self.columns)
+        check_table_file(self.path, self.argument)
+        wanted = f"The long format has the columns {', '.join(self.columns)}."
+        check_present(self._column_names(), self.what, self.columns, wanted)
         if self.path.suffix == ".parquet":
             self._check_types()
 
     @property
     def what(self) -> str:
         """What errors call the file."""
-        return f"input: file {self.path.name!r}"
+        return f"{self.argument}: file {self.path.name!r}"
+
+    @property
+    def item(self) -> str:
+        """The column of the items."""
+        return self.columns[0]
 
     def identity(self) -> dict[str, Any]:
         """What tells this state of the file from another one."""
         status = self.path.stat()
         return {"path": str(self.path.resolve()), "size": status.st_size, "modified_ns": status.st_mtime_ns}
-
-    def tables(self, chunk_rows: int) -> Iterator[pd.DataFrame]:
-        """Tables of whole series of about `chunk_rows` rows each, see `whole_series`."""
-        return whole_series(self._batches(min(BATCH_ROWS, chunk_rows)), self.columns.item, chunk_rows)
 
     def types(self) -> tuple[Any, Any]:
         """The arrow types of item and time in a table of forecasts."""
@@ -157,74 +113,22 @@ class LongFile:
         if self.path.suffix == ".csv":
             return pa.string(), pa.timestamp("us")
         schema = self._schema()
-        item, time = (schema.field(name).type for name in (self.columns.item, self.columns.time))
+        item, time = (schema.field(name).type for name in self.columns[:2])
         item = item.value_type if pa.types.is_dictionary(item) else item
         return item, pa.timestamp(time.unit if pa.types.is_timestamp(time) else "us")
 
-    def look(
-        self, *, freq: str | None, context_length: int, horizon: int, chunk_rows: int, advance: Callable[[int], None]
-    ) -> Contents:
-        """Read everything once and check it: better an error now than after hours of forecasts.
-
-        `advance` is told the number of series after each table.
-
-        Raises:
-            ValueError: A value, a time or the order of the rows is not as it should be.
-        """
-        shared = freq or self._frequency(chunk_rows)
-        seen, spacing = Seen(), Spacing(shared)
-        num_series = num_rows = num_left_out = 0
-        left_out: list[str] = []
-        for frame in self.tables(chunk_rows):
-            items = frame[self.columns.item].to_numpy()
-            starts = np.concatenate([[0], np.flatnonzero(items[1:] != items[:-1]) + 1])
-            again = seen.add(items[starts])
-            if again is not None:
+    def batches(self, rows: int) -> Iterator[pd.DataFrame]:
+        """Tables of at most so many rows; a ValueError where a row has no item."""
+        first = 1
+        for frame in self._read_csv(rows) if self.path.suffix == ".csv" else self._read_parquet(rows):
+            is_missing = frame[self.item].isna().to_numpy()
+            if is_missing.any():
                 raise ValueError(
-                    f"{self.what} must have all rows of a series together, found {self.columns.item} {str(items[starts[again]])!r} again "
-                    f"in row {num_rows + starts[again] + 1} after other series: sort it by {self.columns.item}."
+                    f"{self.what} cannot be read: there are rows without {self.item}, the first is row {first + int(is_missing.argmax())}."
                 )
-            series = self.series(frame, shared, fill=freq is not None, spacing=spacing)
-            last, name = max((values.index[-1], str(item)) for item, values in series.items())
-            latest = f"{self.columns.item} {name!r}"
-            times_after(pd.DatetimeIndex([last]), [horizon], shared, lambda _, latest=latest: latest)  # type: ignore[misc]
-            empty = [
-                str(item) for item, values in series.items() if np.isnan(values.to_numpy()[-context_length:]).all()
-            ]
-            left_out += empty[: NAMED - len(left_out)]
-            num_left_out += len(empty)
-            num_series += len(series)
-            num_rows += len(frame)
-            advance(len(series))
-        if num_series == 0:
-            raise ValueError(f"{self.what} must hold at least one series, found no rows.")
-        if freq is not None:
-            spacing.check(self.what, self.columns.item)
-        if num_left_out == num_series:
-            raise ValueError(
-                f"{self.what} must hold values, found {num_series} series without any in their last {context_length} steps."
-            )
-        return Contents(num_series, num_rows, shared, num_left_out, left_out)
-
-    def series(
-        self, frame: pd.DataFrame, freq: str, *, fill: bool, spacing: Spacing | None = None
-    ) -> dict[Any, pd.Series]:
-        """The series of one of the `tables`, on the grid of `freq`; `spacing` is shown them as they are."""
-        by_item = series_by_item(frame, self.what, self.columns)
-        if spacing is not None:
-            spacing.add(by_item)
-        return aligned(by_item, freq, self.what, self.columns, fill=fill)
-
-    def _frequency(self, chunk_rows: int) -> str:
-        is_empty = True
-        for frame in self.tables(chunk_rows):
-            is_empty = False
-            freq = frequency_of(series_by_item(frame, self.what, self.columns), self.what, self.columns)
-            if freq is not None:
-                return freq
-        if is_empty:
-            raise ValueError(f"{self.what} must hold at least one series, found no rows.")
-        raise ValueError(f"freq must be given: no series of {self.what} has the three values that tell its frequency.")
+            first += len(frame)
+            if len(frame):
+                yield frame
 
     def _column_names(self) -> list[str]:
         if self.path.suffix == ".csv":
@@ -238,27 +142,20 @@ class LongFile:
             raise unreadable(self.what, error) from error
 
     def _check_types(self) -> None:
-        """Raise a ValueError where an item is a list, a structure or a map."""
-        pa, kind = import_pyarrow(), self._schema().field(self.columns.item).type
-        if pa.types.is_nested(kind):
+        """Raise a ValueError where an item is a list, a structure or a map, or a covariate one of these, a time or a decimal number."""
+        types, schema = import_pyarrow().types, self._schema()
+        kind = schema.field(self.item).type
+        if types.is_nested(kind):
             raise ValueError(
-                f"{self.what} must have text, numbers or dates as {self.columns.item}, found {kind}: make one text or number of it."
+                f"{self.what} must have text, numbers or dates as {self.item}, found {kind}: make one text or number of it."
             )
-
-    def _batches(self, rows: int) -> Iterator[pd.DataFrame]:
-        first = 1
-        for frame in self._read_csv(rows) if self.path.suffix == ".csv" else self._read_parquet(rows):
-            is_missing = frame[self.columns.item].isna().to_numpy()
-            if is_missing.any():
-                raise ValueError(
-                    f"{self.what} cannot be read: there are rows without {self.columns.item}, the first is row {first + int(is_missing.argmax())}."
-                )
-            first += len(frame)
-            if len(frame):
-                yield frame
+        for name in self.covariates:
+            kind = schema.field(name).type
+            if types.is_nested(kind) or types.is_temporal(kind) or types.is_decimal(kind):
+                raise no_covariate(name, self.what, str(kind))
 
     def _read_csv(self, rows: int) -> Iterator[pd.DataFrame]:
-        return csv_tables(self.path, self.what, self.columns, rows)
+        return csv_tables(self.path, self.what, self.columns, rows, text=self.covariates)
 
     def _read_parquet(self, rows: int) -> Iterator[pd.DataFrame]:
         parquet = import_pyarrow().parquet
@@ -267,11 +164,199 @@ class LongFile:
             with parquet.ParquetFile(self.path, buffer_size=2**18) as file:
                 for batch in file.iter_batches(rows, columns=list(self.columns)):
                     frame = batch.to_pandas(ignore_metadata=True)  # where a column is the index of a saved frame
-                    if isinstance(frame[self.columns.item].dtype, pd.CategoricalDtype):
-                        frame[self.columns.item] = frame[self.columns.item].astype(object)
+                    if isinstance(frame[self.item].dtype, pd.CategoricalDtype):
+                        frame[self.item] = frame[self.item].astype(object)
                     yield frame
         except (ValueError, OSError) as error:  # arrow's own among them
             raise unreadable(self.what, error) from error
+
+
+# ---- All of an input -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an input holds.
+
+    Attributes:
+        num_series, num_rows, freq: Targets of items, rows, and their pandas frequency.
+        num_left_out, left_out: How many series have nothing to forecast from, with the first of them.
+        categories: Of its covariates.
+    """
+
+    num_series: int
+    num_rows: int
+    freq: str
+    num_left_out: int
+    left_out: list[str]
+    categories: Categories
+
+
+@dataclass(frozen=True)
+class LongFile:
+    """An input in long format, which is never in memory as a whole, and a file with what is known of its future, which is.
+
+    Without `future`, the last rows of each item tell what is known.
+    """
+
+    input: TableFile
+    columns: GroupColumns
+    future: TableFile | None
+
+    @classmethod
+    def of(cls, path: Path, columns: GroupColumns = GROUP_FORMAT, future: Path | None = None) -> LongFile:
+        """Of the files with these names; columns that are not named are not read.
+
+        Raises:
+            FileNotFoundError, ValueError: See `TableFile`.
+        """
+        known = columns.known_covariates
+        return cls(
+            TableFile(path, "input", columns.all, columns.covariates),
+            columns,
+            None if future is None else TableFile(future, "future", (columns.item, columns.time, *known), known),
+        )
+
+    @property
+    def what(self) -> str:
+        """What errors call the input."""
+        return self.input.what
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this state of the files from another one."""
+        return {
+            "input": self.input.identity(),
+            "future": None if self.future is None else self.future.identity(),
+        }
+
+    def tables(self, chunk_rows: int) -> Iterator[pd.DataFrame]:
+        """Tables of whole items of about `chunk_rows` rows each, see `whole_series`."""
+        return whole_series(self.input.batches(min(BATCH_ROWS, chunk_rows)), self.columns.item, chunk_rows)
+
+    def layout(self, freq: str, categories: Categories, horizon: int, *, fill: bool) -> Layout:
+        """What makes groups of the tables; it reads what is known of the future."""
+        known = None
+        if self.future is not None:
+            frames = list(self.future.batches(BATCH_ROWS))
+            if not frames:
+                raise ValueError(
+                    f"{self.future.what} must hold the next {horizon} times of every item, found no rows."
+                )
+            table = pd.concat(frames, ignore_index=True)
+            known = KnownFuture.of(table, self.future.what, self.columns, categories)
+        return Layout(self.what, self.columns, freq, fill, horizon, known)
+
+    def look(
+        self,
+        *,
+        freq: str | None,
+        context_length: int,
+        horizon: int,
+        jointly: bool,
+        chunk_rows: int,
+        advance: Callable[[int], None],
+    ) -> Contents:
+        """Read everything once and check it: better an error now than after hours of forecasts.
+
+        `advance` is told the number of series after each table.
+
+        Raises:
+            ValueError: A value, a time, the order of the rows or what is known of the future is not as it should be.
+        """
+        categories = categories_of_file(self.input)
+        shared = freq or self._frequency(chunk_rows, categories)
+        layout = self.layout(shared, categories, horizon, fill=freq is not None)
+        seen, spacing = Seen(), Spacing(shared)
+        known_items: set[Any] = set()
+        num_series = num_rows = num_left_out = 0
+        left_out: list[str] = []
+        for frame in self.tables(chunk_rows):
+            items = frame[self.columns.item].to_numpy()
+            starts = np.concatenate([[0], np.flatnonzero(items[1:] != items[:-1]) + 1])
+            again = seen.add(items[starts])
+            if again is not None:
+                raise ValueError(
+                    f"{self.what} must have all rows of a series together, found {self.columns.item} {str(items[starts[again]])!r} again "
+                    f"in row {num_rows + starts[again] + 1} after other series: sort it by {self.columns.item}."
+                )
+            tables = group_tables(frame, self.what, self.columns, categories)
+            spacing.add(tables)
+            groups = layout.groups(tables)
+            last, name = max((table.index[-1], str(item)) for item, table in groups.past.items())
+            latest = f"{self.columns.item} {name!r}"
+            times_after(pd.DatetimeIndex([last]), [horizon], shared, lambda _, latest=latest: latest)  # type: ignore[misc]
+            are_forecast = groups.are_forecast(context_length, jointly=jointly)
+            left_out += groups.names(~are_forecast)[: NAMED - len(left_out)]
+            num_left_out += int((~are_forecast).sum())
+            num_series += are_forecast.size
+            num_rows += len(frame)
+            if layout.known is not None:
+                known_items.update(tables)
+            advance(are_forecast.size)
+        if num_series == 0:
+            raise ValueError(f"{self.what} must hold at least one series, found no rows.")
+        if freq is not None:
+            spacing.check(self.what, self.columns.item)
+        if layout.known is not None:
+            layout.known.check_used(known_items)
+        if num_left_out == num_series:
+            raise ValueError(
+                f"{self.what} must hold values, found {num_series} series without any in their last {context_length} steps."
+            )
+        return Contents(num_series, num_rows, shared, num_left_out, left_out, categories)
+
+    def _frequency(self, chunk_rows: int, categories: Categories) -> str:
+        is_empty = True
+        for frame in self.tables(chunk_rows):
+            is_empty = False
+            tables = group_tables(frame, self.what, self.columns, categories)
+            freq = frequency_of(tables, self.what, self.columns)
+            if freq is not None:
+                return freq
+        if is_empty:
+            raise ValueError(f"{self.what} must hold at least one series, found no rows.")
+        raise ValueError(f"freq must be given: no series of {self.what} has the three values that tell its frequency.")
+
+
+def categories_of_file(file: TableFile) -> Categories:
+    """The categories of the covariates of a file, which is read once more for those that are no numbers.
+
+    A covariate of a CSV file is a number where all of its values are.
+    """
+    names = _no_numbers(file)
+    found: dict[str, dict[str, None]] = {name: {} for name in names}  # in the order in which they come
+    declared = set()  # in an order of their own
+    for frame in _some_columns(file, names):
+        for name in names:
+            found[name] |= dict.fromkeys(as_text(frame[name], file.what).cat.categories)
+            if isinstance(frame[name].dtype, pd.CategoricalDtype):
+                declared.add(name)
+    lists = {name: list(text) if name in declared else sorted(text) for name, text in found.items()}
+    return {name: lists.get(name) for name in file.covariates}
+
+
+def _no_numbers(file: TableFile) -> list[str]:
+    is_csv = file.path.suffix == ".csv"
+    numbers = set(file.covariates)
+    for frame in _some_columns(file, file.covariates):
+        numbers -= {name for name in numbers if not (_holds_numbers if is_csv else is_number)(frame[name])}
+        if not is_csv or not numbers:  # a column of a parquet file has one type
+            break
+    return [name for name in file.covariates if name not in numbers]
+
+
+def _some_columns(file: TableFile, names: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Tables of these covariates and the items; none where there are no covariates."""
+    part = replace(file, columns=(file.item, *names), covariates=tuple(names))
+    yield from part.batches(BATCH_ROWS) if names else ()
+
+
+def _holds_numbers(column: pd.Series) -> bool:
+    try:
+        pd.to_numeric(column)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 @dataclass

@@ -360,7 +360,7 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path, suffix: str, rows:
     tracemalloc.start()
     try:
         count = highest = 0
-        for table in LongFile(path).tables(2_000):
+        for table in LongFile.of(path).tables(2_000):
             count += len(table)
             highest = max(highest, arrow.bytes_allocated() - before)
         _, peak = tracemalloc.get_traced_memory()
@@ -629,7 +629,7 @@ def test_a_bad_file_is_an_error_that_names_it(
         ({"quantiles": [0.5, 0.5]}, "quantiles must be different"),
         ({"quantiles": []}, "quantiles must be different"),
         ({"quantiles": [0.05, 0.5]}, r"quantiles must be in \[0.1, 0.9\].*found 0.05, 0.5"),
-        ({"id_column": "target"}, "must be three different columns"),
+        ({"id_column": "target"}, "must name different columns, found target twice"),
         ({"device": "toaster"}, "device must be such as 'cpu' or 'cuda', found 'toaster'"),
         ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, float16, found 'int3'"),
         ({"output": "out.xlsx"}, "output must end in .csv or .parquet, found 'out.xlsx'"),
