@@ -181,3 +181,22 @@ def _register(module: ModuleType) -> None:
 
 for _name in ("transformers", "chronos"):
     register_post_import_hook(_register, _name)
+
+
+def _show_as_tables(module: ModuleType) -> None:
+    """Show low-rank models in a notebook as the tables of their layers, once they are there."""
+    shell = module.get_ipython()
+    if shell is not None:
+        formatter = shell.display_formatter.formatters["text/html"]
+        for where, names in _LAZY.items():
+            for name in names if ".modeling_" in where else ():
+                formatter.for_type_by_name(f"{__name__}{where}", name, _table_of)
+
+
+def _table_of(model: Any) -> str:
+    from .checkpoints.summary import summarize
+
+    return summarize(model)._repr_html_()
+
+
+register_post_import_hook(_show_as_tables, "IPython")

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from .options import CHECKPOINT, Device, IdColumn, TimestampColumn, json_option, numbers
+from .options import (
+    CHECKPOINT,
+    Device,
+    IdColumn,
+    KnownCovariates,
+    PastCovariates,
+    TargetColumns,
+    TimestampColumn,
+    json_option,
+    numbers,
+)
 from .output import plain_messages, warn, write_json
 
 
@@ -41,17 +51,9 @@ def forecast(  # as long as its list of options
     ] = None,
     id_column: IdColumn = "item_id",
     timestamp_column: TimestampColumn = "timestamp",
-    target: Annotated[
-        list[str] | None, typer.Option(help="A column of values; may be repeated. Default: target.")
-    ] = None,
-    past_covariates: Annotated[
-        list[str] | None,
-        typer.Option(help="For Chronos-2: a column that is known until now; may be repeated."),
-    ] = None,
-    known_covariates: Annotated[
-        list[str] | None,
-        typer.Option(help="For Chronos-2: a column that is known in the future as well; may be repeated."),
-    ] = None,
+    target: TargetColumns = None,
+    past_covariates: PastCovariates = None,
+    known_covariates: KnownCovariates = None,
     future: Annotated[
         Path | None,
         typer.Option(

@@ -123,6 +123,11 @@ def recover(
         Path | None,
         typer.Option(help="Your CSV or parquet file: columns item_id, timestamp, target. Default: synthetic series."),
     ] = None,
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumns = None,
+    past_covariates: PastCovariates = None,
+    known_covariates: KnownCovariates = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps, at most.")] = 1000,
     learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
     distillation_weight: Annotated[
@@ -142,11 +147,12 @@ def recover(
     with plain_messages(json_file) as console:
         from ..training.distillation import recover as run
 
+        columns = columns_of(target, past_covariates, known_covariates, id_column, timestamp_column)
         model = run(
             compressed,
             teacher,
             output,
-            series="synthetic" if data is None else data,
+            series=with_columns("--data", "synthetic" if data is None else data, columns),
             steps=steps,
             learning_rate=learning_rate,
             distillation_weight=distillation_weight,

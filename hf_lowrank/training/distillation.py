@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from ..checkpoints.export import save_compressed
 from ..checkpoints.families import LOWRANK_CLASSES, T5, family_of
 from ..checkpoints.loading import public_name
+from ..data.groups import GroupedSeries
 from ..data.tokens import WindowCollator
 from ..data.windows import single_batch
 from ..files import check_output
@@ -74,8 +75,9 @@ def recover(  # noqa: PLR0913 a public call names all of its options
         student: A compressed Chronos-T5, Chronos-Bolt or Chronos-2: a folder, a Hub id, or a loaded model, which is left as it is.
         teacher: The dense model that it was made from, likewise; or `"reference"`.
         output: The folder to write. It appears when it is complete.
-        series: What to train on: "synthetic", or your own series in any shape that `read_series` takes. The last horizon of
-            each (a third of the series, where that is shorter) is held out for the scores and never trained on.
+        series: What to train on: "synthetic", or your own series in any shape that `read_series` takes, or a `GroupedSeries`, of which
+            other models than a Chronos-2 read the targets alone. The last horizon of each (a third of the series, where that is shorter)
+            is held out for the scores and never trained on.
         steps: Optimizer steps, at most.
         learning_rate: The highest one.
         distillation_weight: At 1 all is learned from the teacher, at 0 from the series; by default 1 of synthetic series and 0.5 of
@@ -132,7 +134,7 @@ def recover(  # noqa: PLR0913 a public call names all of its options
         seed=seed,
         batch_tokens=batch_tokens,
     )
-    description, series_digest = _description_and_digest(data)
+    description, series_digest = _description_and_digest(data, series)
     identity = {"student": _weights_digest(learner), "teacher": _weights_digest(expert), "series": series_digest}
     with working_folder(output, "recovery", asdict(settings) | identity, resume=resume) as folder:
         scores = _train(learner, teaching, data, settings, folder, show_progress)
@@ -190,7 +192,7 @@ def _digest(arrays: Iterable[NDArray]) -> str:
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def _description_and_digest(data: RunData) -> tuple[str | dict[str, int], str]:
+def _description_and_digest(data: RunData, series: Any) -> tuple[str | dict[str, int], str]:
     """What is published of the series with the model, and what tells one run from another."""
     if data.series is None:
         return "synthetic", "synthetic"
@@ -199,7 +201,9 @@ def _description_and_digest(data: RunData) -> tuple[str | dict[str, int], str]:
         "values": sum(int((~np.isnan(values)).sum()) for values in data.series),
         "held_out_windows": data.num_held_out_windows,
     }
-    return description, _digest([np.array([len(values) for values in data.series]), *data.series])
+    roles = repr(series.columns) if isinstance(series, GroupedSeries) else ""
+    told = [np.array([len(values) for values in data.series]), np.frombuffer(roles.encode(), np.uint8), *data.series]
+    return description, _digest(told)
 
 
 # --- training ----------------------------------------------------------------------------------------------------

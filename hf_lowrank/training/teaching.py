@@ -163,13 +163,17 @@ class QuantileTeaching(Teaching):
         return loss
 
     def wql(self, model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], windows: Iterable[Any]) -> float:
-        """Of the quantiles of one pass, at the model's own levels."""
-        total = np.zeros(2)
+        """Of the quantiles of one pass, at `QUANTILE_LEVELS`, or at the model's own levels where it lacks one of them."""
+        levels, total = self.objective.levels.double(), np.zeros(2)
+        usual = torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)
+        is_usual = torch.isclose(levels[:, None], usual, atol=1e-6).any(dim=1)
+        if int(is_usual.sum()) < len(usual):
+            is_usual[:] = True
         for batch in batches:
             target, rows = self._targets(batch)
             with torch.no_grad():
                 predicted = self.objective.quantiles(model, self._inputs(batch))[1][rows]
-            total += _sums(predicted.double(), target.double(), self.objective.levels.double())
+            total += _sums(predicted[:, is_usual.to(predicted.device)].double(), target.double(), levels[is_usual])
         return float(total[0] / total[1])
 
     def _targets(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 import torch
 
+import hf_lowrank
 from hf_lowrank import LowRankT5EncoderModel, LowRankT5ForConditionalGeneration, summarize
 
 KINDS = ("encoder_self", "decoder_self", "cross")
@@ -140,3 +142,15 @@ def test_a_model_says_what_it_takes_and_a_configuration_what_its_layers_have(tin
     dense = LowRankT5ForConditionalGeneration(tiny_config())
     assert (size.dense_parameters, size.dense_bytes) == (dense.num_parameters(), 4 * dense.num_parameters())
     assert set(size.layers) == {row.name for row in of_model.rows}
+
+
+def test_a_notebook_shows_a_model_as_its_table(tiny_config, mixed_ranks):
+    interactive = pytest.importorskip("IPython.core.interactiveshell")
+    shell = interactive.InteractiveShell.instance()
+    try:
+        hf_lowrank._show_as_tables(sys.modules["IPython"])
+        model = LowRankT5ForConditionalGeneration(tiny_config(**mixed_ranks))
+        shown, _ = shell.display_formatter.format(model)
+        assert shown["text/html"] == summarize(model)._repr_html_()
+    finally:
+        interactive.InteractiveShell.clear_instance()

@@ -15,7 +15,7 @@ from hf_lowrank import compress_pretrained
 from hf_lowrank.analysis.analyze import load_transformer
 from hf_lowrank.benchmarking.measurement import LoadedCheckpoint
 from hf_lowrank.cli.app import app
-from hf_lowrank.training.loaders import load_chronos_t5, load_start
+from hf_lowrank.training.loaders import load_forecaster, load_start
 
 pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
@@ -100,7 +100,7 @@ def test_neither_do_the_loaders_of_the_longer_commands(evil, chronos_t5, tmp_pat
     chronos_t5.save_pretrained(tmp_path / "known")
     folder = str(made(tmp_path / "known"))
     load_start(folder)
-    load_chronos_t5(folder, "student")
+    load_forecaster(folder, "student")
     load_transformer(folder)
     for lean in (False, True):
         LoadedCheckpoint.load(folder, "evil", dtype="float32", device="cpu", lean=lean)

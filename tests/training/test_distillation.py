@@ -274,7 +274,7 @@ def test_other_arguments_do_not_go_on_with_a_run(student, teacher, tmp_path, mon
     for changes, message in (
         ({"learning_rate": 2e-2}, "learning_rate was 0.01, is 0.02"),
         ({"steps": 13, "seed": 4}, "seed was 0, is 4; steps was 12, is 13"),
-        ({"series": SERIES}, "series was 'synthetic', is"),
+        ({"series": SERIES, "distillation_weight": 1.0}, "series was 'synthetic', is"),
     ):
         with pytest.raises(ValueError, match=f"out.recovery holds an unfinished run that differs: {message}"):
             recover(student, teacher, tmp_path / "out", **QUICK | changes)
