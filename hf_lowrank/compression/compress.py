@@ -17,14 +17,13 @@ from .allocation import check_argument
 from .assembly import build, own_weights
 from .baseline import truncate_matrices
 from .calibration import calibrate
-from .latency import measure_speed
 from .layers import Projection
 from .loss_bound import MeasuredLoss
 from .measured import attention_layers, built, measure_layers, weighed
 from .plan import CompressionPlan, PlannedSize
-from .policies import check_speedup, choose_ranks
+from .policies import choose_ranks
 from .record import record_of, warn_of_loss
-from .search import Trials, bench_for, fast_enough, with_speed, within_loss
+from .search import Trials, as_fast, within_loss
 from .settings import POLICIES, CompressionSettings, SettingsArguments
 from .work import Work, begin, calibration_of, with_arguments
 
@@ -230,17 +229,10 @@ def projections_within(
 
 def _jointly(work: Work) -> PreTrainedModel:
     """Queries with keys and values with outputs, each layer at the ranks that it needs, smaller at run time."""
-    target = work.settings.target_speedup
-    if target is None:
-        measured = weighed(work, measure_layers(work, calibration_of(work), None))
-        return built(work, measured, measured.table(work))
-    assert not isinstance(target, str)
-    bench = bench_for(work)
-    measured = measure_layers(work, calibration_of(work), measure_speed(bench))
-    check_speedup(target, measured.largest_speedup(work))
-    measured = weighed(work, measured)
-    table, achieved = fast_enough(work, measured, bench)
-    return with_speed(built(work, measured, table), achieved, target)
+    if work.settings.target_speedup is not None:
+        return as_fast(work)
+    measured = weighed(work, measure_layers(work, calibration_of(work), None))
+    return built(work, measured, measured.table(work))
 
 
 def _as_the_paper(work: Work) -> PreTrainedModel:

@@ -30,13 +30,13 @@ from .record import kept_share
 from .settings import CompressionSettings
 from .work import Work, calibration_of, with_arguments
 
-__all__ = ["Trials", "bench_for", "fast_enough", "with_speed", "within_loss"]
+__all__ = ["Trials", "as_fast", "within_loss"]
 
 SHORT = 0.03  # what a measured speed-up may be below its aim, as a share
 CORRECTIONS = 2  # how often ranks are chosen again because it is
 
 
-def bench_for(work: Work) -> Bench:
+def _bench_for(work: Work) -> Bench:
     """Where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
     weight = next(iter(work.dense.weights.values()))
     return bench_of(
@@ -47,7 +47,18 @@ def bench_for(work: Work) -> Bench:
     )
 
 
-def fast_enough(work: Work, measured: Measured, bench: Bench) -> tuple[RankTable, Achieved]:
+def as_fast(work: Work) -> PreTrainedModel:
+    """The model that forecasts as many times as fast as is asked for, and loses the least."""
+    target: Any = work.settings.target_speedup
+    bench = _bench_for(work)
+    measured = measure_layers(work, calibration_of(work), measure_speed(bench))
+    check_speedup(target, measured.largest_speedup(work))
+    measured = weighed(work, measured)
+    table, achieved = _fast_enough(work, measured, bench)
+    return _with_speed(built(work, measured, table), achieved, target)
+
+
+def _fast_enough(work: Work, measured: Measured, bench: Bench) -> tuple[RankTable, Achieved]:
     """The ranks at which a forecast is as fast as is asked for, and how fast it is.
 
     Where it is not, ranks are chosen again for an aim that is as much larger as the last one was missed by; of all tried the fastest
@@ -71,14 +82,14 @@ def fast_enough(work: Work, measured: Measured, bench: Bench) -> tuple[RankTable
     return max(tried, key=lambda one: one[1].speedup)
 
 
-def with_speed(model: PreTrainedModel, achieved: Achieved, target: float | None) -> PreTrainedModel:
+def _with_speed(model: PreTrainedModel, achieved: Achieved, target: float | None) -> PreTrainedModel:
     """The model, with how fast it is in its record, and a warning where that is not what was asked for."""
     model.config.compression["speed"] |= achieved.record()
     if target is not None and achieved.speedup < (1 - SHORT) * target:
         warnings.warn(
             f"target_speedup={target}: a forecast is {achieved.speedup:.3g} times as fast as with the dense ranks, as measured on this "
             "machine. Ask for more, or measure again when the machine is less busy.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return model
 
@@ -101,7 +112,7 @@ class Trials:
             raise ValueError(
                 f"max_loss needs series that are held out, and {what}; see calibrate(num_held_out_batches=)."
             )
-        self.bench = None if target is None else bench_for(work)
+        self.bench = None if target is None else _bench_for(work)
         speed = None if self.bench is None else measure_speed(self.bench)
         measured = measure_layers(work, calibration, speed)
         if speed is None:
@@ -162,7 +173,7 @@ def within_loss(work: Work) -> PreTrainedModel:
     model = _with_losses(found.model, settings, found.measured, found.tried)
     if trials.bench is None:
         return model
-    return with_speed(model, measure_forecasts(trials.bench, RankTable.of(model.config)), None)
+    return _with_speed(model, measure_forecasts(trials.bench, RankTable.of(model.config)), None)
 
 
 def _fast_within_loss(
@@ -171,11 +182,11 @@ def _fast_within_loss(
     """The model that is as fast as is asked for, if it loses at most `max_loss`."""
     settings, share = trials.work.settings, trials.first
     assert trials.bench is not None
-    table, achieved = fast_enough(trials.at(share), trials.measured, trials.bench)
+    table, achieved = _fast_enough(trials.at(share), trials.measured, trials.bench)
     model = trials.build(share, table)
     measured = trials.measure(model, share)
     if measured.bound <= max_loss:
-        return with_speed(_with_losses(model, settings, measured, [measured]), achieved, target)
+        return _with_speed(_with_losses(model, settings, measured, [measured]), achieved, target)
     found = search(share, min(1.0, STEP * share))
     instead = _at_full_rank(settings, found)
     if found.measured is not None:

@@ -301,7 +301,8 @@ class _DistillationTrainer(Trainer):
             size = next(len(of) for of in batch.values() if isinstance(of, torch.Tensor))
             losses += size * float(self.teaching.loss(self.model, batch))
             windows += size
-        return RecoveryScore(losses / windows, self.wql(self.model))
+        loss = losses / windows
+        return RecoveryScore(loss, self.wql(self.model) if math.isfinite(loss) else math.nan)
 
     def held_out(self) -> Iterator[dict[str, Any]]:
         """The held-out batches, where the models are."""

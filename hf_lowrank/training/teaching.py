@@ -114,10 +114,10 @@ class TokenTeaching(Teaching):
             some = pieces[first : first + SAMPLED_AT_ONCE]
             target = torch.full((len(some), horizon), torch.nan, dtype=torch.float64)
             for row, (_, values) in enumerate(some):
-                target[row, : len(values)] = torch.as_tensor(values)[:horizon]
+                target[row, : len(values)] = torch.from_numpy(values)[:horizon]
             quantiles, _ = predict_quantiles(
                 pipeline,
-                [torch.as_tensor(context) for context, _ in some],
+                [torch.from_numpy(context) for context, _ in some],
                 horizon,
                 QUANTILE_LEVELS,
                 num_samples=model.config.chronos_config["num_samples"],
@@ -128,11 +128,10 @@ class TokenTeaching(Teaching):
         return float(total[0] / total[1])
 
 
-def _pieces(window: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def _pieces(window: Mapping[str, Any]) -> list[tuple[NDArray[np.floating], NDArray[np.floating]]]:
     """(context, target) of each series, without the padding of a context."""
-    if "contexts" in window:
-        return list(zip(window["contexts"], window["targets"]))
-    return list(zip(window["context"], window["target"]))
+    names = ("contexts", "targets") if "contexts" in window else ("context", "target")
+    return [(np.array(context), np.array(target)) for context, target in zip(*(window[name] for name in names))]
 
 
 class QuantileTeaching(Teaching):

@@ -212,8 +212,8 @@ def test_features_are_those_of_the_formula():
 @pytest.fixture
 def by_invented_speed(monkeypatch):
     """`compress_pretrained` by weights alone, on a machine with coefficients of one."""
-    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda _: invented())
-    monkeypatch.setattr("hf_lowrank.compression.compress.CORRECTIONS", 0)  # for this machine has others
+    monkeypatch.setattr("hf_lowrank.compression.search.measure_speed", lambda _: invented())
+    monkeypatch.setattr("hf_lowrank.compression.search.CORRECTIONS", 0)  # for this machine has others
     monkeypatch.setattr(timed, "default_workload", lambda *_, **__: WORKLOAD)
     return lambda dense, **arguments: compress_pretrained(dense, calibration=None, **arguments)
 
@@ -245,7 +245,7 @@ def test_kinds_that_cost_more_are_cut_more(dense_t5, by_invented_speed, monkeypa
         kind: {form: (1e-6,) * len(c) for form, c in forms.items()} for kind, forms in costly.coefficients.items()
     }
     slow = replace(costly, fixed=0.0, coefficients=coefficients | {"cross": costly.coefficients["cross"]})
-    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda _: slow)
+    monkeypatch.setattr("hf_lowrank.compression.search.measure_speed", lambda _: slow)
     config = by_invented_speed(dense_t5(), target_speedup=2).config
     full = config.full_ranks()
     assert config.attention_ranks["cross"] != full["attention_ranks"]["cross"]

@@ -188,8 +188,8 @@ def test_the_curve_is_what_the_search_sees(bolt):
 @pytest.fixture
 def counted(monkeypatch):
     """Speeds that a test can count."""
-    monkeypatch.setattr("hf_lowrank.compression.compress.measure_speed", lambda _: invented())
-    monkeypatch.setattr("hf_lowrank.compression.compress.CORRECTIONS", 0)  # for this machine has others
+    monkeypatch.setattr("hf_lowrank.compression.search.measure_speed", lambda _: invented())
+    monkeypatch.setattr("hf_lowrank.compression.search.CORRECTIONS", 0)  # for this machine has others
     monkeypatch.setattr(latency_bench, "default_workload", lambda *_, **__: Case(2, 40, 6, None))
     monkeypatch.setattr(latency_bench, "SECONDS", 0.0)
 
