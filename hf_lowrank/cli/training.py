@@ -131,11 +131,8 @@ def recover(
     steps: Annotated[int, typer.Option(help="Optimizer steps, at most.")] = 1000,
     learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
     distillation_weight: Annotated[
-        float | None,
-        typer.Option(
-            help="1: learn from the teacher alone, the default; 0: from the series alone. Default with --data: 0.5."
-        ),
-    ] = None,
+        float, typer.Option(help="1: learn from the teacher alone; 0: from the series alone.")
+    ] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of the distillation of a Chronos-T5.")] = 1.0,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in a batch, about.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the training windows.")] = 0,

@@ -55,7 +55,7 @@ def recover(  # noqa: PLR0913 a public call names all of its options
     series: Any = "synthetic",
     steps: int = 1000,
     learning_rate: float = 1e-4,
-    distillation_weight: float | None = None,
+    distillation_weight: float = 0.5,
     temperature: float = 1.0,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -80,8 +80,8 @@ def recover(  # noqa: PLR0913 a public call names all of its options
             is held out for the scores and never trained on.
         steps: Optimizer steps, at most.
         learning_rate: The highest one.
-        distillation_weight: At 1 all is learned from the teacher, at 0 from the series; by default 1 of synthetic series and 0.5 of
-            yours, which makes the model a specialist of them.
+        distillation_weight: At 1 all is learned from the teacher, at 0 from the series. Both together are better than either, and of
+            your own series make a specialist.
         temperature: Of the distillation of a Chronos-T5.
         seed: Of the windows.
         batch_tokens: Tokens of context and target in a batch, about; of a Bolt or Chronos-2, a quarter of the values.
@@ -100,9 +100,6 @@ def recover(  # noqa: PLR0913 a public call names all of its options
         FileExistsError: `output` exists and is not empty, and `overwrite` is false.
         OSError: A checkpoint or a file of series cannot be read.
     """
-    is_synthetic = isinstance(series, str) and series == "synthetic"
-    if distillation_weight is None:
-        distillation_weight = 1.0 if is_synthetic else 0.5
     settings = DistillationSettings(
         steps=steps,
         learning_rate=learning_rate,
