@@ -132,6 +132,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_an_adapter_of_a_compressed_model_becomes_an_ordinary_checkpoint(dense, tmp_path, hub):
+    repo_id = f"ann/tuned-{type(dense).__name__}"  # libraries remember commits of names
     compress_pretrained(dense, total_ratio=0.5, calibration=None).save_pretrained(tmp_path / "base")
     base = load_pipeline(tmp_path / "base").inner_model
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -139,7 +140,7 @@ def test_an_adapter_of_a_compressed_model_becomes_an_ordinary_checkpoint(dense, 
     model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     with pytest.raises(ValueError, match=r"model has an adapter.*merge it first"):
-        push_to_hub(model, "ann/tuned", token="hf_ann")
+        push_to_hub(model, repo_id, token="hf_ann")
     other = peft.PeftModel.from_pretrained(load_pipeline(tmp_path / "base").inner_model, tmp_path / "adapter")
     merged = other.merge_and_unload()
     assert merged.config.compression == base.config.compression
@@ -147,8 +148,8 @@ def test_an_adapter_of_a_compressed_model_becomes_an_ordinary_checkpoint(dense, 
     assert any(not torch.equal(tensor, before[name]) for name, tensor in merged.state_dict().items())
     merged.save_pretrained(tmp_path / "merged")
     assert_equal(type(merged).from_pretrained(tmp_path / "merged"), merged)
-    push_to_hub(merged, "ann/tuned", token="hf_ann")
-    assert_equal(load_pipeline("ann/tuned").inner_model, merged)
+    push_to_hub(merged, repo_id, token="hf_ann")
+    assert_equal(load_pipeline(repo_id).inner_model, merged)
     assert small(tmp_path / "adapter").config.compression["source_class"] == type(merged).__name__
 
 
