@@ -20,7 +20,6 @@ __all__ = [
     "IdColumn",
     "KnownCovariates",
     "PastCovariates",
-    "TargetColumn",
     "TargetColumns",
     "TimestampColumn",
     "check_data",
@@ -40,7 +39,6 @@ Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; defau
 # Of a file in long format.
 IdColumn = Annotated[str, typer.Option("--id-column", help="The column that names the series.")]
 TimestampColumn = Annotated[str, typer.Option("--timestamp-column", help="The column of the times.")]
-TargetColumn = Annotated[str, typer.Option("--target", help="The column of the values.")]
 # Of one whose items are groups of series.
 TargetColumns = Annotated[
     list[str] | None,

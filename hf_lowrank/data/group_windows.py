@@ -42,6 +42,10 @@ class _CountedGroup(NamedTuple):
         return cls(group, tuple(map(Counts.of, group.targets)))
 
     @property
+    def num_rows(self) -> int:
+        return len(self.group.values)
+
+    @property
     def num_steps(self) -> int:
         return self.group.num_steps
 
@@ -105,34 +109,26 @@ class GroupedSeriesWindows(SeriesSupply[_CountedGroup]):
         ValueError: No window can be drawn.
     """
 
-    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
+    none_of = "no target of {} groups"
+
+    def __init__(
         self,
         context_length: int,
         prediction_length: int,
         groups: Sequence[SeriesGroup],
         num_batches: int,
         *,
-        seed: int,
         patch_size: int = 16,
         max_values: int = 16_384,
         max_windows: int = 128,
-        min_length: int = 64,
-        min_observed: int = 1,
+        **more: int,
     ) -> None:
-        super().__init__(
-            context_length,
-            prediction_length,
-            list(map(_CountedGroup.of, groups)),
-            num_batches,
-            seed=seed,
-            max_values=max_values,
-            max_windows=max_windows,
-            min_length=min_length,
-            min_observed=min_observed,
-            num_rows=len(groups[0].values) if groups else 1,
-            none="no target of {} groups",
-        )
+        limits = {"max_values": max_values, "max_windows": max_windows}
+        super().__init__(context_length, prediction_length, groups, num_batches, **limits, **more)
         self.patch_size = patch_size
+
+    def _item(self, series: SeriesGroup) -> _CountedGroup:
+        return _CountedGroup.of(series)
 
     def _batch(self, index: int) -> dict[str, Any]:
         windows = [

@@ -7,7 +7,7 @@ what a model reads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -267,6 +267,11 @@ class Counts(NamedTuple):
         return cls(values, _before(~np.isnan(values)), _before(is_change), first)
 
     @property
+    def num_rows(self) -> int:
+        """One series."""
+        return 1
+
+    @property
     def num_steps(self) -> int:
         """How long it is."""
         return len(self.values)
@@ -292,6 +297,10 @@ class Lasting(Protocol):
     """What windows are drawn from: a series, or a group of them."""
 
     @property
+    def num_rows(self) -> int:
+        """How many series it has; all items of a supply have as many."""
+
+    @property
     def num_steps(self) -> int:
         """How long it lasts."""
 
@@ -309,40 +318,41 @@ class SeriesSupply(_WindowSupply, Generic[Item]):
     item begins late or ends early.
 
     Args:
-        items: Those without an origin are never drawn.
-        num_rows: Series in an item.
-        none: What is said of so many items where no window can be drawn.
+        series: What items are made of; those without an origin are never drawn.
 
     Raises:
         ValueError: No window can be drawn.
     """
 
+    none_of: ClassVar[str] = "none of {}"  # what is said of so many where no window can be drawn
+
     def __init__(  # noqa: PLR0913 a supply names all that its items depend on
         self,
         context_length: int,
         prediction_length: int,
-        items: Sequence[Item],
+        series: Sequence[Any],
         num_batches: int,
         *,
         seed: int,
-        max_values: int,
-        max_windows: int,
-        min_length: int,
-        min_observed: int,
-        num_rows: int = 1,
-        none: str = "none of {}",
+        max_values: int = 4096,
+        max_windows: int = 64,
+        min_length: int = 64,
+        min_observed: int = 1,
     ) -> None:
         super().__init__(num_batches, seed=seed, max_values=max_values, max_windows=max_windows)
         self.context_length, self.prediction_length = context_length, prediction_length
         self.min_length, self.min_observed = min(min_length, context_length), min_observed
-        self.num_rows = num_rows
-        self.items = [item for item in items if len(self._origins(item, self.min_length))]
+        self.items = [item for item in map(self._item, series) if len(self._origins(item, self.min_length))]
         if not self.items:
             raise ValueError(
-                f"series: {none.format(len(items))} has {min_observed + 1} observed values within "
+                f"series: {self.none_of.format(len(series))} has {min_observed + 1} observed values within "
                 f"{self.min_length + prediction_length} steps, a context of {min_observed} and a target"
                 f"{', and varies before it changes' if min_observed > 1 else ''}."
             )
+
+    def _item(self, series: Any) -> Item:
+        """A series or group, with what is counted in it."""
+        raise NotImplementedError
 
     def _origins(self, item: Item, length: int) -> NDArray[np.int64]:
         return item.origins(length, self.prediction_length, self.min_observed)
@@ -352,9 +362,9 @@ class SeriesSupply(_WindowSupply, Generic[Item]):
         rng = np.random.default_rng([self.seed, 2, index + 1])  # SyntheticWindows has 0 and 1
         limits = np.array([self.min_length, self.context_length + 1])
         length = max(self.min_length, int(np.exp(rng.uniform(*np.log(limits)))))
-        longest = max(item.num_steps for item in self.items) - 1
-        count = self._num_windows(self.num_rows * (min(length, longest) + min(self.prediction_length, longest)))
-        for i in rng.integers(len(self.items), size=min(count, max(1, self.max_windows // self.num_rows))):
+        longest, num_rows = max(item.num_steps for item in self.items) - 1, self.items[0].num_rows
+        count = self._num_windows(num_rows * (min(length, longest) + min(self.prediction_length, longest)))
+        for i in rng.integers(len(self.items), size=min(count, max(1, self.max_windows // num_rows))):
             origin = int(rng.choice(self._origins(self.items[i], length)))
             yield self.items[i], max(origin - length, 0), origin
 
@@ -379,30 +389,8 @@ class SeriesWindows(SeriesSupply[Counts]):
         ValueError: No window can be drawn.
     """
 
-    def __init__(  # noqa: PLR0913 a supply names all that its items depend on
-        self,
-        context_length: int,
-        prediction_length: int,
-        series: list[NDArray[np.float64]],
-        num_batches: int,
-        *,
-        seed: int,
-        max_values: int = 4096,
-        max_windows: int = 64,
-        min_length: int = 64,
-        min_observed: int = 1,
-    ) -> None:
-        super().__init__(
-            context_length,
-            prediction_length,
-            list(map(Counts.of, series)),
-            num_batches,
-            seed=seed,
-            max_values=max_values,
-            max_windows=max_windows,
-            min_length=min_length,
-            min_observed=min_observed,
-        )
+    def _item(self, series: NDArray[np.float64]) -> Counts:
+        return Counts.of(series)
 
     def _batch(self, index: int) -> dict[str, list[NDArray[np.float64]]]:
         contexts, targets = [], []
