@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .forecasting.forecast import forecast_file, forecast_frame
     from .forecasting.plots import plot_forecasts
     from .hub.model_card import render_card
+    from .hub.publish import Publication, PublicationPlan, plan_publication, publish
     from .hub.push import push_to_hub
     from .models.configuration_lowrank_chronos import LowRankChronos2Config, LowRankChronosBoltConfig
     from .models.configuration_lowrank_t5 import LowRankT5Config
@@ -72,6 +73,8 @@ __all__ = [
     "LowRankT5ForConditionalGeneration",
     "LowRankT5Model",
     "PretrainingSettings",
+    "Publication",
+    "PublicationPlan",
     "RankCallback",
     "SeriesWindows",
     "SweepResult",
@@ -96,9 +99,11 @@ __all__ = [
     "loss_curve",
     "packaged_series",
     "plan_compression",
+    "plan_publication",
     "plot_analysis",
     "plot_forecasts",
     "pretrain",
+    "publish",
     "push_to_hub",
     "read_series",
     "recover",
@@ -133,6 +138,7 @@ _LAZY = {
     ".forecasting.forecast": ("forecast_file", "forecast_frame"),
     ".forecasting.plots": ("plot_forecasts",),
     ".hub.model_card": ("render_card",),
+    ".hub.publish": ("Publication", "PublicationPlan", "plan_publication", "publish"),
     ".hub.push": ("push_to_hub",),
     ".models.configuration_lowrank_chronos": ("LowRankChronos2Config", "LowRankChronosBoltConfig"),
     ".models.configuration_lowrank_t5": ("LowRankT5Config",),

@@ -21,13 +21,13 @@ from .evaluation import evaluate
 from .experiments import demo, sweep
 from .exporting import export
 from .forecasting import forecast
-from .hub import push
+from .hub import publish, push
 from .output import DEBUG, interruptions
 from .training import pretrain, recover
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS = (compress, recover, demo, evaluate, pretrain, forecast, export, bench, push, sweep, analyze)
+COMMANDS = (compress, recover, demo, evaluate, pretrain, forecast, export, bench, push, publish, sweep, analyze)
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
