@@ -240,7 +240,8 @@ def test_what_is_compressed_again_becomes_integers_again(lowrank, monkeypatch):
     assert set(found.config.weight_bits.values()) == {8}
     again = compress_pretrained(found, total_ratio=1.0, quantize="int4", calibration=measured_on_few(found))
     assert RankTable.of(again.config) == RankTable.of(found.config)
-    assert set(again.config.weight_bits.values()) == {4, 8}
+    layers = {name: bits for name, bits in again.config.weight_bits.items() if "block." in name}
+    assert set(layers.values()) == {4}  # the matrices outside of the layers, where there are any, have 8
 
 
 def test_dtypes_are_kept(chronos_t5):
