@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import CHECKPOINT, Device, check_file, json_option
-from .output import in_terminal, messages, plain_messages, write_json
+from .output import fits, in_terminal, messages, plain_messages, write_json
 
 if TYPE_CHECKING:
     from ..evaluation.result import EvaluationResult
     from ..evaluation.tasks import EvaluationTask
+
+LAYOUTS = {".md": "markdown", ".html": "html", ".csv": "csv"}  # of --tables
 
 
 def evaluate(  # as long as its list of options
@@ -49,8 +51,11 @@ def evaluate(  # as long as its list of options
     ] = "float32",
     metric: Annotated[Literal["WQL", "MASE", "SQL", "RMSSE"], typer.Option(help="Of the table of tasks.")] = "WQL",
     layout: Annotated[
-        Literal["table", "markdown", "html", "csv"], typer.Option("--format", help="How the two tables are printed.")
+        Literal["table", "markdown", "html", "csv"], typer.Option("--format", help="How the tables are printed.")
     ] = "table",
+    tables: Annotated[
+        Path | None, typer.Option(help="Write the tables to this .md, .html or .csv file as well.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the scores by task, relative to Seasonal Naive's, to this picture.")
     ] = None,
@@ -59,8 +64,9 @@ def evaluate(  # as long as its list of options
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
+        from ..evaluation.plots import plot_scores
         from ..evaluation.tasks import file_task, list_tasks
-        from ..files import check_place
+        from ..files import check_place, write_text
         from ..plots import check_plot
 
         if list_:
@@ -70,6 +76,8 @@ def evaluate(  # as long as its list of options
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
         if csv_file is not None:
             check_file("--csv", csv_file, ".csv")
+        if tables is not None:
+            check_file("--tables", tables, *LAYOUTS)
         if plot is not None:
             check_plot("--plot", plot)
         if cache is not None:
@@ -100,7 +108,9 @@ def evaluate(  # as long as its list of options
         if csv_file is not None:
             result.save(csv_file)
         if plot is not None:
-            plot_result(plot, result, metric)
+            plot_scores(result, plot, metric)
+        if tables is not None:
+            write_text(tables, as_text(result, metric, LAYOUTS[tables.suffix]))
         print_evaluation(console, result, metric=metric, layout=layout)
 
 
@@ -121,36 +131,17 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     console.print(table)
 
 
-def plot_result(output: Path, result: EvaluationResult, metric: str) -> None:
-    """The scores by task relative to Seasonal Naive's, and their means."""
-    from ..evaluation.naive import SEASONAL_NAIVE
-    from ..files import new_file
-    from ..plots import Dots, plot_dots
-
-    scores = {(row.task, row.model): getattr(row, metric) for row in result.results}
-    tasks = list(dict.fromkeys(row.task for row in result.results))
-    means = {model: found["relative_to_seasonal_naive"][metric] for model, found in result.aggregate.items()}
-    dots = [
-        Dots(
-            model,
-            [scores[task, model] / (scores[task, SEASONAL_NAIVE] or math.nan) for task in tasks],
-            *(mean[name] for name in ("geometric_mean", "low", "high")),
-        )
-        for model, mean in means.items()
-        if model != SEASONAL_NAIVE
-    ]
-    with new_file(output) as part:
-        plot_dots(tasks, dots, part, label=f"{metric} relative to Seasonal Naive (lower is better)")
-
-
 def print_evaluation(console: Console, result: EvaluationResult, *, metric: str, layout: str) -> None:
-    """The scores by task, and their means: tables for the terminal, or text of another layout."""
-    from ..evaluation.result import mean_table, score_table
+    """The scores by task, and their means: tables that the terminal has room for, or text of another layout."""
+    if layout != "table":
+        console.print(as_text(result, metric, layout), end="", soft_wrap=True, highlight=False)
+        return
+    for table in result.tables(metric, partial(fits, console)):
+        console.print(in_terminal(table))
+
+
+def as_text(result: EvaluationResult, metric: str, layout: str) -> str:
+    """Both tables in Markdown, HTML or CSV."""
     from ..text_tables import WRITERS
 
-    tables = [score_table(result, metric), mean_table(result)]
-    if layout != "table":
-        console.print("\n".join(map(WRITERS[layout], tables)), end="", soft_wrap=True, highlight=False)
-        return
-    for table in tables:
-        console.print(in_terminal(table))
+    return "\n".join(map(WRITERS[layout], result.tables(metric)))
