@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..files import without_nan, write_json, write_text
 from ..text_tables import Table, in_notebook
 from .naive import SEASONAL_NAIVE
 from .scores import METRICS
+from .series_scores import BySeries
 from .tables import layouts, mean_table, score_table, tables_that_fit
 
 __all__ = ["EvaluationResult", "EvaluationRow"]
@@ -27,6 +28,7 @@ class EvaluationRow:
     and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
     constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
     `seasonality` steps. `seconds` is the time of the forecasts.
+    `by_series` holds what each series adds to each metric (see `series_scores`), from which differences get their intervals.
     """
 
     task: str
@@ -40,6 +42,7 @@ class EvaluationRow:
     horizon: int
     seasonality: int
     seconds: float
+    by_series: BySeries | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class EvaluationResult:
     """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
 
     A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
-    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
-    either score is zero or undefined do not count; `num_tasks` says how many did.
+    Chronos paper; `low` and `high` bound its 95 % interval, by a paired bootstrap over tasks and their series (see `relative_score`), over
+    the series alone where there is but one task. They are NaN where there is but one series. Tasks on which either score is zero or
+    undefined do not count; `num_tasks` says how many did.
     """
 
     results: tuple[EvaluationRow, ...]
@@ -56,8 +60,9 @@ class EvaluationResult:
     settings: Mapping[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each task and model."""
-        return pd.DataFrame([asdict(row) for row in self.results])
+        """One row for each task and model; its means alone."""
+        columns = [column.name for column in fields(EvaluationRow) if column.name != "by_series"]
+        return pd.DataFrame([[getattr(row, column) for column in columns] for row in self.results], columns=columns)
 
     def scores(self, metric: str) -> pd.DataFrame:
         """One metric: a row for each task and a column for each model, in the order of the results.
@@ -100,9 +105,12 @@ class EvaluationResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The `results`, the `aggregate` and the `settings`; an undefined number is None."""
+        """The `results`, the `aggregate` and the `settings`; an undefined number is None.
+
+        In `by_series` the numbers of a window are one text, with blanks between them: all digits, and a line of a file.
+        """
         content = {
-            "results": [asdict(row) for row in self.results],
+            "results": [asdict(row) | {"by_series": _as_text(row.by_series)} for row in self.results],
             "aggregate": self.aggregate,
             "settings": self.settings,
         }
@@ -121,3 +129,11 @@ class EvaluationResult:
     def _repr_html_(self) -> str:
         """Both tables, in a notebook."""
         return in_notebook(*self.tables())
+
+
+def _as_text(by_series: BySeries | None) -> dict[str, list[str]] | None:
+    if by_series is None:
+        return None
+    return {
+        name: [" ".join(f"{value:.17g}" for value in window) for window in part] for name, part in by_series.items()
+    }

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..text_tables import Table
 from .naive import SEASONAL_NAIVE
-from .scores import METRICS
+from .scores import METRICS, MIN_TASKS
 
 __all__ = ["BASELINE", "WIDEST", "Layout", "layouts", "mean_table", "score_table", "tables_that_fit"]
 
@@ -148,7 +148,10 @@ def mean_table(
             }
     title = f"Geometric means over {num_tasks} tasks (95 % interval); below 1 is better than the baseline"
     if num_tasks == 1:
-        title = "Relative scores; below 1 is better than the baseline. Of a single task there is no interval"
+        over = " (95 % interval over the series of the task)" if _has_intervals(aggregate) else ""
+        none = "" if over else ". Of a single series there is no interval"
+        title = f"Relative scores{over}; below 1 is better than the baseline{none}"
+    notes = [layout.legend and f"{layout.legend}.", _too_few(num_tasks) if num_tasks < MIN_TASKS else ""]
     headings = [
         "metric",
         "model",
@@ -157,7 +160,31 @@ def mean_table(
             for model in baselines.values()
         ),
     ]
-    return Table(title, headings, rows, frozenset(best) if len(models) > 1 else frozenset(), 2, note=layout.legend)
+    return Table(
+        title,
+        headings,
+        rows,
+        frozenset(best) if len(models) > 1 else frozenset(),
+        2,
+        note=" ".join(filter(None, notes)),
+    )
+
+
+def _has_intervals(aggregate: Mapping[str, Any]) -> bool:
+    return any(
+        np.isfinite(of_model["relative_to_seasonal_naive"][metric]["low"])
+        for of_model in aggregate.values()
+        for metric in METRICS
+    )
+
+
+def _too_few(num_tasks: int) -> str:
+    if num_tasks == 1:
+        return "A single task says nothing of others."
+    return (
+        f"{num_tasks} tasks are too few to say which model is better on others: one that is better on all of them may be so by chance "
+        f"(sign test, p = {2.0 ** (1 - num_tasks):.2g}); it takes {MIN_TASKS}."
+    )
 
 
 def _mean(mean: Mapping[str, float]) -> str:
