@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .naive import SEASONAL_NAIVE
-from .result import EvaluationRow
+from .row import EvaluationRow
 from .scores import METRICS, relative_score
 from .series_scores import num_groups, resampled_scores
 

@@ -39,7 +39,8 @@ from ..progress import progress_display
 from ..versions import versions
 from .aggregate import aggregate_scores
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
-from .result import EvaluationResult, EvaluationRow
+from .result import EvaluationResult
+from .row import EvaluationRow
 from .scores import METRICS, score_forecasts
 from .series_scores import series_parts
 from .tasks import EvaluationTask, find_tasks, import_fev

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,15 @@ import pandas as pd
 
 from ..files import without_nan, write_json, write_text
 from ..text_tables import Table, in_notebook
+from .leaderboard import leaderboard
 from .naive import SEASONAL_NAIVE
+from .published import Standing, published_name, standings
+from .row import EvaluationRow
 from .scores import METRICS
 from .series_scores import BySeries
-from .tables import layouts, mean_table, score_table, tables_that_fit
+from .tables import layouts, leaderboard_table, mean_table, score_table, tables_that_fit
 
 __all__ = ["EvaluationResult", "EvaluationRow"]
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """The scores of one model on one task: fev's metrics, each the mean over the task's windows.
-
-    WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
-    and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
-    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
-    `seasonality` steps. `seconds` is the time of the forecasts.
-    `by_series` holds what each series adds to each metric (see `series_scores`), from which differences get their intervals.
-    """
-
-    task: str
-    model: str
-    WQL: float
-    MASE: float
-    SQL: float
-    RMSSE: float
-    num_series: int
-    num_windows: int
-    horizon: int
-    seasonality: int
-    seconds: float
-    by_series: BySeries | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -82,8 +60,20 @@ class EvaluationResult:
         naive = scores[SEASONAL_NAIVE]
         return scores.div(naive.where(naive > 0), axis=0)
 
+    def leaderboard(self, metric: str = "SQL") -> pd.DataFrame:
+        """fev-bench's skill score and win rate of the models (see `leaderboard`), and the share of tasks won over the dense one."""
+        return leaderboard(self.scores(metric), against=self.settings["against"])
+
+    def beside_published(self) -> list[Standing]:
+        """Where the models stand among published ones, for each benchmark that has some of the tasks.
+
+        Raises:
+            ValueError: None has.
+        """
+        return standings(self.results)
+
     def tables(self, metric: str = "WQL", fits: Callable[[Table], bool] = lambda _: True) -> list[Table]:
-        """One metric by task, and the means of all metrics.
+        """One metric by task, the means of all metrics, and for tasks of fev-bench its leaderboard.
 
         Args:
             metric: That of the tasks.
@@ -98,10 +88,16 @@ class EvaluationResult:
         by_task = partial(score_table, scores, relative, seasons, metric)
         means = partial(mean_table, self.aggregate, self.settings["against"], len(scores))
         models = list(scores)
+        boards = (
+            tables_that_fit(partial(leaderboard_table, self.leaderboard()), models, layouts(models), fits)
+            if all(published_name(task)[0] == "fev_bench" for task in scores.index)
+            else []
+        )
         compared = [model for model in models if model != SEASONAL_NAIVE]
         return [
             *tables_that_fit(by_task, models, layouts(models), fits),
             *(tables_that_fit(means, compared, layouts(models), fits) if compared else []),
+            *boards,
         ]
 
     def to_dict(self) -> dict[str, Any]:

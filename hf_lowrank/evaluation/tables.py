@@ -16,7 +16,16 @@ from ..text_tables import Table
 from .naive import SEASONAL_NAIVE
 from .scores import METRICS, MIN_TASKS
 
-__all__ = ["BASELINE", "WIDEST", "Layout", "layouts", "mean_table", "score_table", "tables_that_fit"]
+__all__ = [
+    "BASELINE",
+    "WIDEST",
+    "Layout",
+    "layouts",
+    "leaderboard_table",
+    "mean_table",
+    "score_table",
+    "tables_that_fit",
+]
 
 BASELINE = "Seasonal Naive"  # for people
 
@@ -192,6 +201,15 @@ def _mean(mean: Mapping[str, float]) -> str:
         return "-"
     interval = "" if np.isnan(mean["low"]) else f" ({mean['low']:.3f} to {mean['high']:.3f})"
     return f"{mean['geometric_mean']:.3f}{interval}"
+
+
+def leaderboard_table(board: pd.DataFrame, models: Sequence[str], layout: Layout = WIDEST) -> Table:
+    """The columns of a leaderboard as percentages, a row for each of its models that is shown, the best first."""
+    shown = [str(model) for model in board.index if model in models]
+    rows = [[layout.name(model), *(f"{100 * value:.1f}" for value in board.loc[model])] for model in shown]
+    headings = ["model", *(f"{heading.replace('_', ' ')}, %" for heading in board.columns)]
+    title = "By fev-bench: skill score (1 - the geometric mean of errors relative to Seasonal Naive's), share of comparisons won"
+    return Table(title, headings, rows, note=layout.legend)
 
 
 def tables_that_fit(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_lowrank.evaluation.aggregate import Comparison, aggregate_scores
-from hf_lowrank.evaluation.result import EvaluationRow
+from hf_lowrank.evaluation.row import EvaluationRow
 
 METRIC = "MASE"
 

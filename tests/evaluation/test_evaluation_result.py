@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from hf_lowrank.cli.app import app
 from hf_lowrank.cli.output import fits, in_terminal
 from hf_lowrank.evaluation.plots import plot_scores
-from hf_lowrank.evaluation.result import EvaluationResult, EvaluationRow
+from hf_lowrank.evaluation.result import EvaluationResult
+from hf_lowrank.evaluation.row import EvaluationRow
 
 ODD = "a|b<c>&[red]"
 SCORES = {"m1": (0.2, 0.1, 0.3), "nile": (0.4, 0.6, 0.1), "flat": (0.0, 0.2, math.nan)}
