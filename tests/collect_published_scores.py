@@ -117,6 +117,9 @@ def source(repository: Path, address: str, folder: str) -> dict[str, str]:
 def by_task(fev: Path, folder: str, models: dict[str, str], name: str, metrics: list[str]) -> dict[str, Any]:
     """The scores of one benchmark of fev, each in the order of its `tasks`."""
     scores, tasks = {}, []
+    fingerprints: dict[
+        str, set[str]
+    ] = {}  # of one data set there are several: they depend on versions of libraries too
     for model, file in models.items():
         frame = table(fev, f"{folder}/{file}.csv")
         if file == "toto-2_0":
@@ -126,10 +129,14 @@ def by_task(fev: Path, folder: str, models: dict[str, str], name: str, metrics: 
         assert frame.index.is_unique
         assert set(frame.index) == set(tasks)
         frame = frame.loc[tasks]
+        for task in tasks:
+            fingerprints.setdefault(task, set()).add(frame.at[task, "dataset_fingerprint"])
         scores[model] = {metric: [rounded(value, 6) for value in frame[metric]] for metric in metrics}
         scores[model]["seconds"] = [rounded(value, 3) for value in frame["inference_time_s"]]
         scores[model]["trained_on"] = [i for i, seen in enumerate(frame["trained_on_this_dataset"]) if seen]
-    return source(fev, "https://github.com/autogluon/fev", folder) | {"tasks": tasks, "scores": scores}
+    known = [sorted(fingerprints[task]) for task in tasks]
+    origin = source(fev, "https://github.com/autogluon/fev", folder)
+    return origin | {"tasks": tasks, "fingerprints": known, "scores": scores}
 
 
 def gift_eval(repository: Path) -> dict[str, Any]:

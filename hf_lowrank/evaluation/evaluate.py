@@ -122,7 +122,8 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
                 bar.update(step, description=f"{definition.name}: {name}")
                 compute = partial(_score_task, task, pipeline, settings)
                 scores = _cached(cache, [weights[name], identity, settings, CELL], compute)
-                rows.append(EvaluationRow(task=definition.name, model=name, seasonality=task.seasonality, **scores))
+                of_task = {"seasonality": task.seasonality, "dataset_fingerprint": identity["content"]}
+                rows.append(EvaluationRow(task=definition.name, model=name, **of_task, **scores))
                 bar.advance(step)
             _warn_of_undefined(rows[-len(pipelines) :])
     aggregate = aggregate_scores(rows, dense, num_bootstrap=num_bootstrap, seed=seed)

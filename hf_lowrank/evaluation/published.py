@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..text_tables import Table
+from ..text_tables import Table, in_notebook
 from .leaderboard import leaderboard
 from .naive import SEASONAL_NAIVE
 from .row import EvaluationRow
@@ -74,12 +74,15 @@ class Standing:
             evaluated), `trained_on` (how many of the tasks are known to be in the training data), `gift_eval` (the published CRPS
             there, relative to Seasonal Naive's) and `is_published`. NaN is unknown.
         num_tasks: How many of the benchmark's tasks were evaluated.
+        same_data: Tasks whose data have a published fingerprint. Others may have the same data all the same: fingerprints depend on versions
+            of libraries and on columns that are not read.
         other_data: Tasks on which Seasonal Naive's scores are not those that are published: other data, or another definition.
     """
 
     benchmark: str
     frame: pd.DataFrame
     num_tasks: int
+    same_data: tuple[str, ...]
     other_data: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,10 +92,15 @@ class Standing:
         return {
             "benchmark": self.benchmark,
             "num_tasks": self.num_tasks,
+            "same_data": self.same_data,
             "other_data": self.other_data,
             **origin,
             "models": records,
         }
+
+    def _repr_html_(self) -> str:
+        """The table, in a notebook."""
+        return in_notebook(self.table())
 
     def table(self) -> Table:
         """For people: the evaluated models are marked."""
@@ -110,9 +118,14 @@ class Standing:
             f"seen: tasks that a model was trained on{seen}; seconds: of all forecasts, each on its own machine; GIFT CRPS: of GIFT-Eval, "
             f"relative to Seasonal Naive. Published figures: {repository} at {place[:8]} ({content['date']}, {content['licence']})."
         ]
+        if self.same_data:
+            notes.append(f"Tasks whose data are the published ones, by their fingerprints: {len(self.same_data)}.")
+        notes.append(
+            f"Tasks on which Seasonal Naive has the published scores: {self.num_tasks - len(self.other_data)}."
+        )
         if self.other_data:
             notes.append(
-                "Seasonal Naive's scores are not the published ones, so the data or the definition differ, of "
+                "Tasks on which it has not, so that the data or the definition differ from the published ones: "
                 f"{', '.join(self.other_data)}."
             )
         num_tasks = f"{self.num_tasks} of the {len(content['tasks'])} tasks of {self.benchmark}"
@@ -179,7 +192,11 @@ def _standing(benchmark: str, rows: Sequence[EvaluationRow]) -> Standing:
     ]
     frame["gift_eval"] = [gift_eval.get(name_of.get(model), {}).get("CRPS", np.nan) for model in frame.index]
     frame["is_published"] = [model not in ours for model in frame.index]
-    return Standing(benchmark, frame.rename_axis("model"), len(tasks), _other_data(benchmark, rows))
+    known = dict(zip(content["tasks"], content["fingerprints"]))
+    same_data = dict.fromkeys(
+        row.task for row in rows if row.dataset_fingerprint in known[SAME_DATA.get(row.task, row.task)]
+    )
+    return Standing(benchmark, frame.rename_axis("model"), len(tasks), tuple(same_data), _other_data(benchmark, rows))
 
 
 def _scores(rows: Sequence[EvaluationRow], metric: str) -> pd.DataFrame:

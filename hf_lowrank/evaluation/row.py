@@ -17,6 +17,7 @@ class EvaluationRow:
     and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
     constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
     `seasonality` steps. `seconds` is the time of the forecasts.
+    `dataset_fingerprint` is fev's, of the data set's first and last rows, its columns and its size.
     `by_series` holds what each series adds to each metric (see `series_scores`), from which differences get their intervals.
     """
 
@@ -31,4 +32,5 @@ class EvaluationRow:
     horizon: int
     seasonality: int
     seconds: float
+    dataset_fingerprint: str | None = None
     by_series: BySeries | None = field(default=None, repr=False)

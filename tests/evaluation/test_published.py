@@ -109,7 +109,21 @@ def test_other_data_is_said() -> None:
     changed = EvaluationRow(**{**vars(rows[0]), "SQL": rows[0].SQL * 1.01})
     (standing,) = standings([changed, *rows[1:]])
     assert standing.other_data == ("ETT_1D",)
-    assert standing.table().note.endswith("differ, of ETT_1D.")
+    note = standing.table().note
+    assert "has the published scores: 1. Tasks on which it has not" in note
+    assert note.endswith("ETT_1D.")
+
+
+def test_the_same_fingerprint_proves_the_same_data() -> None:
+    content = published_figures()["fev_bench"]
+    fingerprint = content["fingerprints"][content["tasks"].index("ETT_1D")][-1]
+    rows = published_rows("fev_bench", "chronos-2", "ours", ["ETT_1D", "ETT_1H"])
+    (standing,) = standings([EvaluationRow(**{**vars(row), "dataset_fingerprint": fingerprint}) for row in rows])
+    assert (standing.same_data, standing.other_data) == (("ETT_1D",), ())
+    assert (
+        "by their fingerprints: 1. Tasks on which Seasonal Naive has the published scores: 2." in standing.table().note
+    )
+    assert standing._repr_html_().count("<table>") == 1
 
 
 def test_a_task_has_one_benchmark() -> None:
