@@ -85,10 +85,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Dots:
-    """One model's scores, a number for each row of a dot plot, and their mean with its interval; NaN is not drawn."""
+    """One model's scores, a number for each row of a dot plot, and their mean, each with its interval; NaN is not drawn."""
 
     label: str
     scores: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
     mean: float
     low: float
     high: float
@@ -204,6 +206,8 @@ def plot_pareto(measured: Sequence[Curve], published: Sequence[Curve], output: P
 def plot_dots(rows: Sequence[str], models: Sequence[Dots], output: Path, *, label: str) -> None:
     """Relative scores on a logarithmic axis, a row for each task, those at the top where the first model is best; means as lines with bands.
 
+    Intervals of scores are thin lines.
+
     Raises:
         ImportError: matplotlib is not installed.
     """
@@ -216,14 +220,17 @@ def plot_dots(rows: Sequence[str], models: Sequence[Dots], output: Path, *, labe
         order = np.argsort(-first, kind="stable")
         axis.axvline(1, color=INK, linewidth=0.8)
         for model, colour, line, marker in zip(models, COLOURS, LINES * 2, "osD^v<"):
-            scores = [model.scores[i] for i in order]
+            scores, lows, highs = ([values[i] for i in order] for values in (model.scores, model.lows, model.highs))
+            axis.hlines(range(len(rows)), lows, highs, color=colour, linewidth=0.8, alpha=0.6)
             axis.plot(scores, range(len(rows)), marker, color=colour, markersize=4, alpha=0.8, label=model.label)
             axis.axvline(model.mean, linestyle=line, color=colour, linewidth=1.2)
             axis.axvspan(model.low, model.high, color=colour, alpha=0.08, linewidth=0)
         axis.set_yticks(range(len(rows)), [rows[i] for i in order], fontsize="small")
         axis.set_ylim(-0.7, len(rows) - 0.3)
         axis.set_xscale("log")
-        least, most = axis.get_xlim()
+        shown = [score for model in models for score in model.scores if 0 < score < np.inf] or [1.0]
+        least, most = min(*shown, 1) / 1.5, max(*shown, 1) * 1.5  # wherever an interval ends
+        axis.set_xlim(least, most)
         ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if least <= tick <= most]
         axis.xaxis.set_major_locator(FixedLocator(ticks))
         axis.xaxis.set_minor_locator(NullLocator())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import CHECKPOINT, Device, check_file, json_option
-from .output import in_terminal, messages, plain_messages, write_json
+from .output import fits, in_terminal, messages, plain_messages, write_json
 
 if TYPE_CHECKING:
+    from ..evaluation.published import Standing
     from ..evaluation.result import EvaluationResult
     from ..evaluation.tasks import EvaluationTask
+
+LAYOUTS = {".md": "markdown", ".html": "html", ".csv": "csv"}  # of --tables
 
 
 def evaluate(  # as long as its list of options
@@ -49,31 +52,34 @@ def evaluate(  # as long as its list of options
     ] = "float32",
     metric: Annotated[Literal["WQL", "MASE", "SQL", "RMSSE"], typer.Option(help="Of the table of tasks.")] = "WQL",
     layout: Annotated[
-        Literal["table", "markdown", "html", "csv"], typer.Option("--format", help="How the two tables are printed.")
+        Literal["table", "markdown", "html", "csv"], typer.Option("--format", help="How the tables are printed.")
     ] = "table",
+    tables: Annotated[
+        Path | None, typer.Option(help="Write the tables to this .md, .html or .csv file as well.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the scores by task, relative to Seasonal Naive's, to this picture.")
+    ] = None,
+    beside: Annotated[
+        Literal["published"] | None,
+        typer.Option(
+            help="Show where the models stand among published ones, on tasks of chronos_zeroshot or fev_bench."
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and stop.")] = False,
 ) -> None:
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
-        from ..evaluation.tasks import file_task, list_tasks
-        from ..files import check_place
-        from ..plots import check_plot
+        from ..evaluation.published import check_published
+        from ..evaluation.tasks import file_task, find_tasks, list_tasks
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
             return
         if file and horizon is None:
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
-        if csv_file is not None:
-            check_file("--csv", csv_file, ".csv")
-        if plot is not None:
-            check_plot("--plot", plot)
-        if cache is not None:
-            check_place(cache / "scores.json", "--cache")
+        check_outputs(csv_file, tables, plot, cache)
         if not models and against is None:
             raise ValueError(f"MODELS are missing; each is a {CHECKPOINT}.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
@@ -84,9 +90,12 @@ def evaluate(  # as long as its list of options
                 f"{task.name}: a season has {task.seasonality} steps{by_default}.", soft_wrap=True, highlight=False
             )
             chosen.append(task)
+        chosen = chosen or ["m1_yearly", "packaged"]
+        if beside is not None:
+            check_published(task.name for task in find_tasks(chosen))
         result = run(
             models or [],
-            chosen or ("m1_yearly", "packaged"),
+            chosen,
             against=against,
             batch_size=batch_size,
             num_samples=num_samples,
@@ -96,12 +105,26 @@ def evaluate(  # as long as its list of options
             dtype=dtype,
             show_progress=True,
         )
-        write_json(json_file, result.to_dict())
-        if csv_file is not None:
-            result.save(csv_file)
-        if plot is not None:
-            plot_result(plot, result, metric)
-        print_evaluation(console, result, metric=metric, layout=layout)
+        standings = [] if beside is None else result.beside_published()
+        published = {"beside_published": [standing.to_dict() for standing in standings]} if standings else {}
+        write_json(json_file, result.to_dict() | published)
+        write_files(result, standings, metric, csv_file=csv_file, tables=tables, plot=plot)
+        print_evaluation(console, result, standings, metric=metric, layout=layout)
+
+
+def check_outputs(csv_file: Path | None, tables: Path | None, plot: Path | None, cache: Path | None) -> None:
+    """Raise an error that names the option where something cannot be written; before long work."""
+    from ..files import check_place
+    from ..plots import check_plot
+
+    if csv_file is not None:
+        check_file("--csv", csv_file, ".csv")
+    if tables is not None:
+        check_file("--tables", tables, *LAYOUTS)
+    if plot is not None:
+        check_plot("--plot", plot)
+    if cache is not None:
+        check_place(cache / "scores.json", "--cache")
 
 
 def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]], json_file: Path | None) -> None:
@@ -121,36 +144,40 @@ def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]
     console.print(table)
 
 
-def plot_result(output: Path, result: EvaluationResult, metric: str) -> None:
-    """The scores by task relative to Seasonal Naive's, and their means."""
-    from ..evaluation.naive import SEASONAL_NAIVE
-    from ..files import new_file
-    from ..plots import Dots, plot_dots
+def write_files(
+    result: EvaluationResult,
+    standings: Sequence[Standing],
+    metric: str,
+    *,
+    csv_file: Path | None,
+    tables: Path | None,
+    plot: Path | None,
+) -> None:
+    """Write what `--csv`, `--tables` and `--plot` ask for."""
+    from ..evaluation.plots import plot_scores
+    from ..files import write_text
 
-    scores = {(row.task, row.model): getattr(row, metric) for row in result.results}
-    tasks = list(dict.fromkeys(row.task for row in result.results))
-    means = {model: found["relative_to_seasonal_naive"][metric] for model, found in result.aggregate.items()}
-    dots = [
-        Dots(
-            model,
-            [scores[task, model] / (scores[task, SEASONAL_NAIVE] or math.nan) for task in tasks],
-            *(mean[name] for name in ("geometric_mean", "low", "high")),
-        )
-        for model, mean in means.items()
-        if model != SEASONAL_NAIVE
-    ]
-    with new_file(output) as part:
-        plot_dots(tasks, dots, part, label=f"{metric} relative to Seasonal Naive (lower is better)")
+    if csv_file is not None:
+        result.save(csv_file)
+    if tables is not None:
+        write_text(tables, as_text(result, standings, metric, LAYOUTS[tables.suffix]))
+    if plot is not None:
+        plot_scores(result, plot, metric)
 
 
-def print_evaluation(console: Console, result: EvaluationResult, *, metric: str, layout: str) -> None:
-    """The scores by task, and their means: tables for the terminal, or text of another layout."""
-    from ..evaluation.result import mean_table, score_table
+def print_evaluation(
+    console: Console, result: EvaluationResult, standings: Sequence[Standing], *, metric: str, layout: str
+) -> None:
+    """All tables, as the terminal has room for them, or as text of another layout."""
+    if layout != "table":
+        console.print(as_text(result, standings, metric, layout), end="", soft_wrap=True, highlight=False)
+        return
+    for table in [*result.tables(metric, partial(fits, console)), *(standing.table() for standing in standings)]:
+        console.print(in_terminal(table))
+
+
+def as_text(result: EvaluationResult, standings: Sequence[Standing], metric: str, layout: str) -> str:
+    """All tables in Markdown, HTML or CSV."""
     from ..text_tables import WRITERS
 
-    tables = [score_table(result, metric), mean_table(result)]
-    if layout != "table":
-        console.print("\n".join(map(WRITERS[layout], tables)), end="", soft_wrap=True, highlight=False)
-        return
-    for table in tables:
-        console.print(in_terminal(table))
+    return "\n".join(map(WRITERS[layout], [*result.tables(metric), *(standing.table() for standing in standings)]))

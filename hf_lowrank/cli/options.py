@@ -61,15 +61,17 @@ def json_option(content: str) -> Any:
     return typer.Option("--json", metavar="FILE", help=f"Write {content} as JSON to this file; - is standard output.")
 
 
-def check_file(option: str, path: Path, suffix: str, *, otherwise: str = "") -> None:
-    """Raise ValueError where a file of this suffix cannot be written; for a check before long work.
+def check_file(option: str, path: Path, *suffixes: str, otherwise: str = "") -> None:
+    """Raise ValueError where a file of one of these suffixes cannot be written; for a check before long work.
 
     Args:
         option: What the message calls the file, such as `--csv`.
         otherwise: What else the option may be, for the message.
     """
-    if path.suffix != suffix or path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} must be a {suffix} file in a folder that exists{otherwise}, found {str(path)!r}.")
+    if path.suffix not in suffixes or path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{option} must be a {', '.join(suffixes)} file in a folder that exists{otherwise}, found {str(path)!r}."
+        )
 
 
 def check_data(option: str, name: str, suffixes: tuple[str, ...]) -> None:

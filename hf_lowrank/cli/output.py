@@ -7,12 +7,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +25,17 @@ from .options import STANDARD_OUTPUT, check_file
 if TYPE_CHECKING:
     from .. import text_tables
 
-__all__ = ["DEBUG", "explanation", "in_terminal", "interruptions", "messages", "plain_messages", "warn", "write_json"]
+__all__ = [
+    "DEBUG",
+    "explanation",
+    "fits",
+    "in_terminal",
+    "interruptions",
+    "messages",
+    "plain_messages",
+    "warn",
+    "write_json",
+]
 
 # Names of series, files and models are shown as they are written: no "[red]" in them is markup, no ":smile:" a picture.
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}
@@ -104,13 +115,25 @@ def explanation(error: Exception) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text} (`hf-lowrank --debug ...` shows where)"
 
 
-def in_terminal(content: text_tables.Table) -> Table:
-    """A table of text as a terminal shows it, the best cells bold; the name at the start of a row is whole, so that it can be copied."""
+def in_terminal(content: text_tables.Table) -> RenderableType:
+    """A table of text as a terminal shows it, the best cells bold; the name at the start of a row is whole, so that it can be copied.
+
+    The note below it may be wider than the table.
+    """
+    table = _table(content)
+    return Group(table, Text(f" {content.note}\n")) if content.note else table
+
+
+def fits(console: Console, content: text_tables.Table) -> bool:
+    """Whether a table is shown whole, no cell broken into lines."""
+    room = console.options.update_width(WIDE)  # otherwise what a table wants is never more than there is
+    return console.measure(_table(replace(content, title="")), options=room).maximum <= console.width
+
+
+def _table(content: text_tables.Table) -> Table:
     table = Table(
         title=content.title,
         title_justify="left",
-        caption=content.note or None,
-        caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,

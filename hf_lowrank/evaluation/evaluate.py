@@ -37,13 +37,17 @@ from ..checkpoints.pipelines import (
 from ..files import write_text
 from ..progress import progress_display
 from ..versions import versions
+from .aggregate import aggregate_scores
 from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
-from .result import EvaluationResult, EvaluationRow
-from .scores import METRICS, relative_score, score_forecasts
+from .result import EvaluationResult
+from .row import EvaluationRow
+from .scores import METRICS, score_forecasts
+from .series_scores import series_parts
 from .tasks import EvaluationTask, find_tasks, import_fev
 
 __all__ = ["evaluate"]
 
+CELL = "by_series"  # what a cell of the cache has that those of older versions lack
 Model: TypeAlias = "str | Path | BaseChronosPipeline"
 
 
@@ -76,7 +80,7 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
             and settings, is not computed again.
         device: By default the GPU if there is one.
         dtype: Of the models that are loaded here: "float32", "bfloat16", "float16", or "auto" for that of each file.
-        num_bootstrap: Resamples of the tasks.
+        num_bootstrap: Resamples of the tasks and of their series.
         show_progress: Show a progress bar.
 
     Raises:
@@ -117,11 +121,13 @@ def evaluate(  # noqa: PLR0913 a public call names all of its options
             for name, pipeline in pipelines.items():
                 bar.update(step, description=f"{definition.name}: {name}")
                 compute = partial(_score_task, task, pipeline, settings)
-                scores = _cached(cache, [weights[name], identity, settings], compute)
-                rows.append(EvaluationRow(task=definition.name, model=name, seasonality=task.seasonality, **scores))
+                scores = _cached(cache, [weights[name], identity, settings, CELL], compute)
+                of_task = {"seasonality": task.seasonality, "dataset_fingerprint": identity["content"]}
+                rows.append(EvaluationRow(task=definition.name, model=name, **of_task, **scores))
                 bar.advance(step)
             _warn_of_undefined(rows[-len(pipelines) :])
-    return EvaluationResult(tuple(rows), _aggregate(rows, dense, num_bootstrap, seed), {"against": dense, **settings})
+    aggregate = aggregate_scores(rows, dense, num_bootstrap=num_bootstrap, seed=seed)
+    return EvaluationResult(tuple(rows), aggregate, {"against": dense, **settings})
 
 
 def _models_by_name(models: Any, against: Any) -> dict[str, Any]:
@@ -179,6 +185,7 @@ def _cached(folder: str | Path | None, key: list[Any], compute: Callable[[], dic
 def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Forecast every window of a `fev.Task`, by Seasonal Naive without a pipeline, and score it: the fields of a row."""
     scores: list[dict[str, float]] = []
+    parts: list[dict[str, list[float]]] = []
     seconds, num_series = 0.0, 0
     for number, window in enumerate(task.iter_windows(num_proc=0)):
         past, _ = window.get_input_data()
@@ -193,18 +200,24 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
         seconds += time.perf_counter() - start
         num_series = max(num_series, len(contexts))
         quantiles, mean = (np.concatenate(parts) for parts in zip(*batches))
-        scores.append(
-            score_forecasts(
-                targets=np.stack(_targets_of(window.get_ground_truth())),
-                contexts=contexts,
-                quantiles=quantiles,
-                mean=mean,
-                seasonality=task.seasonality,
-                names=past[task.id_column],
-            )
-        )
+        window_data: dict[str, Any] = {
+            "targets": np.stack(_targets_of(window.get_ground_truth())),
+            "contexts": contexts,
+            "quantiles": quantiles,
+            "mean": mean,
+            "seasonality": task.seasonality,
+        }
+        scores.append(score_forecasts(**window_data, names=past[task.id_column]))
+        parts.append(series_parts(**window_data))
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
-    return {**means, "num_series": num_series, "num_windows": len(scores), "horizon": task.horizon, "seconds": seconds}
+    return {
+        **means,
+        "num_series": num_series,
+        "num_windows": len(scores),
+        "horizon": task.horizon,
+        "seconds": seconds,
+        "by_series": {name: [part[name] for part in parts] for name in parts[0]},
+    }
 
 
 def _warn_of_undefined(rows: Sequence[EvaluationRow]) -> None:
@@ -234,27 +247,3 @@ def _forecast(
     inputs = [torch.as_tensor(values, dtype=torch.float32) for values in contexts]
     quantiles, mean = predict_quantiles(pipeline, inputs, task.horizon, QUANTILE_LEVELS, num_samples=num_samples)
     return quantiles.astype(np.float64), mean.astype(np.float64)
-
-
-def _aggregate(
-    rows: Sequence[EvaluationRow], dense: str | None, num_bootstrap: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Of each model: the seconds of all tasks, and its relative scores by baseline and metric."""
-    row_of = {(row.model, row.task): row for row in rows}
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    baselines = {"relative_to_seasonal_naive": SEASONAL_NAIVE} | ({"relative_to_dense": dense} if dense else {})
-
-    def scores(model: str, metric: str) -> list[float]:
-        return [getattr(row_of[model, task], metric) for task in tasks]
-
-    aggregate: dict[str, dict[str, Any]] = {}
-    for model in dict.fromkeys(row.model for row in rows):
-        aggregate[model] = {"seconds": sum(row.seconds for row in rows if row.model == model)}
-        for title, baseline in baselines.items():
-            aggregate[model][title] = {
-                metric: relative_score(
-                    scores(model, metric), scores(baseline, metric), num_bootstrap=num_bootstrap, seed=seed
-                )
-                for metric in METRICS
-            }
-    return aggregate

@@ -1,46 +1,26 @@
-"""What an evaluation says: the scores by task, their means, and both as tables."""
+"""What an evaluation says: the scores by task, and their means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..files import without_nan, write_json, write_text
 from ..text_tables import Table, in_notebook
+from .leaderboard import leaderboard
 from .naive import SEASONAL_NAIVE
+from .published import Standing, published_name, standings
+from .row import EvaluationRow
 from .scores import METRICS
+from .series_scores import BySeries
+from .tables import layouts, leaderboard_table, mean_table, score_table, tables_that_fit
 
-__all__ = ["EvaluationResult", "EvaluationRow", "mean_table", "score_table"]
-
-BASELINE = "Seasonal Naive"  # for people
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """The scores of one model on one task: fev's metrics, each the mean over the task's windows.
-
-    WQL, MASE and SQL take quantiles 0.1, ..., 0.9 and the median; RMSSE takes the mean forecast (Chronos-Bolt
-    and Chronos-2 forecast quantiles only, and give their median for it). A metric is NaN where it is undefined: series with a
-    constant past have no scale and are left out of MASE, SQL and RMSSE, whose scale is the error of a forecast that repeats the last
-    `seasonality` steps. `seconds` is the time of the forecasts.
-    """
-
-    task: str
-    model: str
-    WQL: float
-    MASE: float
-    SQL: float
-    RMSSE: float
-    num_series: int
-    num_windows: int
-    horizon: int
-    seasonality: int
-    seconds: float
+__all__ = ["EvaluationResult", "EvaluationRow"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +28,9 @@ class EvaluationResult:
     """The rows, and for each model `{"relative_to_seasonal_naive" | "relative_to_dense": {metric: {...}}}`.
 
     A relative score is the geometric mean over tasks of the model's score divided by the baseline's, as in the
-    Chronos paper; `low` and `high` bound its 95 % bootstrap interval over tasks, and are NaN where there is but one. Tasks on which
-    either score is zero or undefined do not count; `num_tasks` says how many did.
+    Chronos paper; `low` and `high` bound its 95 % interval, by a paired bootstrap over tasks and their series (see `relative_score`), over
+    the series alone where there is but one task. They are NaN where there is but one series. Tasks on which either score is zero or
+    undefined do not count; `num_tasks` says how many did.
     """
 
     results: tuple[EvaluationRow, ...]
@@ -57,13 +38,75 @@ class EvaluationResult:
     settings: Mapping[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each task and model."""
-        return pd.DataFrame([asdict(row) for row in self.results])
+        """One row for each task and model; its means alone."""
+        columns = [column.name for column in fields(EvaluationRow) if column.name != "by_series"]
+        return pd.DataFrame([[getattr(row, column) for column in columns] for row in self.results], columns=columns)
+
+    def scores(self, metric: str) -> pd.DataFrame:
+        """One metric: a row for each task and a column for each model, in the order of the results.
+
+        Raises:
+            ValueError: There is no such metric.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}.")
+        frame = self.to_frame()
+        table = frame.pivot(index="task", columns="model", values=metric)
+        return table.loc[frame["task"].unique(), frame["model"].unique()]
+
+    def relative_scores(self, metric: str) -> pd.DataFrame:
+        """As `scores`, divided by those of Seasonal Naive; NaN where these are zero or undefined."""
+        scores = self.scores(metric)
+        naive = scores[SEASONAL_NAIVE]
+        return scores.div(naive.where(naive > 0), axis=0)
+
+    def leaderboard(self, metric: str = "SQL") -> pd.DataFrame:
+        """fev-bench's skill score and win rate of the models (see `leaderboard`), and the share of tasks won over the dense one."""
+        return leaderboard(self.scores(metric), against=self.settings["against"])
+
+    def beside_published(self) -> list[Standing]:
+        """Where the models stand among published ones, for each benchmark that has some of the tasks.
+
+        Raises:
+            ValueError: None has.
+        """
+        return standings(self.results)
+
+    def tables(self, metric: str = "WQL", fits: Callable[[Table], bool] = lambda _: True) -> list[Table]:
+        """One metric by task, the means of all metrics, and for tasks of fev-bench its leaderboard.
+
+        Args:
+            metric: That of the tasks.
+            fits: Whether a table can be shown whole. One that cannot calls models by the last parts of their names or by letters,
+                leaves out relative scores, and is divided at last.
+
+        Raises:
+            ValueError: There is no such metric.
+        """
+        scores, relative = self.scores(metric), self.relative_scores(metric)
+        seasons = {row.task: row.seasonality for row in self.results}
+        by_task = partial(score_table, scores, relative, seasons, metric)
+        means = partial(mean_table, self.aggregate, self.settings["against"], len(scores))
+        models = list(scores)
+        boards = (
+            tables_that_fit(partial(leaderboard_table, self.leaderboard()), models, layouts(models), fits)
+            if all(published_name(task)[0] == "fev_bench" for task in scores.index)
+            else []
+        )
+        compared = [model for model in models if model != SEASONAL_NAIVE]
+        return [
+            *tables_that_fit(by_task, models, layouts(models), fits),
+            *(tables_that_fit(means, compared, layouts(models), fits) if compared else []),
+            *boards,
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The `results`, the `aggregate` and the `settings`; an undefined number is None."""
+        """The `results`, the `aggregate` and the `settings`; an undefined number is None.
+
+        In `by_series` the numbers of a window are one text, with blanks between them: all digits, and a line of a file.
+        """
         content = {
-            "results": [asdict(row) for row in self.results],
+            "results": [asdict(row) | {"by_series": _as_text(row.by_series)} for row in self.results],
             "aggregate": self.aggregate,
             "settings": self.settings,
         }
@@ -81,67 +124,12 @@ class EvaluationResult:
 
     def _repr_html_(self) -> str:
         """Both tables, in a notebook."""
-        return in_notebook(score_table(self), mean_table(self))
+        return in_notebook(*self.tables())
 
 
-def score_table(result: EvaluationResult, metric: str = "WQL") -> Table:
-    """One metric of all models by task, behind each score that score relative to Seasonal Naive's; the best of a task is marked.
-
-    Raises:
-        ValueError: There is no such metric.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}.")
-    by_task: dict[str, dict[str, float]] = {}
-    seasons: dict[str, int] = {}
-    for row in result.results:
-        by_task.setdefault(row.task, {})[row.model] = getattr(row, metric)
-        seasons[row.task] = row.seasonality
-    models = list(dict.fromkeys(row.model for row in result.results))
-    rows, best = [], set()
-    for i, (task, scores) in enumerate(by_task.items()):
-        naive = scores[SEASONAL_NAIVE]
-        rows.append([task, str(seasons[task]), *(_score(scores[model], naive, model) for model in models)])
-        least = min((score for score in scores.values() if not np.isnan(score)), default=np.nan)
-        best |= {(i, 2 + j) for j, model in enumerate(models) if scores[model] == least}
-    title = f"{metric} by task, and relative to {BASELINE}; lower is better"
-    return Table(
-        title,
-        ["task", "season", *(BASELINE if model == SEASONAL_NAIVE else model for model in models)],
-        rows,
-        frozenset(best),
-    )
-
-
-def _score(score: float, naive: float, model: str) -> str:
-    if np.isnan(score):
-        return "-"
-    is_relative = model != SEASONAL_NAIVE and naive > 0
-    return f"{score:.4f} ({score / naive:.2f})" if is_relative else f"{score:.4f}"
-
-
-def mean_table(result: EvaluationResult) -> Table:
-    """The geometric means over tasks of the models' relative scores, with their intervals: a row for each metric and baseline."""
-    baselines = {"relative_to_seasonal_naive": BASELINE, "relative_to_dense": result.settings["against"]}
-    means = {model: found for model, found in result.aggregate.items() if model != SEASONAL_NAIVE}
-    rows = [
-        [
-            f"{metric}, of {baseline}",
-            *("" if model == baseline else _mean(found[title][metric]) for model, found in means.items()),
-        ]
-        for title, baseline in baselines.items()
-        if baseline is not None
-        for metric in METRICS
-    ]
-    num_tasks = len({row.task for row in result.results})
-    title = f"Geometric means over {num_tasks} tasks (95 % interval); below 1 is better than the baseline"
-    if num_tasks == 1:
-        title = "Relative scores; below 1 is better than the baseline. Of a single task there is no interval"
-    return Table(title, ["metric", *means], rows)
-
-
-def _mean(mean: dict[str, float]) -> str:
-    if mean["num_tasks"] == 0:
-        return "-"
-    interval = f" ({mean['low']:.3f} to {mean['high']:.3f})" if mean["num_tasks"] > 1 else ""
-    return f"{mean['geometric_mean']:.3f}{interval}"
+def _as_text(by_series: BySeries | None) -> dict[str, list[str]] | None:
+    if by_series is None:
+        return None
+    return {
+        name: [" ".join(f"{value:.17g}" for value in window) for window in part] for name, part in by_series.items()
+    }

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
 
 from ..checkpoints.pipelines import QUANTILE_LEVELS
 
-__all__ = ["METRICS", "log_ratios", "relative_score", "score_forecasts"]
+__all__ = ["METRICS", "MIN_TASKS", "log_ratios", "relative_score", "score_forecasts"]
 
 METRICS = ("WQL", "MASE", "SQL", "RMSSE")
+# Two models cannot be told apart by fewer tasks: even where one of them is better on all, the sign test of both sides has
+# p = 2 / 2**5 = 0.06 on five, and 0.03 on six.
+MIN_TASKS = 6
 OF_THE_MEAN = ("RMSSE",)  # the others score the quantiles or their median
 
 
@@ -77,32 +81,70 @@ def score_forecasts(
 
 def log_ratios(scores: Sequence[float], baseline_scores: Sequence[float]) -> NDArray[np.floating]:
     """log(score / baseline's score) of the tasks on which both are defined and positive, in their order."""
-    pairs = np.array([scores, baseline_scores])
-    pairs = pairs[:, (np.isfinite(pairs) & (pairs > 0)).all(axis=0)]
+    pairs = np.array([scores, baseline_scores])[:, _comparable(scores, baseline_scores)]
     return np.log(pairs[0] / pairs[1])
 
 
+def _comparable(scores: Sequence[float], baseline_scores: Sequence[float]) -> NDArray[np.bool_]:
+    pairs = np.array([scores, baseline_scores])
+    return (np.isfinite(pairs) & (pairs > 0)).all(axis=0)
+
+
 def relative_score(
-    scores: Sequence[float], baseline_scores: Sequence[float], *, num_bootstrap: int, seed: int
+    scores: Sequence[float],
+    baseline_scores: Sequence[float],
+    *,
+    deviations: ArrayLike | None = None,
+    num_series: Sequence[int] = (),
+    num_bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """exp(mean(log(score / baseline's score))) over tasks, with its 95 % bootstrap interval over the tasks.
+    """exp(mean(log(score / baseline's score))) over tasks, with a 95 % interval of it on other tasks and series such as these.
+
+    The interval is a paired bootstrap of tasks and, inside of each, of series. The logarithm of a task is m + (what tasks differ by) +
+    (what its series differ by), of variance a + b, so that the mean over T tasks has (a + b) / T. Resampling tasks gives
+    (a + b)(1 - 1/T) / T, for the difference of two tasks has that of their series in it; resampling the series of the tasks
+    drawn would add b / T, too much (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). Their
+    deviations count by 1 / sqrt(T): in all (a (1 - 1/T) + b) / T. As in Student's interval the deviations from the mean are
+    widened by t(0.975; T - 1) / z(0.975).
+
+    Args:
+        scores, baseline_scores: One a task.
+        deviations: (T, K): what resampling its series adds to the logarithm of a task; by default nothing.
+        num_series: Of each task; needed for the interval of a single task, which is over its series, widened likewise.
+        num_bootstrap: Resamples.
+        seed: Of the resampling.
 
     Returns:
-        `{"geometric_mean", "low", "high", "num_tasks"}`: tasks on which either score is zero or undefined do not count. Where one is
-        left it has no interval, and `low` and `high` are NaN; where none is left all three numbers are.
+        `{"geometric_mean", "low", "high", "num_tasks"}`: tasks on which either score is zero or undefined do not count. A single series
+        of a single task has no interval, and `low` and `high` are NaN; where no task is left all three numbers are.
     """
-    # The resampling is fev's. Its `leaderboard` is not used for the rest: it clips ratios to [0.01, 100], so that a baseline's score
-    # of zero counts as a ratio of 100, and drops a task for all models where one has no score, or takes it for a ratio of 1.
-    # Means and quantiles are those of the logarithms: quantiles of the ratios would lie elsewhere between two resamples.
-    from fev.analysis import bootstrap
-
+    # fev's `leaderboard` is not used: it clips ratios to [0.01, 100], so that a baseline's score of zero counts as a ratio of 100, and drops
+    # a task for all models where one has no score, or takes it for a ratio of 1.
+    counts = _comparable(scores, baseline_scores)
     logs = log_ratios(scores, baseline_scores)
-    if len(logs) == 0:
+    num_tasks = len(logs)
+    if num_tasks == 0:
         return {"geometric_mean": math.nan, "low": math.nan, "high": math.nan, "num_tasks": 0}
-    if len(logs) == 1:
-        return {"geometric_mean": math.exp(logs[0]), "low": math.nan, "high": math.nan, "num_tasks": 1}
-    estimate = bootstrap(
-        logs[:, None], statistic=lambda resampled: resampled.mean(axis=0), n_resamples=num_bootstrap, seed=seed
-    )
-    geometric_mean, low, high = (math.exp(bound.item()) for bound in estimate)
-    return {"geometric_mean": geometric_mean, "low": low, "high": high, "num_tasks": len(logs)}
+    inner = np.zeros((num_tasks, 1)) if deviations is None else np.asarray(deviations)[counts]
+    mean, low, high = logs.mean(), math.nan, math.nan
+    if num_tasks > 1:
+        rng = np.random.default_rng(seed)
+        tasks = rng.integers(num_tasks, size=(num_bootstrap, num_tasks))
+        draws = rng.integers(inner.shape[1], size=tasks.shape)
+        spread = (logs[tasks] - mean + inner[tasks, draws] / math.sqrt(num_tasks)).mean(axis=1)
+        low, high = mean + np.quantile(spread, [0.025, 0.975]) * _widened(num_tasks)
+    elif inner.any():
+        (size,) = np.asarray(num_series)[counts]
+        low, high = mean + np.quantile(inner[0], [0.025, 0.975]) * _widened(size) * math.sqrt(size / (size - 1))
+    return {
+        "geometric_mean": math.exp(mean),
+        "low": math.exp(low),
+        "high": math.exp(high),
+        "num_tasks": num_tasks,
+    }
+
+
+def _widened(size: int) -> float:
+    """Student's quantile over the normal one, for a mean of so many."""
+    return float(scipy.stats.t.ppf(0.975, size - 1) / scipy.stats.norm.ppf(0.975))

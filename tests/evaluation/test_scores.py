@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from hf_lowrank.evaluation.scores import METRICS, relative_score, score_forecasts
 
@@ -43,14 +44,15 @@ def test_a_forecast_that_is_no_number_is_refused(argument: str) -> None:
         score_forecasts(**forecasts(**{argument: broken}))
 
 
-def test_the_interval_is_that_of_resampled_means() -> None:
-    scores, baseline_scores = np.random.default_rng(1).uniform(0.5, 2, size=(2, 30))
-    relative = relative_score(scores, baseline_scores, num_bootstrap=500, seed=3)
+def test_the_interval_is_that_of_resampled_tasks_widened_as_by_student() -> None:
+    """For a normal bootstrap distribution: the mean and Student's quantile times the bootstrap's standard error."""
+    scores, baseline_scores = np.random.default_rng(1).lognormal(0, 0.1, size=(2, 30))
+    relative = relative_score(scores, baseline_scores, num_bootstrap=20000, seed=3)
     logs = np.log(scores / baseline_scores)
-    means = np.random.default_rng(3).choice(logs, size=(500, 30)).mean(axis=1)
-    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
-    wanted = {"geometric_mean": math.exp(logs.mean()), "low": low, "high": high, "num_tasks": 30}
-    assert relative == pytest.approx(wanted, rel=1e-14)
+    half = scipy.stats.t.ppf(0.975, 29) * logs.std() / math.sqrt(30)
+    low, high = math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+    assert relative["geometric_mean"] == pytest.approx(math.exp(logs.mean()), rel=1e-14)
+    assert [relative["low"], relative["high"]] == pytest.approx([low, high], abs=0.003)
 
 
 def test_tasks_on_which_a_score_is_zero_or_undefined_do_not_count() -> None:
