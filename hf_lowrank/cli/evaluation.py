@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import CHECKPOINT, Device, check_file, json_option
+from .options import (
+    CHECKPOINT,
+    Device,
+    IdColumn,
+    KnownCovariates,
+    PastCovariates,
+    TargetColumns,
+    TimestampColumn,
+    check_file,
+    columns_of,
+    json_option,
+)
 from .output import fits, in_terminal, messages, plain_messages, write_json
 
 if TYPE_CHECKING:
@@ -32,7 +43,7 @@ def evaluate(  # as long as its list of options
     json_file: Annotated[Path | None, json_option("results and aggregate, or the list of tasks,")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results to this file.")] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="Your own CSV or parquet file: columns item_id, timestamp, target.")
+        list[Path] | None, typer.Option(help="Your own CSV or parquet file, a row a time of a series.")
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="Steps to forecast, for --file.")] = None,
     freq: Annotated[
@@ -40,6 +51,11 @@ def evaluate(  # as long as its list of options
     ] = None,
     seasonality: Annotated[int | None, typer.Option(help="Steps in a season of --file; default by frequency.")] = None,
     num_windows: Annotated[int, typer.Option(help="Evaluation windows of --file.")] = 1,
+    id_column: IdColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+    target: TargetColumns = None,
+    past_covariates: PastCovariates = None,
+    known_covariates: KnownCovariates = None,
     batch_size: Annotated[int, typer.Option(help="Series in a batch.")] = 32,
     num_samples: Annotated[int | None, typer.Option(help="Sample paths of a Chronos-T5 forecast.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples, the same for every model.")] = 0,
@@ -79,12 +95,28 @@ def evaluate(  # as long as its list of options
             return
         if file and horizon is None:
             raise ValueError("--file needs --horizon, the number of steps to forecast.")
+        columns = columns_of(target, past_covariates, known_covariates, id_column, timestamp_column)
+        if columns != type(columns)() and not file:
+            raise ValueError(
+                "--id-column, --timestamp-column, --target and covariates are those of --file, which is missing."
+            )
         check_outputs(csv_file, tables, plot, cache)
         if not models and against is None:
             raise ValueError(f"MODELS are missing; each is a {CHECKPOINT}.")
         chosen: list[str | EvaluationTask] = [name for entry in tasks or [] for name in entry.split(",")]
         for path in file or []:
-            task = file_task(path, horizon=horizon or 0, freq=freq, seasonality=seasonality, num_windows=num_windows)
+            task = file_task(
+                path,
+                horizon=horizon or 0,
+                freq=freq,
+                seasonality=seasonality,
+                num_windows=num_windows,
+                target=columns.targets,
+                past_covariates=columns.past_covariates,
+                known_covariates=columns.known_covariates,
+                id_column=columns.item,
+                timestamp_column=columns.time,
+            )
             by_default = ", that of its frequency; --seasonality says another one" if seasonality is None else ""
             messages.print(
                 f"{task.name}: a season has {task.seasonality} steps{by_default}.", soft_wrap=True, highlight=False

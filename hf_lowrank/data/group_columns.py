@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .tables import LONG_FORMAT, LongColumns
 
@@ -39,6 +41,23 @@ class GroupColumns:
                 f"{', '.join(twice)} twice."
             )
 
+    @classmethod
+    def named(
+        cls,
+        target: str | Sequence[str],
+        past_covariates: str | Sequence[str],
+        known_covariates: str | Sequence[str],
+        id_column: str,
+        timestamp_column: str,
+    ) -> GroupColumns:
+        """Those of a user's arguments, each the name of a column or a list of names.
+
+        Raises:
+            ValueError: One is neither.
+        """
+        names = {"target": target, "past_covariates": past_covariates, "known_covariates": known_covariates}
+        return cls(id_column, timestamp_column, *(_names(argument, given) for argument, given in names.items()))
+
     @property
     def all(self) -> tuple[str, ...]:
         """Every column, once in this order."""
@@ -52,3 +71,10 @@ class GroupColumns:
     def long(self, target: str) -> LongColumns:
         """The columns of one target alone."""
         return LongColumns(self.item, self.time, target)
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument} must be the name of a column or a list of names, found {given!r}.")
+    return tuple(names)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,10 +115,7 @@ class GroupedSeries:
         id_column: str = LONG_FORMAT.item,
         timestamp_column: str = LONG_FORMAT.time,
     ) -> None:
-        names = {"target": target, "past_covariates": past_covariates, "known_covariates": known_covariates}
-        self.columns = GroupColumns(
-            id_column, timestamp_column, *(_names(argument, given) for argument, given in names.items())
-        )
+        self.columns = GroupColumns.named(target, past_covariates, known_covariates, id_column, timestamp_column)
         if isinstance(data, pd.DataFrame):
             frame, what = data, "series: the DataFrame"
         elif isinstance(data, (str, os.PathLike)):
@@ -161,13 +157,6 @@ class GroupedSeries:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def _names(argument: str, given: Any) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else given
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{argument} must be the name of a column or a list of names, found {given!r}.")
-    return tuple(names)
 
 
 def _read(frame: pd.DataFrame, what: str, columns: GroupColumns) -> list[SeriesGroup]:

@@ -23,22 +23,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from chronos import BaseChronosPipeline
-from numpy.typing import NDArray
 
 from ..checkpoints.devices import known_device, known_dtype
 from ..checkpoints.loading import public_name
 from ..checkpoints.pipelines import (
-    QUANTILE_LEVELS,
     fingerprint,
     load_pipeline,
-    predict_quantiles,
     stable_seed,
 )
 from ..files import write_text
 from ..progress import progress_display
 from ..versions import versions
 from .aggregate import aggregate_scores
-from .naive import SEASONAL_NAIVE, seasonal_naive_quantiles
+from .forecasters import forecaster, targets_of
+from .naive import SEASONAL_NAIVE
 from .result import EvaluationResult
 from .row import EvaluationRow
 from .scores import METRICS, score_forecasts
@@ -186,34 +184,38 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
     """Forecast every window of a `fev.Task`, by Seasonal Naive without a pipeline, and score it: the fields of a row."""
     scores: list[dict[str, float]] = []
     parts: list[dict[str, list[float]]] = []
-    seconds, num_series = 0.0, 0
+    seconds, num_items, num_windows = 0.0, 0, 0
+    place_of = {item: i for i, item in enumerate(task.load_full_dataset()[task.id_column])}
     for number, window in enumerate(task.iter_windows(num_proc=0)):
         past, _ = window.get_input_data()
-        contexts = _targets_of(past)
+        names = list(past[task.id_column])
+        contexts = targets_of(past, task)
         start = time.perf_counter()
+        forecast = forecaster(pipeline, task, window, contexts, settings["num_samples"])
         batches = []
-        for first in range(0, len(contexts), settings["batch_size"]):
-            batch = contexts[first : first + settings["batch_size"]]
+        for first in range(0, len(names), settings["batch_size"]):
             with torch.random.fork_rng():
                 torch.manual_seed(stable_seed(settings["seed"], task.task_name, number, first))
-                batches.append(_forecast(pipeline, batch, task, settings["num_samples"]))
+                batches.append(forecast(slice(first, first + settings["batch_size"])))
         seconds += time.perf_counter() - start
-        num_series = max(num_series, len(contexts))
-        quantiles, mean = (np.concatenate(parts) for parts in zip(*batches))
-        window_data: dict[str, Any] = {
-            "targets": np.stack(_targets_of(window.get_ground_truth())),
-            "contexts": contexts,
-            "quantiles": quantiles,
-            "mean": mean,
-            "seasonality": task.seasonality,
-        }
-        scores.append(score_forecasts(**window_data, names=past[task.id_column]))
-        parts.append(series_parts(**window_data))
+        num_items, num_windows = max(num_items, len(names)), num_windows + 1
+        quantiles, mean = (np.concatenate(parts).astype(np.float64) for parts in zip(*batches))
+        truths = np.stack(targets_of(window.get_ground_truth(), task))
+        for k in range(len(task.target_columns)):  # fev's metrics are means over the targets
+            data: dict[str, Any] = {
+                "targets": truths[:, k],
+                "contexts": [context[k] for context in contexts],
+                "quantiles": quantiles[:, k],
+                "mean": mean[:, k],
+                "seasonality": task.seasonality,
+            }
+            scores.append(score_forecasts(**data, names=names))
+            parts.append(series_parts(**data, places=[place_of[name] for name in names], num_places=len(place_of)))
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
     return {
         **means,
-        "num_series": num_series,
-        "num_windows": len(scores),
+        "num_series": num_items * len(task.target_columns),
+        "num_windows": num_windows,
         "horizon": task.horizon,
         "seconds": seconds,
         "by_series": {name: [part[name] for part in parts] for name in parts[0]},
@@ -229,21 +231,3 @@ def _warn_of_undefined(rows: Sequence[EvaluationRow]) -> None:
             "is observed there.",
             stacklevel=3,
         )
-
-
-def _targets_of(dataset: Any) -> list[NDArray[np.float64]]:
-    """The target of each series of a `datasets.Dataset`; what is missing is NaN."""
-    return list(dataset.with_format("numpy", dtype=np.float64)["target"])
-
-
-def _forecast(
-    pipeline: BaseChronosPipeline | None, contexts: Sequence[NDArray[np.floating]], task: Any, num_samples: int | None
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Quantiles of shape (N, H, Q) and mean forecasts of shape (N, H) for N contexts of any length."""
-    if pipeline is None:
-        return seasonal_naive_quantiles(
-            contexts, horizon=task.horizon, seasonality=task.seasonality, num_levels=len(QUANTILE_LEVELS)
-        )
-    inputs = [torch.as_tensor(values, dtype=torch.float32) for values in contexts]
-    quantiles, mean = predict_quantiles(pipeline, inputs, task.horizon, QUANTILE_LEVELS, num_samples=num_samples)
-    return quantiles.astype(np.float64), mean.astype(np.float64)

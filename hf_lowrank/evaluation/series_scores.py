@@ -36,6 +36,8 @@ def series_parts(
     quantiles: NDArray[np.floating],
     mean: NDArray[np.floating] | None = None,
     seasonality: int,
+    places: Sequence[int] | None = None,
+    num_places: int | None = None,
 ) -> dict[str, list[float]]:
     """Numerators and denominators of fev's metrics of one window, by series, or by random group of more than `MAX_GROUPS` series.
 
@@ -45,9 +47,10 @@ def series_parts(
         quantiles: (N, H, Q), at the Q `QUANTILE_LEVELS`.
         mean: (N, H), which RMSSE is of; without it that is left out.
         seasonality: Steps in a season, for the scales.
+        places, num_places: Where each series is among all of the task, of which some may have no such window; by default these are all.
 
     Returns:
-        A number a series (or group) for each metric, for `ABSOLUTE` and for `STEPS`; the groups depend on N alone.
+        A number a series (or group) for each metric, for `ABSOLUTE` and for `STEPS`; the groups depend on their number alone.
     """
     levels = np.array(QUANTILE_LEVELS)
     actual = targets[:, :, None]
@@ -62,7 +65,12 @@ def series_parts(
         if mean is not None:
             parts["RMSSE"] = (targets - mean) ** 2 / squared_scale
     parts |= {ABSOLUTE: np.abs(targets), STEPS: np.isfinite(parts["MASE"])}
-    return {name: _in_groups(np.where(np.isfinite(part), part, 0).sum(axis=1)) for name, part in parts.items()}
+    found = {}
+    for name, part in parts.items():
+        sums = np.zeros(len(targets) if num_places is None else num_places)
+        sums[slice(None) if places is None else np.asarray(places)] = np.where(np.isfinite(part), part, 0).sum(axis=1)
+        found[name] = _in_groups(sums)
+    return found
 
 
 def _in_groups(values: NDArray[np.floating]) -> list[float]:

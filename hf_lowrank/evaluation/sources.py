@@ -7,6 +7,7 @@ for its data: only its files are read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.group_columns import GroupColumns
+from ..data.group_tables import categories_of, group_tables
 from ..data.series import SeriesByName, in_order, series_of_frame
 from ..data.tables import read_table
 from ..data.times import Spacing, known_frequency, regular
 from ..files import new_file
 
-__all__ = ["HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
+__all__ = ["GroupsFile", "HubDataset", "PackagedSeries", "SeriesFile", "YearlyTsf", "seasonality_of", "store_parquet"]
 
 MAX_SERIES = 36  # of a packaged task, so that a small model goes through all tasks in minutes
 
@@ -133,15 +136,46 @@ class SeriesFile:
 
 
 @dataclass(frozen=True)
+class GroupsFile:
+    """The user's CSV or parquet file in long format, whose items are groups: several targets, or covariates beside them.
+
+    With `freq`, each item is put on that regular grid and what is missing there becomes NaN; without, its time stamps must be regular.
+    """
+
+    path: Path
+    columns: GroupColumns
+    freq: str | None = None
+
+    def read(self, min_length: int) -> dict[str, pd.DataFrame]:
+        """A table of targets and covariates for each item, up to its last target; all of them: `min_length` is for other sources.
+
+        Raises:
+            FileNotFoundError, ValueError: There is no such file; a column is missing or of another type; time stamps are duplicate or irregular.
+        """
+        what, targets = f"file {self.path.name!r}", list(self.columns.targets)
+        frame = read_table(self.path, "file", self.columns.all)
+        tables = group_tables(frame, what, self.columns, categories_of(frame, what, self.columns))
+        found = {}
+        for item, values in tables.items():
+            values = regular(values, self.freq, f"{self.columns.item} {str(item)!r} of {what}")
+            last = values[targets].dropna(how="all").index.max()
+            found[str(item)] = values if last is pd.NaT else values.loc[:last]
+        return found
+
+
+@dataclass(frozen=True)
 class HubDataset:
     """A configuration of a dataset on the Hub, or of its mirror `<FEV_DATASETS_PREFIX>/<dataset_config>/*.parquet`.
 
-    With `all_columns`, every sequence of a row is a univariate series of its own.
+    With `all_columns`, every sequence of a row is a univariate series of its own; with `columns`, each of these.
     """
 
     dataset_path: str
     dataset_config: str
     all_columns: bool = False
+    columns: tuple[str, ...] = ()
+    id_column: str = "id"
+    timestamp_column: str = "timestamp"
 
 
 def package_file(file: str) -> Path:
@@ -168,24 +202,32 @@ def _parse_time(text: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=True)).tz_localize(None)
 
 
-def store_parquet(name: str, series: SeriesByName) -> Path:
-    """Write series as parquet, one row a series as fev reads it; the path has the content's hash in its name."""
+def store_parquet(name: str, tables: Mapping[str, pd.DataFrame]) -> Path:
+    """Write items as parquet, one row an item as fev reads it; the path has the content's hash in its name.
+
+    Args:
+        name: Of the task.
+        tables: Of each item numbers and categories on its times, the same columns in all.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from huggingface_hub.constants import HF_HOME
 
-    stamps = [values.index.to_numpy().astype("datetime64[ms]") for values in series.values()]
-    targets = [values.to_numpy() for values in series.values()]
+    stamps = [values.index.to_numpy().astype("datetime64[ms]") for values in tables.values()]
+    columns = {"id": pa.array(list(tables)), "timestamp": pa.array(stamps, type=pa.list_(pa.timestamp("ms")))}
+    for column, dtype in next(iter(tables.values())).dtypes.items():
+        is_text = isinstance(dtype, pd.CategoricalDtype)
+        values = [
+            [None if pd.isna(one) else one for one in table[column]] if is_text else table[column].to_numpy(np.float64)
+            for table in tables.values()
+        ]
+        columns[str(column)] = pa.array(values, type=pa.list_(pa.string() if is_text else pa.float64()))
+    content = pa.table(columns)
     digest = hashlib.blake2b(digest_size=12)
-    for part in [*(item.encode() for item in series), *stamps, *targets]:
-        digest.update(part)
+    for batch in content.to_batches():
+        digest.update(batch.serialize())
     path = Path(HF_HOME) / "hf_lowrank" / "evaluation" / f"{name}-{digest.hexdigest()}.parquet"
     if not path.exists():
-        columns = {
-            "id": pa.array(list(series)),
-            "timestamp": pa.array(stamps, type=pa.list_(pa.timestamp("ms"))),
-            "target": pa.array(targets, type=pa.list_(pa.float64())),
-        }
         with new_file(path) as part:
-            pq.write_table(pa.table(columns), part)
+            pq.write_table(content, part)
     return path

@@ -9,40 +9,52 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..checkpoints.pipelines import QUANTILE_LEVELS
-from ..data.series import SeriesByName
+from ..data.group_columns import GroupColumns
+from ..data.tables import LONG_FORMAT
 from ..data.times import inferred_frequency
-from .sources import HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store_parquet
+from .sources import GroupsFile, HubDataset, PackagedSeries, SeriesFile, YearlyTsf, seasonality_of, store_parquet
 
 __all__ = ["EvaluationTask", "file_task", "find_tasks", "import_fev", "list_tasks"]
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Forecast `horizon` steps after each of `num_windows` cutoffs of every series of `source`.
+    """Forecast `horizon` steps after each of `num_windows` cutoffs of every item of `source`.
 
-    The first cutoff is `initial_cutoff`, an index that is negative from the end; by default the last window ends where the series
-    ends. The cutoffs are `window_step_size` steps apart, by default the horizon. MASE and SQL are scaled by the error
+    The first cutoff is `initial_cutoff`, an index that is negative from the end, or a time; by default the last window ends where the
+    series ends. The cutoffs are `window_step_size` steps apart, by default the horizon. MASE and SQL are scaled by the error
     of the seasonal naive forecast of period `seasonality` on the past.
+
+    An item has one `targets` column or several, whose scores are averaged. A Chronos-2 forecasts them together and reads the covariates of
+    the past and those that are known in the future; other models, and Seasonal Naive, forecast each target by itself. Windows begin at
+    the earliest where an item has `min_context_length` steps before the cutoff, and hold at most `max_context_length` of them.
     """
 
     name: str
     horizon: int
     seasonality: int
-    source: PackagedSeries | YearlyTsf | SeriesFile | HubDataset
+    source: PackagedSeries | YearlyTsf | SeriesFile | GroupsFile | HubDataset
     num_windows: int = 1
     window_step_size: int | None = None
-    initial_cutoff: int | None = None
+    initial_cutoff: int | str | None = None
+    targets: tuple[str, ...] = ("target",)
+    past_covariates: tuple[str, ...] = ()
+    known_covariates: tuple[str, ...] = ()
+    min_context_length: int = 1
+    max_context_length: int | None = None
 
     @property
     def held_out(self) -> int:
         """The number of steps from the first cutoff to the end of a series."""
-        if self.initial_cutoff is not None:
+        if isinstance(self.initial_cutoff, int):
             return -self.initial_cutoff
         return self.horizon + (self.num_windows - 1) * (self.window_step_size or self.horizon)
 
@@ -57,8 +69,11 @@ class EvaluationTask:
         if isinstance(self.source, HubDataset):
             return self._fev_task(**_dataset_arguments(self.name, self.source))
         min_length = self.held_out + max(2 * self.horizon, self.seasonality + 1)
-        series = _scorable(self, self.source.read(min_length))
-        return self._fev_task(dataset_path=str(store_parquet(self.name, series)))
+        tables = {
+            item: values.to_frame("target") if isinstance(values, pd.Series) else values
+            for item, values in self.source.read(min_length).items()
+        }
+        return self._fev_task(dataset_path=str(store_parquet(self.name, _scorable(self, tables))))
 
     def _fev_task(self, **dataset: Any) -> Any:
         """A `fev.Task` of this dataset, which is loaded."""
@@ -69,6 +84,11 @@ class EvaluationTask:
             num_windows=self.num_windows,
             window_step_size=self.window_step_size,
             initial_cutoff=self.initial_cutoff,
+            target=list(self.targets) if len(self.targets) > 1 else self.targets[0],
+            past_dynamic_columns=list(self.past_covariates),
+            known_dynamic_columns=list(self.known_covariates),
+            min_context_length=self.min_context_length,
+            max_context_length=self.max_context_length,
             eval_metric="MASE",
             extra_metrics=["WQL", "SQL"],
             quantile_levels=QUANTILE_LEVELS,
@@ -107,12 +127,18 @@ def _dataset_arguments(name: str, source: HubDataset) -> dict[str, Any]:
             f"task {name!r}: FEV_DATASETS_PREFIX is {prefix!r}, but {source.dataset_config}/*.parquet is not in it. "
             f"Put {source.dataset_path} there, or unset the variable to load it from the Hugging Face Hub."
         )
-    arguments = {"dataset_path": source.dataset_path, "dataset_config": source.dataset_config}
-    return {**arguments, "generate_univariate_targets_from": "__ALL__"} if source.all_columns else arguments
+    separate = "__ALL__" if source.all_columns else list(source.columns)
+    return {
+        "dataset_path": source.dataset_path,
+        "dataset_config": source.dataset_config,
+        "id_column": source.id_column,
+        "timestamp_column": source.timestamp_column,
+        **({"generate_univariate_targets_from": separate} if separate else {}),
+    }
 
 
-def _scorable(task: EvaluationTask, series: SeriesByName) -> SeriesByName:
-    """The series that have a value and a past before the first cutoff; a warning names the others.
+def _scorable(task: EvaluationTask, series: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The items that have a value and a past before the first cutoff; a warning names the others.
 
     Three time stamps are the least that fev infers a frequency from.
 
@@ -120,7 +146,7 @@ def _scorable(task: EvaluationTask, series: SeriesByName) -> SeriesByName:
         ValueError: There are none, or all are too short for a score in units of a seasonal forecast's error.
     """
     name, min_length = task.name, max(task.held_out + 1, 3)
-    empty = [item for item, values in series.items() if values.isna().all()]
+    empty = [item for item, values in series.items() if values[list(task.targets)].isna().all(axis=None)]
     short = [item for item, values in series.items() if len(values) < min_length and item not in empty]
     left_out = {**dict.fromkeys(empty, "no value"), **dict.fromkeys(short, f"less than {min_length} steps")}
     if len(left_out) == len(series):
@@ -141,15 +167,20 @@ def _scorable(task: EvaluationTask, series: SeriesByName) -> SeriesByName:
     return {item: values for item, values in series.items() if item not in left_out}
 
 
-def file_task(
+def file_task(  # noqa: PLR0913 a public call names all of its options
     path: str | Path,
     *,
     horizon: int,
     freq: str | None = None,
     seasonality: int | None = None,
     num_windows: int = 1,
+    target: str | Sequence[str] = LONG_FORMAT.value,
+    past_covariates: str | Sequence[str] = (),
+    known_covariates: str | Sequence[str] = (),
+    id_column: str = LONG_FORMAT.item,
+    timestamp_column: str = LONG_FORMAT.time,
 ) -> EvaluationTask:
-    """A task of a CSV or parquet file in long format (columns `item_id`, `timestamp`, `target`).
+    """A task of a CSV or parquet file in long format, one row a time of an item.
 
     Args:
         path: The file; its name without the ending is the task's name.
@@ -157,22 +188,36 @@ def file_task(
         freq: A pandas frequency to put irregular series on; missing steps become NaN.
         seasonality: Steps in a season. By default that of the frequency: 24 of hours, 7 of days, 5 of business days, 12 of months, ...
         num_windows: Evaluation windows, the last one at the end of the series.
+        target: The column that is forecast, or several.
+        past_covariates, known_covariates: Columns that Chronos-2 reads, known up to the forecast origin, or in the future as well: numbers,
+            or categories (text, bool). What has no target behind the last one that has is left out.
+        id_column, timestamp_column: The columns of items and times.
 
     Raises:
-        FileNotFoundError, ValueError: There is no such file; a column is missing; time stamps are duplicate or irregular.
+        FileNotFoundError, ValueError: There is no such file; a column is missing or of another type; time stamps are duplicate or irregular.
     """
     path = Path(path)
     for name, value in {"horizon": horizon, "num_windows": num_windows, "seasonality": seasonality or 1}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
-    source = SeriesFile(path, freq)
+    columns = GroupColumns.named(target, past_covariates, known_covariates, id_column, timestamp_column)
+    source = SeriesFile(path, freq) if columns == GroupColumns() else GroupsFile(path, columns, freq)
     series = source.read(0).values()
     frequencies = {known for values in series if (known := freq or inferred_frequency(values.index))}
     kinds = {frequency.split("-")[0] for frequency in frequencies}
     if len(kinds) > 1:
         raise ValueError(f"file {path.name!r} must have one frequency, found {', '.join(sorted(kinds))}: split it.")
     season = seasonality or (seasonality_of(frequencies.pop()) if frequencies else 1)
-    return EvaluationTask(path.stem, horizon, season, source, num_windows)
+    return EvaluationTask(
+        path.stem,
+        horizon,
+        season,
+        source,
+        num_windows,
+        targets=columns.targets,
+        past_covariates=columns.past_covariates,
+        known_covariates=columns.known_covariates,
+    )
 
 
 def _packaged(
