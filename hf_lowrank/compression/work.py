@@ -12,10 +12,10 @@ from chronos import BaseChronosPipeline
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
+from ..checkpoints.objectives import objective_of
 from ..checkpoints.rank_table import LayerName, LayerRanks, PerHeadRanks, RankTable
 from .calibration import Calibration, calibrate
 from .loss_bound import HELD_OUT_BATCHES
-from .objectives import objective_of
 from .policies import check_reachable
 from .settings import CompressionSettings, SettingsArguments
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from ..checkpoints.dense import as_full_rank
 from ..checkpoints.families import BOLT, CHRONOS2, family_of
 from ..checkpoints.loading import public_name
+from ..checkpoints.objectives import PatchObjective, objective_of
 from ..checkpoints.pipelines import load_pipeline
-from ..compression.objectives import PatchObjective, objective_of
 from ..files import new_folder, without_folders, write_json
 from ..progress import progress
 from ..runtime.engines import processor
