@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 from hf_lowrank import Calibration, calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, build_model, load_chronos, load_dense
 from hf_lowrank.checkpoints.families import T5
+from hf_lowrank.checkpoints.objectives import Objective, objective_of
 from hf_lowrank.checkpoints.rank_table import LayerName
 from hf_lowrank.compression.calibration import Collector, GramSum, unpacked
 from hf_lowrank.compression.factorization import AttentionGrams, AttentionWeights, balanced_basis
 from hf_lowrank.compression.layers import attention_weights
-from hf_lowrank.compression.objectives import Objective, objective_of
 from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.linear_algebra import square_root
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from hf_lowrank import PretrainingSettings, pretrain
 from hf_lowrank.checkpoints.dense import load_chronos
-from hf_lowrank.compression.objectives import objective_of
+from hf_lowrank.checkpoints.objectives import objective_of
 from hf_lowrank.data.mixture import synthetic_series
 from hf_lowrank.data.tokens import SyntheticBatches
 from hf_lowrank.data.windows import GroupedWindows
@@ -152,7 +152,7 @@ def cross_entropy(model: PreTrainedModel, num_batches: int) -> float:
 def excess_loss(model: PreTrainedModel, num_batches: int) -> Callable[[], float]:
     """A function that says how much more quantile loss a changed Chronos-Bolt has now, by the forecasts it has here.
 
-    As a share of the loss that the forecasts expect of themselves, mean over series (see `hf_lowrank.compression.objectives`).
+    As a share of the loss that the forecasts expect of themselves, mean over series (see `hf_lowrank.checkpoints.objectives`).
     """
     objective = objective_of(model.config, type(model))
     batches, _ = objective.batches("synthetic", num_batches, HELD_OUT_SEED)

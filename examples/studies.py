@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, 
 from hf_lowrank import PretrainingSettings, calibrate, compress_pretrained, evaluate, pretrain, summarize
 from hf_lowrank.analysis.spectra import StateSum
 from hf_lowrank.checkpoints.dense import load_chronos
-from hf_lowrank.compression.objectives import Objective, objective_of
+from hf_lowrank.checkpoints.objectives import Objective, objective_of
 from hf_lowrank.data.tokens import tokenize_windows
 from hf_lowrank.data.windows import single_batch
 from hf_lowrank.models.configuration_lowrank_t5 import attention_parameters

@@ -22,4 +22,4 @@ def invented(fixed: float = 5.0, **changes: Any) -> Speed:
     }
     coefficients |= {kind: {"feed_forward": (1.0,) * 3} for kind in FEED_FORWARD}
     config = LowRankT5Config(d_model=16, num_heads=2)
-    return replace(Speed(WORKLOAD, "cpu", "float32", 1, config, fixed, coefficients), **changes)
+    return replace(Speed(WORKLOAD, "torch", "cpu", "float32", 1, config, fixed, coefficients), **changes)

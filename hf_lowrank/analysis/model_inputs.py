@@ -173,7 +173,7 @@ def _lagged_steps(model: Any) -> int:
     return model.config.context_length + max(model.config.lags_sequence) + model.config.prediction_length
 
 
-# For the Chronos families `compression.objectives` says what a batch is, too, and shares with this table what both do with a window:
+# For the Chronos families `checkpoints.objectives` says what a batch is, too, and shares with this table what both do with a window:
 # `tokenize_windows`. Everything else differs on purpose. A calibration wants training's windows (lengths drawn at random, values
 # missing, future covariates, the masks of a loss); a spectrum wants whole windows of one length, in which every token counts.
 SERIES_READERS = {

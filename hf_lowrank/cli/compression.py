@@ -58,6 +58,12 @@ def compress(  # as long as its list of options
             help="Forecast this many times as fast, by what ranks cost on this machine; beside --max-loss also 'max', as fast as that allows."
         ),
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Where --target-speedup is timed: 'torch', or what export makes for 'onnx', 'onnx-int8', 'openvino', 'openvino-int8' or 'openvino-bfloat16'."
+        ),
+    ] = "torch",
     feed_forward_ratio: Annotated[
         float | None, typer.Option(help="Keep at most this share of the feed-forward parameters.")
     ] = None,
@@ -140,6 +146,7 @@ def compress(  # as long as its list of options
             "method": method,
             "multiple_of": multiple_of,
             "quantize": quantize,
+            "backend": backend,
             "refit": refit,
             "seed": seed,
         }
@@ -254,7 +261,7 @@ def speed_text(speed: Mapping[str, Any], target: float | str) -> str:
 
     asked = "as fast as could be" if target == "max" else f"{target:g} times as fast"
     return (
-        f"A forecast ({Case(**speed['workload'])}; {speed['device']}, threads: {speed['threads']}) was to be {asked}: predicted "
+        f"A forecast in {speed['backend']} ({Case(**speed['workload'])}; {speed['device']}, threads: {speed['threads']}) was to be {asked}: predicted "
         f"{speed['seconds_dense'] / speed['seconds_predicted']:.2f}, measured {speed['speedup_measured']:.2f} "
         f"({1000 * speed['seconds_measured_dense']:.1f} ms with the dense ranks, {1000 * speed['seconds_measured']:.1f} ms now)."
     )

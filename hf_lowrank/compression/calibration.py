@@ -30,12 +30,12 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
 from ..checkpoints.devices import quick_products
+from ..checkpoints.objectives import Batch, Objective, objective_of
 from ..checkpoints.rank_table import LayerName
 from ..files import new_file
 from ..linear_algebra import product_over_rows
 from ..progress import progress
 from .factorization import AttentionGrams, FeedForwardGrams
-from .objectives import Batch, Objective, objective_of
 
 __all__ = ["Calibration", "calibrate"]
 

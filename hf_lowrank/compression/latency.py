@@ -39,14 +39,17 @@ class Speed:
 
     Attributes:
         workload: The forecast. A prediction length of 0: the encoder alone.
+        backend: What computes, one of `BACKENDS`.
         device: `"cpu"`, or the name of the GPU.
-        threads: Of PyTorch on the CPU.
+        dtype: Of the models; the name of a backend says where it computes in other numbers.
+        threads: Of the backend on the CPU, as many as PyTorch has.
         config: The model's.
         fixed: Seconds of everything but the attention and feed-forward layers.
         coefficients: Seconds for a unit of each feature, by kind of layer and form.
     """
 
     workload: Case
+    backend: str
     device: str
     dtype: str
     threads: int
@@ -70,6 +73,7 @@ class Speed:
             "seconds_predicted": self.forecast(table),
             "seconds_fixed": self.fixed,
             "workload": asdict(self.workload),
+            "backend": self.backend,
             "device": self.device,
             "dtype": self.dtype,
             "threads": self.threads,
@@ -128,9 +132,9 @@ def non_negative_fit(inputs: np.ndarray, values: np.ndarray) -> tuple[float, ...
 
 @torch.inference_mode()
 def measure_speed(bench: Bench) -> Speed:
-    """Time layers of a shape with random weights and fit what their ranks cost. Takes some ten seconds.
+    """Time layers of a shape with random weights and fit what their ranks cost. Takes some ten seconds, of an export a minute or so.
 
-    The layers are those of the pipeline of low-rank models, as it runs them. What else there is, a model of small ranks tells: the time of
+    The layers are those of the bench's pipeline, as it runs them. What else there is, a model of small ranks tells: the time of
     its forecast less that of its layers.
     """
     with torch.random.fork_rng():
@@ -148,6 +152,7 @@ def measure_speed(bench: Bench) -> Speed:
     device = bench.device
     return Speed(
         bench.workload,
+        backend=bench.backend,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtype=str(bench.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
@@ -159,7 +164,6 @@ def measure_speed(bench: Bench) -> Speed:
 
 @torch.inference_mode()
 def measure_forecasts(bench: Bench, table: Mapping[LayerName, LayerRanks]) -> Achieved:
-    """Time whole forecasts, of a model with the layers of `table` and of the dense one in the pipeline of low-rank models, in turn."""
+    """Time whole forecasts, of a model with the layers of `table` and of the dense one in the same pipeline, in turn."""
     with torch.random.fork_rng():
-        models = [bench.random_model(ranks) for ranks in (RankTable.full(bench.config), table)]
-        return Achieved(*bench.medians([bench.forecast(model) for model in models]))
+        return Achieved(*bench.medians([bench.dense_forecast, bench.forecast(bench.random_model(table))]))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from chronos import BaseChronosPipeline
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -36,7 +37,7 @@ from ..models.modeling_lowrank_blocks import CrossAttentionLayer, SelfAttentionL
 from ..models.modeling_lowrank_layers import LowRankFeedForward
 from ..timing import Case, seconds_of
 
-__all__ = ["Bench", "PassBench", "T5Bench", "bench_of", "default_workload"]
+__all__ = ["Bench", "LayerBench", "PassBench", "T5Bench", "bench_of", "default_workload"]
 
 # Of one timed pass: multiply-adds with weights and bytes of weights and caches at most. What a forecast has beyond is scaled.
 TIMED_ARITHMETIC, TIMED_BYTES = 2**31, 2**27
@@ -110,7 +111,13 @@ def bench_of(
 
 
 class Bench(ABC):
-    """The model of small ranks, and layers of its shape, on the device where they are timed."""
+    """Models of a shape, and what their layers take in a forecast, on the device where they are timed.
+
+    Attributes:
+        backend: What computes; one of `BACKENDS`.
+    """
+
+    backend = "torch"
 
     def __init__(
         self,
@@ -167,19 +174,45 @@ class Bench(ABC):
         """The model of small ranks."""
         return self.random_model({name: self.small_ranks(name.kind) for name in RankTable.of(self.config)})
 
+    def pipeline(self, model: PreTrainedModel) -> BaseChronosPipeline:
+        """What forecasts with a model."""
+        return as_pipeline(model)
+
     def forecast(self, model: PreTrainedModel, steps: int | None = None) -> Callable[[], Any]:
         """A forecast of the workload, or of that many steps, by the pipeline of a model."""
-        workload, pipeline = self.workload, as_pipeline(model)
+        workload, pipeline = self.workload, self.pipeline(model)
         series = list(torch.randn(workload.batch_size, workload.context_length).cumsum(dim=-1))
         options = {} if workload.num_samples is None else {"num_samples": workload.num_samples}
         steps = workload.prediction_length if steps is None else steps
         return lambda: pipeline.predict_quantiles(series, prediction_length=steps, **options)
 
+    @cached_property
+    def dense_forecast(self) -> Callable[[], Any]:
+        """A forecast of the workload by a model of the dense ranks."""
+        return self.forecast(self.random_model({}))
+
     def forecast_seconds(self) -> float:
         """Of a whole forecast of the model of small ranks."""
         return self.medians([self.forecast(self.model)])[0]
 
-    # Layers
+    @abstractmethod
+    def layer_seconds(self, kind: str) -> list[tuple[LayerRanks, float]]:
+        """The seconds of one layer of this kind in a whole forecast, for each of its timed ranks."""
+
+    @torch.inference_mode()
+    def medians(self, actions: Sequence[Callable[[], Any]]) -> list[float]:
+        """The median seconds of each, timed in turn, so that a busy moment of the machine falls on all of them alike."""
+        for action in actions:
+            action()
+        rounds: list[list[float]] = []
+        end = time.perf_counter() + SECONDS
+        while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+            rounds.append([seconds_of(action, self.device) for action in actions])
+        return [statistics.median(times) for times in zip(*rounds)]
+
+
+class LayerBench(Bench):
+    """In PyTorch: layers are timed as the pipeline calls them."""
 
     def layer_seconds(self, kind: str) -> list[tuple[LayerRanks, float]]:
         """The seconds of one layer of this kind in a whole forecast, for each of its timed ranks."""
@@ -214,19 +247,8 @@ class Bench(ABC):
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=self.device).to(self.dtype)
 
-    @torch.inference_mode()
-    def medians(self, actions: Sequence[Callable[[], Any]]) -> list[float]:
-        """The median seconds of each, timed in turn, so that a busy moment of the machine falls on all of them alike."""
-        for action in actions:
-            action()
-        rounds: list[list[float]] = []
-        end = time.perf_counter() + SECONDS
-        while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
-            rounds.append([seconds_of(action, self.device) for action in actions])
-        return [statistics.median(times) for times in zip(*rounds)]
 
-
-class PassBench(Bench):
+class PassBench(LayerBench):
     """Of Chronos-Bolt and Chronos-2, whose forecast is a pass or a few: layers are called as the pipeline's forecast calls the last of them."""
 
     def place(self, kind: str) -> str:
@@ -268,7 +290,7 @@ class PassBench(Bench):
         yield lambda: [layer(*args, **kwargs) for layer in layers for args, kwargs in calls], 1 / len(layers)
 
 
-class T5Bench(Bench):
+class T5Bench(LayerBench):
     """Of Chronos-T5 and other T5 models: layers as they run in the loop of `sample_paths`, or in an encoder alone, called as a model.
 
     Encoder layers run once a forecast, decoder layers once a step and path, on a cache of the mean length; the keys and values of

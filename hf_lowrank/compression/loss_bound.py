@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
-from .objectives import Batch, objective_of
+from ..checkpoints.objectives import Batch, objective_of
 
 __all__ = [
     "FIRST_RATIO",

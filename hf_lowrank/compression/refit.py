@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.objectives import Batch, Objective, objective_of
 from ..checkpoints.rank_table import LayerName
 from ..linear_algebra import product_over_rows
 from ..models.modeling_lowrank_blocks import CrossAttentionLayer
@@ -39,7 +40,6 @@ from ..models.modeling_lowrank_layers import (
 from ..progress import progress_display
 from .calibration import Calibration
 from .factorization import balanced_basis
-from .objectives import Batch, Objective, objective_of
 from .rounding import Rounding, grams_of_inputs
 from .sensitivity import skipped
 

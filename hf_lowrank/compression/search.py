@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, T5EncoderModel
 
 from ..checkpoints.rank_table import RankTable
 from ..progress import progress_display
+from .export_bench import export_bench_of
 from .latency import Achieved, measure_forecasts, measure_speed
 from .latency_bench import Bench, bench_of
 from .loss_bound import (
@@ -37,7 +38,9 @@ CORRECTIONS = 2  # how often ranks are chosen again because it is
 
 
 def _bench_for(work: Work) -> Bench:
-    """Where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there."""
+    """Where the model is: in its dtype on a GPU, in float32 on the CPU, as Chronos forecasts there; or the engine of an export."""
+    if work.settings.backend != "torch":
+        return export_bench_of(work.config, work.settings.backend)
     weight = next(iter(work.dense.weights.values()))
     return bench_of(
         work.config,

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint
+from ..checkpoints.objectives import Batch, Objective, objective_of
 from ..checkpoints.rank_table import ComponentName, LayerName, LayerRanks
 from ..progress import progress
 from .allocation import Component
 from .layers import Layer, Projection
-from .objectives import Batch, Objective, objective_of
 
 __all__ = ["Blocks", "Probes", "affordable_tokens", "inserted", "measured_losses", "reweighted", "skipped"]
 

@@ -18,11 +18,12 @@ from ..files import write_json
 from .allocation import check_argument
 from .baseline import MATRIX_POLICIES
 
-__all__ = ["BUDGETS", "POLICIES", "CompressionSettings", "SettingsArguments"]
+__all__ = ["BACKENDS", "BUDGETS", "POLICIES", "CompressionSettings", "SettingsArguments"]
 
 Form = Literal["auto", "per_head", "latent"]
 Method = Literal["joint", "paper"]
 Quantize = Literal["int8", "int4"]
+Backend = Literal["torch", "onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-bfloat16"]
 
 # The arguments that are budgets, and what they bound.
 BUDGETS = {
@@ -34,6 +35,15 @@ BUDGETS = {
 # The arguments that say how ranks are chosen, of which one is given, or several budgets; and what the first is where none is given.
 POLICIES = ("max_loss", *BUDGETS, "epsilon", "energy", "uniform", "schedule", "ranks")
 DEFAULT_MAX_LOSS = 0.01
+# Where forecasts are timed: the model itself in PyTorch, or an export of this format and in these numbers.
+BACKENDS: dict[str, tuple[str, str | None] | None] = {
+    "torch": None,
+    "onnx": ("onnx", None),
+    "onnx-int8": ("onnx", "int8"),
+    "openvino": ("openvino", None),
+    "openvino-int8": ("openvino", "int8"),
+    "openvino-bfloat16": ("openvino", "bfloat16"),
+}
 
 
 class SettingsArguments(TypedDict, total=False):
@@ -54,6 +64,7 @@ class SettingsArguments(TypedDict, total=False):
     method: Method
     multiple_of: int
     quantize: Quantize | None
+    backend: Backend
     calibration: Any
     refit: bool
     seed: int
@@ -78,9 +89,9 @@ class CompressionSettings:
         ratio: Keep at most this share of the attention parameters, spent where it saves the most.
         total_ratio: The same of attention and feed-forward parameters together; the two share the budget.
         max_cache_ratio: Keep at most this share of the key/value cache of a token; alone or beside a ratio.
-        target_speedup: Forecast this many times as fast as the dense model in the same pipeline, that of low-rank models in PyTorch. What
-            ranks cost on this machine in attention and feed-forward layers is timed for half a minute or so; then whole forecasts with the
-            ranks that follow are, which are chosen again, at most twice, where they are not fast enough (and a warning says if that did not
+        target_speedup: Forecast this many times as fast as the dense model in the same pipeline, that of low-rank models in PyTorch or, with
+            `backend`, that of exported ones. What ranks cost on this machine in attention and feed-forward layers is timed for half a minute
+            or so (of an export for a minute or two); then whole forecasts with the ranks that follow are, which are chosen again, at most twice, where they are not fast enough (and a warning says if that did not
             help). `config.compression["speed"]` has the workload and what was predicted and measured. Alone or beside the other budgets;
             `"max"` beside `max_loss` alone.
         epsilon: Keep the singular values with sigma_j / sigma_1 >= epsilon (the paper's rule).
@@ -100,6 +111,10 @@ class CompressionSettings:
         quantize: `"int8"` or `"int4"`, for matrices that are kept as integers, a quarter or less of the size; those that would cost too much
             stay as they are (of `"int4"` some have 8 bits). Which, is measured on the calibration data, and the refit corrects the
             rounding. A forecast takes the time that it takes without.
+        backend: Where the forecasts of `target_speedup` are timed: `"torch"`, the model itself, or what `export_model` makes of a Chronos-Bolt
+            or Chronos-2, on the CPU: `"onnx"` and `"onnx-int8"` in ONNX Runtime, `"openvino"`, `"openvino-int8"` and `"openvino-bfloat16"` in
+            OpenVINO. In int8 the patch embedding and the quantile head are timed in float, and all other products in integers. Needs
+            `pip install 'hf-lowrank[export]'`.
         calibration: The data that the loss is measured on: `"synthetic"` (the default of Chronos checkpoints), series, groups of series or
             token batches as `calibrate` takes them, a `Calibration` or the .safetensors file it was saved in, or None: weights alone, inputs taken as white noise.
             A text T5 needs token batches; without them it is compressed by its weights alone, with a warning.
@@ -125,6 +140,7 @@ class CompressionSettings:
     method: Method = "joint"
     multiple_of: int = 1
     quantize: Quantize | None = None
+    backend: Backend = "torch"
     calibration: Any = "synthetic"
     refit: bool = True
     seed: int = 0
@@ -147,6 +163,12 @@ class CompressionSettings:
         if not isinstance(self.refit, bool):
             raise ValueError(f"refit must be True or False, found {self.refit!r}.")
         self._check_quantize()
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {self.backend!r}.")
+        if self.backend != "torch" and self.target_speedup is None:
+            raise ValueError(
+                f"backend={self.backend!r} is where target_speedup is timed: give it too, as in target_speedup=2."
+            )
         if self.max_loss is not None and self.calibration is None:
             raise ValueError("max_loss is measured on the calibration data: leave out calibration=None.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:

@@ -12,12 +12,13 @@ from chronos import BaseChronosPipeline
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.dense import DenseCheckpoint, load_dense
+from ..checkpoints.objectives import objective_of
 from ..checkpoints.rank_table import LayerName, LayerRanks, PerHeadRanks, RankTable
+from ..exporting.writing import check_model, check_packages
 from .calibration import Calibration, calibrate
 from .loss_bound import HELD_OUT_BATCHES
-from .objectives import objective_of
 from .policies import check_reachable
-from .settings import CompressionSettings, SettingsArguments
+from .settings import BACKENDS, CompressionSettings, SettingsArguments
 
 __all__ = ["Work", "begin", "calibration_of", "with_arguments"]
 
@@ -57,6 +58,9 @@ def begin(
             f"settings must be CompressionSettings, found {settings!r}; give budgets by name, as in ratio=0.5."
         )
     dense = load_dense(model, dtype=dtype, device=device)
+    if (export := BACKENDS[settings.backend]) is not None:
+        check_model(dense.source_class, dense.config)
+        check_packages(export[0])
     forms, config = settings.forms_for(dense.family), _lowrank_config(dense, settings)
     check_reachable(settings, forms, dense, config)
     return Work(dense, settings, forms, config, show_progress)

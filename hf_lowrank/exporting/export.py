@@ -7,52 +7,37 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from chronos import BaseChronosPipeline
 from numpy.typing import NDArray
 from torch import nn
-from torch.export import Dim
 from transformers import PreTrainedModel
 
 from ..checkpoints.dense import as_full_rank
-from ..checkpoints.families import BOLT, CHRONOS2, family_of
+from ..checkpoints.families import family_of
 from ..checkpoints.loading import public_name
+from ..checkpoints.objectives import PatchObjective, objective_of
 from ..checkpoints.pipelines import load_pipeline
-from ..compression.objectives import PatchObjective, objective_of
 from ..files import new_folder, without_folders, write_json
-from ..progress import progress
 from ..runtime.engines import processor
-from ..runtime.folder import FORMATS, RECORD, ExportRecord, is_export, read_export
+from ..runtime.folder import RECORD, ExportRecord, is_export, read_export
 from ..runtime.forecaster import Forecaster
 from ..runtime.pipelines import PIPELINES
 from ..versions import versions
-from .graphs import Alone, BoltGraph, Grouped, in_bfloat16, standardize
-from .inductor_files import check_compiler, compile_program, with_int8_products
-from .onnx_files import as_onnx, in_int8, write_graphs
-from .openvino_files import write_openvino
-from .quantization import ROUNDED, spared_products
+from .graphs import BoltGraph, Grouped, standardize
+from .quantization import spared_products
+from .writing import PACKAGES, check_format, check_model, check_packages, graphs_of, settings_of, write
 
 __all__ = ["export_model"]
 
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "torch": (),
-    "inductor": (),
-}
-# Other numbers than float32, and the formats that have them.
-NUMBERS = {"int8": tuple(ROUNDED), "bfloat16": ("openvino", "torch", "inductor")}
 LARGEST_DIFFERENCE = 1e-4  # of quantiles in float, relative to the largest of a series
 LARGEST_EXCESS = 10  # of what int8 is found to add to the loss, over what it may
 TOLERANCE = 3e-4
 BATCHES = 2  # of windows that decide which products are spared; the next ones measure what all others cost
 SERIES, VALUES = 24, 512  # of each
-EXAMPLE = {"batch": 3, "patches": 4, "ahead": 3, "groups": 2, "members": 3}
 Feeds = list[dict[str, Any]]
 
 
@@ -97,13 +82,15 @@ def export_model(
         RuntimeError: In float32 its forecasts are further than 1e-4 from PyTorch's, or in other numbers they add ten times as much to the
             expected loss as `tolerance` says; nothing is written.
     """
-    _check(format, quantize, tolerance)
+    check_format(format, quantize)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, found {tolerance}.")
+    check_packages(format)
     source = public_name(model.inner_model if isinstance(model, BaseChronosPipeline) else model)
     dense = _float_model(model)
     family = family_of(type(dense))
     assert family is not None
-    kinds = {"forecast": BoltGraph} if family is BOLT else {"alone": Alone, "grouped": Grouped}
-    graphs = {name: kind(dense).eval().requires_grad_(False) for name, kind in kinds.items()}
+    graphs = graphs_of(dense)
     check = _Check(dense)
     windows = check.batches(2 * BATCHES, seed)
     packages = versions(*PACKAGES[format])
@@ -126,15 +113,14 @@ def export_model(
                     "in_float": spared[name],
                     "losses": [asdict(one) for one in losses],
                 }
-        files = _write(graphs, folder, format, quantize, spared, show_progress)
-        settings = dense.config.chronos_config
+        files = write(graphs, folder, format, quantize, spared, show_progress)
         record = ExportRecord(
             family=family.name,
             format=format,
             quantize=quantize,
             graphs=files,
             files={path.name: _described(path) for path in sorted(folder.iterdir())},
-            settings={key: value for key, value in settings.items() if key in vars(dense.chronos_config)},
+            settings=settings_of(dense),
             parity={},
             made=without_folders(made),
         )
@@ -157,27 +143,6 @@ def export_model(
     return read_export(output)
 
 
-def _check(format: str, quantize: str | None, tolerance: float) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
-    if quantize not in (None, *NUMBERS):
-        raise ValueError(f"quantize must be None, {' or '.join(map(repr, NUMBERS))}, found {quantize!r}.")
-    if quantize and format not in NUMBERS[quantize]:
-        formats = " or ".join(map(repr, NUMBERS[quantize]))
-        raise ValueError(f"quantize={quantize!r} is for format={formats}, found format={format!r}.")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be above 0, found {tolerance}.")
-    for name in PACKAGES[format]:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ImportError(
-                f"An export to {format} needs the package {name}: pip install 'hf-lowrank[export]'"
-            ) from error
-    if format == "inductor":
-        check_compiler()
-
-
 def _float_model(model: Any) -> PreTrainedModel:
     """The model as one of ours, in float32 on the CPU: a copy of one that is given."""
     is_given = not isinstance(model, (str, os.PathLike))
@@ -185,17 +150,7 @@ def _float_model(model: Any) -> PreTrainedModel:
         model = load_pipeline(model, device="cpu", dtype="float32")
     if isinstance(model, BaseChronosPipeline):
         model = model.inner_model
-    family = family_of(type(model))
-    if family not in (BOLT, CHRONOS2):
-        raise ValueError(
-            f"model must be a Chronos-Bolt or a Chronos-2, dense or compressed, found a {type(model).__name__}; "
-            "Chronos-T5 draws its forecasts token by token, and is not exported."
-        )
-    settings = model.chronos_config
-    if settings.input_patch_stride != settings.input_patch_size:
-        raise ValueError(
-            "model: its patches overlap (input_patch_stride is not input_patch_size); it is not exported."
-        )
+    check_model(type(model), getattr(model, "config", None))
     ours = as_full_rank(copy.deepcopy(model) if is_given else model)
     return ours.dequantize().float().cpu().eval()
 
@@ -206,64 +161,6 @@ def _described(path: Path) -> dict[str, Any]:
         while part := file.read(2**24):
             digest.update(part)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-# --- the files ---------------------------------------------------------------------------------------------------
-
-
-def _write(
-    graphs: Mapping[str, nn.Module],
-    folder: Path,
-    format: str,
-    quantize: str | None,
-    spared: Mapping[str, list[str]],
-    show_progress: bool | None,
-) -> dict[str, str]:
-    """Write the graphs; the file of each."""
-    programs = {}
-    for name, graph in progress(graphs.items(), "Exporting", show_progress):
-        inputs, shapes = _example(graph)
-        if format in ("onnx", "openvino"):
-            programs[name] = as_onnx(graph, inputs, shapes)
-            continue
-        if quantize == "bfloat16":
-            graph = in_bfloat16(graph)
-        if quantize == "int8":
-            graph = with_int8_products(graph, spared[name])
-        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
-        save = compile_program if format == "inductor" else torch.export.save
-        programs[name] = f"{name}.pt2"
-        save(program, folder / programs[name])
-    if format == "openvino":
-        return write_openvino(programs, folder, quantize, spared)
-    if format == "onnx":
-        if quantize == "int8":
-            programs = {name: in_int8(program, spared[name]) for name, program in programs.items()}
-        return write_graphs(programs, folder)
-    return programs
-
-
-def _example(graph: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Inputs by name, and which of their sizes are dynamic."""
-    rows = ("groups", "members") if isinstance(graph, Grouped) else ("batch",)
-    sizes = tuple(EXAMPLE[row] for row in rows)
-    leading = {axis: Dim(row) for axis, row in enumerate(rows)}
-    last = len(rows)
-    if isinstance(graph, BoltGraph):
-        steps = {"context": ("patches", graph.patch_size)}
-    else:
-        assert isinstance(graph, (Alone, Grouped))
-        settings = graph.settings
-        steps = {
-            "context": ("patches", settings.input_patch_size),
-            "future": ("ahead", settings.output_patch_size),
-        }
-    inputs, shapes = {}, {}
-    for name, (count, size) in steps.items():
-        values = torch.arange(float(np.prod(sizes)) * EXAMPLE[count] * size).sin()
-        inputs[name] = values.view(*sizes, EXAMPLE[count] * size)
-        shapes[name] = leading | {last: size * Dim(count)}
-    return inputs, shapes
 
 
 # --- how near it is ----------------------------------------------------------------------------------------------

@@ -262,6 +262,15 @@ class BoltGraph(nn.Module):
             self.decoder.append(FeedForward(block.layer[2].layer_norm, block.layer[2].DenseReluDense))
         self.encoder_norm, self.decoder_norm = encoder.final_layer_norm, decoder.final_layer_norm
 
+    def sublayers(self, kind: str) -> list[nn.Module]:
+        """Those that the layers of a kind have become, in their order."""
+        in_encoder, in_decoder = (
+            ("encoder_self", "encoder_feed_forward"),
+            ("decoder_self", "cross", "decoder_feed_forward"),
+        )
+        stack, kinds = (self.encoder, in_encoder) if kind in in_encoder else (self.decoder, in_decoder)
+        return list(stack)[kinds.index(kind) :: len(kinds)]
+
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         values, is_there, mean, deviation = standardize(context, self.eps)
         patches = values.unflatten(1, (-1, self.patch_size))
@@ -316,6 +325,10 @@ class Chronos2Graph(nn.Module):
     def group_layer(self, norm: RMSNorm, inner: LowRankAttention) -> nn.Module:
         """Attention between series, as a layer."""
         raise NotImplementedError
+
+    def sublayers(self, kind: str) -> list[nn.Module]:
+        """Those that the layers of a kind have become, in their order."""
+        return list({"time": self.time, "group": self.group, "encoder_feed_forward": self.feed_forward}[kind])
 
     def scaled(self, values: torch.Tensor) -> torch.Tensor:
         """Standardized values as the model reads them."""

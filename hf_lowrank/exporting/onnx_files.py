@@ -7,7 +7,7 @@ import copy
 import hashlib
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from ..files import temporary_folder
 
-__all__ = ["as_onnx", "in_int8", "modules_of", "write_graphs"]
+__all__ = ["as_onnx", "in_int8", "modules_of", "parts_of", "write_graphs"]
 
 OPSET = 20
 WEIGHTS = "weights.bin"
@@ -39,8 +39,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def as_onnx(graph: nn.Module, inputs: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Any]) -> Any:
-    """The graph as a `ModelProto` of onnx, with example inputs by name."""
+def as_onnx(
+    graph: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    dynamic_shapes: Mapping[str, Any],
+    outputs: Sequence[str] = ("quantiles",),
+) -> Any:
+    """The graph as a `ModelProto` of onnx, with example inputs by name, and the names of its outputs."""
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -48,12 +53,20 @@ def as_onnx(graph: nn.Module, inputs: Mapping[str, torch.Tensor], dynamic_shapes
             dynamo=True,
             dynamic_shapes=dict(dynamic_shapes),
             input_names=list(inputs),
-            output_names=["quantiles"],
+            output_names=list(outputs),
             opset_version=OPSET,
             verbose=False,
         )
         assert program is not None
         return program.model_proto
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """What each output of a `ModelProto` takes, as one of its own, by the name of the output."""
+    from onnx.utils import Extractor
+
+    extractor, inputs = Extractor(model), [one.name for one in model.graph.input]
+    return {one.name: extractor.extract_model(inputs, [one.name]) for one in model.graph.output}
 
 
 def _module_of(node: Any) -> str:

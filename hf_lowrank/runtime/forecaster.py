@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .engines import engine_of
-from .folder import read_export
+from .folder import ExportRecord, read_export
 
 __all__ = ["Forecaster"]
 
@@ -27,14 +27,17 @@ class Forecaster:
     Args:
         folder: As `hf-lowrank export` wrote it.
         threads: Of the computation; by default as many as the engine chooses.
+        record: What the folder says of itself; by default it is read and checked.
 
     Raises:
         OSError, ValueError: It is none, or it is damaged: see `read_export`.
         ImportError: What runs it is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, threads: int | None = None) -> None:
-        self.record = read_export(folder)
+    def __init__(
+        self, folder: str | os.PathLike, *, threads: int | None = None, record: ExportRecord | None = None
+    ) -> None:
+        self.record = record or read_export(folder)
         self.engine = engine_of(folder, self.record, threads=threads)
 
     def predict_quantiles(

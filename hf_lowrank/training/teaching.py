@@ -7,7 +7,7 @@ if values followed the teacher's forecast, both beyond what cannot be helped.
   and of the teacher's logits / T. T^2 keeps the size of the gradient the same at every T ("Distilling the Knowledge in a Neural Network",
   arXiv 1503.02531, section 2).
 - Chronos-Bolt and Chronos-2: the mean over series of the quantile loss as a share of the teacher's, and of the expected excess of the
-  quantile loss as `compression.objectives` has it, the measure that compression goes by.
+  quantile loss as `checkpoints.objectives` has it, the measure that compression goes by.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ..checkpoints.families import T5, family_of
+from ..checkpoints.objectives import Batch, PatchObjective, objective_of, quantile_loss
 from ..checkpoints.pipelines import QUANTILE_LEVELS, as_pipeline, predict_quantiles, stable_seed
-from ..compression.objectives import Batch, PatchObjective, objective_of, quantile_loss
 from ..data.tokens import IGNORED_LABEL
 
 __all__ = ["QuantileTeaching", "Teaching", "TokenTeaching", "distillation_loss", "teaching_of"]

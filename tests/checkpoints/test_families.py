@@ -19,10 +19,10 @@ from hf_lowrank import Calibration, calibrate, compress_pretrained, summarize
 from hf_lowrank.checkpoints import published as shapes
 from hf_lowrank.checkpoints.dense import load_chronos, load_dense
 from hf_lowrank.checkpoints.families import BOLT, CHRONOS2, T5, family_of
+from hf_lowrank.checkpoints.objectives import objective_of
 from hf_lowrank.checkpoints.pipelines import as_pipeline
 from hf_lowrank.checkpoints.published import SHAPES
 from hf_lowrank.compression.factorization import balanced_basis, pair_basis
-from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.sensitivity import Blocks, inserted, measured_losses, skipped
 
 FAMILIES = ("bolt", "chronos2")

@@ -40,7 +40,7 @@ import json, resource, sys, time, warnings
 import torch
 from hf_lowrank import calibrate, compress_pretrained
 from hf_lowrank.checkpoints.dense import load_dense
-from hf_lowrank.compression.objectives import objective_of
+from hf_lowrank.checkpoints.objectives import objective_of
 from hf_lowrank.data.mixture import synthetic_series
 from hf_lowrank.data.tokens import tokenize_windows
 from chronos import ChronosConfig

@@ -16,9 +16,9 @@ from hf_lowrank import compress_pretrained, plan_compression, render_card, summa
 from hf_lowrank.checkpoints.dense import load_dense
 from hf_lowrank.checkpoints.families import DENSE_CLASSES, family_of
 from hf_lowrank.checkpoints.loading import load_model
+from hf_lowrank.checkpoints.objectives import objective_of
 from hf_lowrank.checkpoints.rank_table import RankTable
 from hf_lowrank.compression.calibration import Calibration, calibrate
-from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.rounding import rounded
 from hf_lowrank.models.modeling_lowrank_layers import is_matrix
 

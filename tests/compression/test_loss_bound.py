@@ -15,10 +15,10 @@ from torch.testing import assert_close
 
 from hf_lowrank import Calibration, CompressionSettings, calibrate, compress_pretrained, loss_curve, plan_compression
 from hf_lowrank.checkpoints.dense import load_dense
+from hf_lowrank.checkpoints.objectives import _crps_excess, objective_of
 from hf_lowrank.checkpoints.rank_table import RankTable
 from hf_lowrank.compression import latency_bench, loss_bound, rounding
 from hf_lowrank.compression.loss_bound import CLOSE, HeldOut, MeasuredLoss, smallest_within
-from hf_lowrank.compression.objectives import _crps_excess, objective_of
 from hf_lowrank.data.series import parted
 from hf_lowrank.timing import Case
 

@@ -12,7 +12,7 @@ from chronos import BaseChronosPipeline
 
 from hf_lowrank import PretrainingSettings, benchmark, compress_pretrained, forecast_frame, load_pipeline, pretrain
 from hf_lowrank.checkpoints.dense import as_full_rank, load_chronos
-from hf_lowrank.compression.objectives import objective_of
+from hf_lowrank.checkpoints.objectives import objective_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from hf_lowrank import PretrainingSettings, calibrate, compress_pretrained, pretrain
+from hf_lowrank.checkpoints.objectives import objective_of
 from hf_lowrank.compression.compress import projections_within
-from hf_lowrank.compression.objectives import objective_of
 from hf_lowrank.compression.sensitivity import PROBE_ARITHMETIC, inserted
 from hf_lowrank.training.budgets import CALIBRATION, BudgetSteps
 from hf_lowrank.training.plan import initial_model

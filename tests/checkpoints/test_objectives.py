@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from hf_lowrank import Calibration, GroupedSeries, calibrate
-from hf_lowrank.compression.objectives import (
+from hf_lowrank.checkpoints.objectives import (
     LEAST_SPACING,
     objective_of,
     quantile_density,

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel, T5ForConditionalGeneration
 
-from ..checkpoints.families import family_of
 from ..data.group_windows import GroupedSeriesWindows
 from ..data.groups import GroupedSeries, SeriesGroup
 from ..data.series import check_calibration, parted, read_series
 from ..data.tokens import IGNORED_LABEL, SeriesBatches, SyntheticBatches
 from ..data.windows import SeriesWindows, SyntheticWindows, least_observed, stack_pieces
+from .families import family_of
 
 __all__ = ["Batch", "Objective", "objective_of", "output_mask"]
 
