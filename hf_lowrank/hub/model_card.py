@@ -225,6 +225,8 @@ def _call(record: Mapping[str, Any]) -> str | None:
     arguments |= {name: record[name] for name in ("feed_forward_ratio", "method", "multiple_of") if name in record}
     if "quantize" in record:
         arguments["quantize"] = record["quantize"]["to"]
+    if "speed" in record:  # earlier versions had one backend, and did not name it
+        arguments["backend"] = record["speed"].get("backend", "torch")
     arguments["form"] = next(iter(forms.values())) if len(set(forms.values())) == 1 else forms or "auto"
     if record["method"] != "paper":
         arguments |= {"calibration": None} if calibration is None else {"refit": calibration["refit"]}
