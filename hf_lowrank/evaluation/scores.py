@@ -134,8 +134,7 @@ def relative_score(
         draws = rng.integers(inner.shape[1], size=tasks.shape)
         spread = (logs[tasks] - mean + inner[tasks, draws] / math.sqrt(num_tasks)).mean(axis=1)
         low, high = mean + np.quantile(spread, [0.025, 0.975]) * _widened(num_tasks)
-    elif inner.any():
-        (size,) = np.asarray(num_series)[counts]
+    elif len(num_series) and (size := np.asarray(num_series)[counts].item()) > 1:
         low, high = mean + np.quantile(inner[0], [0.025, 0.975]) * _widened(size) * math.sqrt(size / (size - 1))
     return {
         "geometric_mean": math.exp(mean),
