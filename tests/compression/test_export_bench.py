@@ -11,15 +11,10 @@ from typer.testing import CliRunner
 from hf_lowrank import CompressionSettings, compress_pretrained
 from hf_lowrank.checkpoints.rank_table import RankTable
 from hf_lowrank.cli.app import app
-from hf_lowrank.compression.export_bench import export_bench_of
-from hf_lowrank.compression.latency import measure_speed
-from hf_lowrank.compression.settings import BACKENDS
 from hf_lowrank.hub.model_card import render_card
 
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package)
-
-EXPORTS = [name for name, export in BACKENDS.items() if export is not None]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +37,14 @@ def test_a_t5_has_no_export(dense_t5, tiny_chronos_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", EXPORTS)
-@pytest.mark.parametrize("dense", [chronos_models.dense_bolt, chronos_models.dense_chronos2])
+@pytest.mark.parametrize(
+    ("dense", "backend"),
+    [
+        (chronos_models.dense_bolt, "onnx-int8"),
+        (chronos_models.dense_bolt, "openvino-bfloat16"),
+        (chronos_models.dense_chronos2, "openvino"),
+    ],
+)
 def test_the_record_and_the_card_say_where_it_was_timed(dense, backend):
     """A target of 0.1 is reached on every machine: nothing is cut."""
     model = compress_pretrained(dense(), target_speedup=0.1, backend=backend, calibration=None)
@@ -55,8 +56,7 @@ def test_the_record_and_the_card_say_where_it_was_timed(dense, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-@pytest.mark.parametrize("source", ["reference-bolt", "reference-2"])
+@pytest.mark.parametrize(("source", "backend"), [("reference-bolt", "onnx"), ("reference-2", "openvino")])
 def test_an_export_is_about_as_fast_as_predicted(source, backend, tmp_path):
     """Within a factor that a busy machine keeps; by the command, which says where it was timed."""
     command = ["compress", source, str(tmp_path / "small"), "--target-speedup", "1.3", "--backend", backend]
@@ -67,11 +67,3 @@ def test_an_export_is_about_as_fast_as_predicted(source, backend, tmp_path):
     predicted = record["seconds_dense"] / record["seconds_predicted"]
     assert predicted >= 1.3 * (1 - 1e-9)
     assert record["speedup_measured"] == pytest.approx(predicted, rel=0.5)
-
-
-@pytest.mark.slow
-def test_smaller_ranks_are_never_predicted_to_be_slower():
-    config = chronos_models.bolt().config
-    speed = measure_speed(export_bench_of(config, "onnx"))
-    full = RankTable.full(config)
-    assert speed.forecast(full) >= speed.forecast(RankTable.of(config)) > speed.fixed > 0
