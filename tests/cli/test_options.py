@@ -25,6 +25,7 @@ ARGUMENTS = {
     "export": ["small", "out"],
     "bench": ["small", "--against", "dense"],
     "push": ["small", "ann/small"],
+    "publish": ["dense"],
     "sweep": ["dense"],
     "analyze": ["small"],
 }
