@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+import hf_lowrank.progress as module
 from hf_lowrank.progress import progress, progress_display
 
 
@@ -22,6 +25,21 @@ def test_nobody_watches_a_pipe(show, capsys):
     with progress_display(show=show) as display:
         display.advance(display.add_task("Working", total=1))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_says_how_far_long_work_is_and_what_is_left(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    rich_clock = [100.0]
+    with progress_display(show=True) as display:
+        display.get_time = lambda: rich_clock[0]
+        task = display.add_task("[/b] dense", total=4)
+        for _ in range(3):
+            rich_clock[0] += 10
+            display.advance(task)
+    assert capsys.readouterr().err.splitlines() == ["[/b] dense: 2 of 4 after 0:00:20, about 0:00:20 left"]
+    assert list(progress(range(3), "Working", True)) == [0, 1, 2]
+    assert "Working: " in capsys.readouterr().err
 
 
 def test_a_notebook_shows_a_bar_that_goes_away() -> None:

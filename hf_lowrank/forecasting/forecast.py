@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 from chronos import BaseChronosPipeline
-from rich.progress import Progress, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..checkpoints.devices import known_dtype
 from ..checkpoints.pipelines import QUANTILE_LEVELS, fingerprint, load_pipeline
@@ -220,7 +220,7 @@ def forecast_file(  # noqa: PLR0913 a public call names all of its options
     record = work.record()
     start = time.perf_counter()
     with (
-        progress_display(TimeRemainingColumn(), show=show_progress) as display,
+        progress_display(show=show_progress) as display,
         parts.unfinished_run.alone(),
         explained(parts.how_to_go_on),
     ):

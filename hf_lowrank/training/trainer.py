@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -104,7 +104,7 @@ class _ProgressCallback(TrainerCallback):
 @contextmanager
 def _progress_bar(title: str, steps: int, *, show: bool) -> Iterator[_ProgressCallback]:
     """A callback for a Trainer that draws a progress bar on the standard error stream."""
-    with progress_display(TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), show=show) as progress:
+    with progress_display(TextColumn("{task.fields[loss]}"), show=show) as progress:
         yield _ProgressCallback(progress, title, steps)
 
 
