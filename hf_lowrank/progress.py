@@ -129,7 +129,7 @@ def progress_display(*more: ProgressColumn, show: bool | None) -> Progress:
     if console.is_jupyter:
         return NotebookProgress(*columns, disable=disable)
     if not console.is_terminal:
-        return LogProgress(*columns, console=console, disable=disable)
+        return LogProgress(*columns, console=console, disable=disable, auto_refresh=False)
     return Progress(*columns, transient=True, console=console, disable=disable)
 
 

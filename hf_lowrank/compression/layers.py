@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
+from ..budget_solver import Options
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.rank_table import (
     FORMS,
@@ -25,7 +26,7 @@ from ..checkpoints.rank_table import (
     PerHeadRanks,
     Sizes,
 )
-from .allocation import Component, Options
+from .allocation import Component
 from .factorization import (
     AttentionGrams,
     AttentionWeights,

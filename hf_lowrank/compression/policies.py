@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
+from ..budget_solver import Options, allocate_budget
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.families import Family
 from ..checkpoints.rank_table import (
@@ -22,8 +23,6 @@ from ..checkpoints.rank_table import (
 from ..models.configuration_lowrank_t5 import scheduled_attention_ranks
 from .allocation import (
     Component,
-    Options,
-    allocate_budget,
     allocate_energy,
     allocate_epsilon,
     allocate_uniform,

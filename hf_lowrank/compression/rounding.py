@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..budget_solver import Options, allocate_budget
 from ..checkpoints.dense import DenseCheckpoint
 from ..checkpoints.objectives import Batch, objective_of
 from ..linear_algebra import product_over_rows
 from ..models.modeling_lowrank_layers import is_matrix
 from ..models.modeling_lowrank_quantized import GROUP, LARGEST_CODE, LARGEST_SHARE, dequantized, packed
 from ..progress import progress
-from .allocation import Options, allocate_budget
 from .sensitivity import Blocks, Probes, affordable_tokens
 
 __all__ = ["BITS", "Rounding", "bits_within", "grams_of_inputs", "rounded"]

@@ -163,7 +163,7 @@ class CompressionSettings:
         if not isinstance(self.refit, bool):
             raise ValueError(f"refit must be True or False, found {self.refit!r}.")
         self._check_quantize()
-        if self.backend not in BACKENDS:
+        if self.backend not in tuple(BACKENDS):
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {self.backend!r}.")
         if self.backend != "torch" and self.target_speedup is None:
             raise ValueError(

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
+from ..budget_solver import Options, allocate_budget
 from ..progress import progress
 from ..runtime.engines import OPENVINO_GROUP
 
@@ -86,7 +88,7 @@ def spared_products(
 ) -> tuple[list[str], list[ProductLoss]]:
     """The names of the products that stay in float, for what all others add together to be at most `tolerance`; and what each costs.
 
-    Losses of small errors add up. Those are spared first that cost most for their size.
+    Losses of small errors add up. Those are spared that cost most for their size.
 
     Args:
         graph: In float32.
@@ -110,16 +112,11 @@ def spared_products(
 
 
 def spared_names(losses: Sequence[ProductLoss], tolerance: float) -> list[str]:
-    """Few weights to spare for the losses of all others to add up to at most `tolerance`: greedily by loss a weight, and none in vain."""
-    total = sum(one.loss for one in losses)
-    spared: list[ProductLoss] = []
-    for one in sorted(losses, key=lambda one: one.loss / one.parameters, reverse=True):
-        if total <= tolerance:
-            break
-        spared.append(one)
-        total -= one.loss
-    for one in sorted(spared, key=lambda one: one.parameters, reverse=True):
-        if total + one.loss <= tolerance:
-            spared.remove(one)
-            total += one.loss
-    return [one.name for one in spared]
+    """Few weights to spare for the losses of all others to add up to at most `tolerance`, and none in vain."""
+    # What is to be small is the number of weights in float; the budget is of the loss.
+    options = {
+        one.name: Options((False, True), np.array([0.0, one.parameters]), {"loss": np.array([one.loss, 0.0])})
+        for one in losses
+    }
+    is_spared = allocate_budget(options, {"loss": tolerance}) if options else {}
+    return [name for name, spared in is_spared.items() if spared]

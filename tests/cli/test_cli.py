@@ -218,7 +218,12 @@ def test_the_aim_of_a_speedup_is_said_beside_what_was_achieved(
         "compress", dense_folder, tmp_path / "fast", "--target-speedup", "0.1", "--calibration", "none"
     )
     assert code == 0, err
-    assert re.search(r"was to be 0\.1 times as fast: predicted 1\.00, measured \d\.\d\d \(", " ".join(out.split()))
+    assert re.search(
+        r"A forecast in torch \(batch .* was to be 0\.1 times as fast: predicted 1\.00, measured \d\.\d\d \(",
+        " ".join(out.split()),
+    )
+    _, _, err = run("compress", dense_folder, tmp_path / "other", "--target-speedup", "2", "--backend", "onnx")
+    assert "model must be a Chronos-Bolt or a Chronos-2" in err
     _, _, err = run("compress", dense_folder, tmp_path / "max", "--target-speedup", "max")
     assert "target_speedup='max' is as fast as max_loss allows" in err
 

@@ -25,6 +25,7 @@ GOOD: list[dict[str, Any]] = [
     {"ranks": {"cross": [{"qk": 1, "vo": 2}]}, "refit": False},
     {"uniform": 4, "form": {"cross": "latent"}, "feed_forward_ratio": 0.5, "seed": 3},
     {"ratio": 0.5, "method": "paper"},
+    {"max_loss": 0.02, "target_speedup": "max", "backend": "openvino-bfloat16"},
 ]
 
 
@@ -96,6 +97,8 @@ def test_rules_do_not(first, second):
         ({"ratio": 0.5, "form": "nonsense"}, "form must be 'auto', 'per_head' or 'latent', found 'nonsense'"),
         ({"ratio": 0.5, "form": {"cross": "bad"}}, "found 'bad'"),
         ({"ratio": 0.5, "seed": "x"}, "seed must be an integer"),
+        ({"target_speedup": 2, "backend": ["onnx"]}, r"backend must be one of torch, onnx, .*, found \['onnx'\]"),
+        ({"ratio": 0.5, "backend": "onnx"}, "backend='onnx' is where target_speedup is timed: give it too"),
         ({"ratio": 0.5, "refit": "maybe"}, "refit must be True or False, found 'maybe'"),
     ],
     ids=str,

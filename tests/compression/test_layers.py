@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import T5EncoderModel, T5ForConditionalGeneration
 
+from hf_lowrank.budget_solver import Options
 from hf_lowrank.checkpoints.dense import DenseCheckpoint, load_dense
 from hf_lowrank.checkpoints.families import T5
 from hf_lowrank.checkpoints.rank_table import ComponentName, LatentRanks, LayerRanks, PerHeadRanks
-from hf_lowrank.compression.allocation import Options
 from hf_lowrank.compression.layers import (
     LATENT_RANKS,
     AttentionLayer,

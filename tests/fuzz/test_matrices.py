@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hf_lowrank import calibrate, compress_pretrained
+from hf_lowrank.budget_solver import Options, allocate_budget
 from hf_lowrank.compression.allocation import (
     Component,
-    Options,
-    allocate_budget,
     allocate_energy,
     allocate_epsilon,
     allocate_epsilon_at_ratio,
