@@ -10,13 +10,25 @@ import typer
 from .options import CHECKPOINT, check_data, json_option
 from .output import in_terminal, plain_messages, write_json
 
+Private = Annotated[
+    bool | None, typer.Option("--private/--public", help="Of a new repository; default: your account's setting.")
+]
+License = Annotated[
+    str | None, typer.Option("--license", help="The base model's, such as apache-2.0; known for published Chronos.")
+]
+OverwriteCard = Annotated[
+    bool, typer.Option("--overwrite-card", help="Replace the card on the Hub even if a person wrote it.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="A file with a token that may write. Default: HF_TOKEN, or that of `hf auth login`."),
+]
+
 
 def push(
     folder: Annotated[Path, typer.Argument(help="The folder of a compressed model.")],
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or NAME in your own namespace.")],
-    private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Of a new repository; default: your account's setting.")
-    ] = None,
+    private: Private = None,
     revision: Annotated[str | None, typer.Option(help="The branch to commit to. Default: main.")] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="A file of `evaluate --json`, for the scores in the card.")
@@ -24,18 +36,10 @@ def push(
     benchmark: Annotated[
         Path | None, typer.Option(help="A file of `bench --json`, for the speed in the card.")
     ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", help="The base model's, such as apache-2.0; known for published Chronos."),
-    ] = None,
-    overwrite_card: Annotated[
-        bool, typer.Option("--overwrite-card", help="Replace the card on the Hub even if a person wrote it.")
-    ] = False,
+    license_: License = None,
+    overwrite_card: OverwriteCard = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="A file with a token that may write. Default: HF_TOKEN, or that of `hf auth login`."),
-    ] = None,
+    token_file: TokenFile = None,
     token: Annotated[str | None, typer.Option(hidden=True)] = None,
     json_file: Annotated[Path | None, json_option("the commit")] = None,
 ) -> None:
@@ -103,20 +107,10 @@ def publish(
         str, typer.Option("--evaluate", help="Tasks or groups, separated by commas; see evaluate --list.")
     ] = "m1_yearly,packaged",
     repeats: Annotated[int, typer.Option(help="Forecasts of each side that are timed.")] = 5,
-    private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Of a new repository; default: your account's setting.")
-    ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", help="The base model's, such as apache-2.0; known for published Chronos."),
-    ] = None,
-    overwrite_card: Annotated[
-        bool, typer.Option("--overwrite-card", help="Replace the card on the Hub even if a person wrote it.")
-    ] = False,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="A file with a token that may write. Default: HF_TOKEN, or that of `hf auth login`."),
-    ] = None,
+    private: Private = None,
+    license_: License = None,
+    overwrite_card: OverwriteCard = False,
+    token_file: TokenFile = None,
     dtype: Annotated[
         str, typer.Option(help="Of the model: 'float32', 'bfloat16', 'float16', or 'auto' as in SOURCE.")
     ] = "auto",
