@@ -30,8 +30,9 @@ if TYPE_CHECKING:  # what `_LAZY` says, for type checkers and editors
     from .data.tokens import WindowCollator
     from .data.windows import SeriesWindows, held_out_ends
     from .evaluation.evaluate import evaluate
+    from .evaluation.known_tasks import find_tasks, list_tasks
     from .evaluation.result import EvaluationResult
-    from .evaluation.tasks import EvaluationTask, file_task, find_tasks, list_tasks
+    from .evaluation.tasks import EvaluationTask, file_task
     from .experiments.demo import packaged_series
     from .experiments.sweep import SweepResult, sweep
     from .exporting.export import export_model
@@ -130,8 +131,9 @@ _LAZY = {
     ".data.tokens": ("WindowCollator",),
     ".data.windows": ("SeriesWindows", "held_out_ends"),
     ".evaluation.evaluate": ("evaluate",),
+    ".evaluation.known_tasks": ("find_tasks", "list_tasks"),
     ".evaluation.result": ("EvaluationResult",),
-    ".evaluation.tasks": ("EvaluationTask", "file_task", "find_tasks", "list_tasks"),
+    ".evaluation.tasks": ("EvaluationTask", "file_task"),
     ".experiments.demo": ("packaged_series",),
     ".experiments.sweep": ("SweepResult", "sweep"),
     ".exporting.export": ("export_model",),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -240,3 +241,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         entry for found in reports if getattr(found, "when", "") == "call" for entry in found.user_properties
     ]
     report(properties, terminalreporter.write_line)
+
+
+@pytest.fixture(scope="session")
+def evaluation_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of an evaluation is left in the caches of the person who runs the tests."""
+    datasets = pytest.importorskip("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_datasets"))
+        yield

@@ -87,8 +87,9 @@ def evaluate(  # as long as its list of options
     """Score models on forecasting tasks, relative to Seasonal Naive and to a dense model."""
     with plain_messages(json_file) as console:
         from ..evaluation.evaluate import evaluate as run
+        from ..evaluation.known_tasks import find_tasks, list_tasks
         from ..evaluation.published import check_published
-        from ..evaluation.tasks import file_task, find_tasks, list_tasks
+        from ..evaluation.tasks import file_task
 
         if list_:
             report_tasks(console, list_tasks(), json_file)
@@ -161,14 +162,14 @@ def check_outputs(csv_file: Path | None, tables: Path | None, plot: Path | None,
 
 def report_tasks(console: Console, groups: Mapping[str, Sequence[EvaluationTask]], json_file: Path | None) -> None:
     """The known tasks by group."""
-    columns = ("name", "horizon", "seasonality", "num_windows")
+    columns = ("name", "horizon", "seasonality", "num_windows", "main_metric")
     rows = {
         group: [{column: getattr(task, column) for column in columns} for task in groups[group]] for group in groups
     }
     write_json(json_file, rows)
     table = Table(title="Tasks")
-    for heading in ("group", "task", "horizon", "seasonality", "windows"):
-        is_name = heading in ("group", "task")
+    for heading in ("group", "task", "horizon", "seasonality", "windows", "main metric"):
+        is_name = heading in ("group", "task", "main metric")
         table.add_column(heading, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for group, tasks in rows.items():
         for task in tasks:

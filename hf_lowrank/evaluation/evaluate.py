@@ -36,12 +36,13 @@ from ..progress import progress_display
 from ..versions import versions
 from .aggregate import aggregate_scores
 from .forecasters import forecaster, targets_of
+from .known_tasks import find_tasks
 from .naive import SEASONAL_NAIVE
 from .result import EvaluationResult
 from .row import EvaluationRow
 from .scores import METRICS, score_forecasts
 from .series_scores import series_parts
-from .tasks import EvaluationTask, find_tasks, import_fev
+from .tasks import EvaluationTask, import_fev
 
 __all__ = ["evaluate"]
 
@@ -185,6 +186,9 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
     scores: list[dict[str, float]] = []
     parts: list[dict[str, list[float]]] = []
     seconds, num_items, num_windows = 0.0, 0, 0
+    options = {
+        metric["name"]: metric for metric in (task.eval_metric, *task.extra_metrics) if not isinstance(metric, str)
+    }
     place_of = {item: i for i, item in enumerate(task.load_full_dataset()[task.id_column])}
     for number, window in enumerate(task.iter_windows(num_proc=0)):
         past, _ = window.get_input_data()
@@ -209,7 +213,7 @@ def _score_task(task: Any, pipeline: BaseChronosPipeline | None, settings: Mappi
                 "mean": mean[:, k],
                 "seasonality": task.seasonality,
             }
-            scores.append(score_forecasts(**data, names=names))
+            scores.append(score_forecasts(**data, names=names, options=options))
             parts.append(series_parts(**data, places=[place_of[name] for name in names], num_places=len(place_of)))
     means = {metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS}
     return {

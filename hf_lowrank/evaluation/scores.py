@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def score_forecasts(
     mean: NDArray[np.floating] | None = None,
     seasonality: int,
     names: Sequence[object] | None = None,
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, float]:
     """fev's `METRICS` of the forecasts of N series, H steps ahead, at the Q `QUANTILE_LEVELS`.
 
@@ -40,6 +42,7 @@ def score_forecasts(
         mean: (N, H), which RMSSE is of; without it that is left out.
         seasonality: Steps in a season, for the scales.
         names: What errors call the series; by default their positions.
+        options: fev's configurations of metrics, by their names, that are not its default.
 
     Returns:
         A number for each metric; NaN where it is undefined.
@@ -69,7 +72,7 @@ def score_forecasts(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where nothing is defined numpy warns, and the score says so
         return {
-            metric: get_metric(metric).compute(
+            metric: get_metric(options.get(metric, metric)).compute(
                 **arrays,
                 y_pred=point[:, :, None],
                 seasonality=seasonality,

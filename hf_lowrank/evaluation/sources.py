@@ -167,15 +167,14 @@ class GroupsFile:
 class HubDataset:
     """A configuration of a dataset on the Hub, or of its mirror `<FEV_DATASETS_PREFIX>/<dataset_config>/*.parquet`.
 
-    With `all_columns`, every sequence of a row is a univariate series of its own; with `columns`, each of these.
+    With `all_columns`, every sequence of a row is a univariate series of its own. `static_columns` are what fev calls so, one value an
+    item; no model is given them.
     """
 
     dataset_path: str
     dataset_config: str
     all_columns: bool = False
-    columns: tuple[str, ...] = ()
-    id_column: str = "id"
-    timestamp_column: str = "timestamp"
+    static_columns: tuple[str, ...] = ()
 
 
 def package_file(file: str) -> Path:

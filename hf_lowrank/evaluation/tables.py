@@ -209,7 +209,11 @@ def leaderboard_table(board: pd.DataFrame, models: Sequence[str], layout: Layout
     rows = [[layout.name(model), *(f"{100 * value:.1f}" for value in board.loc[model])] for model in shown]
     headings = ["model", *(f"{heading.replace('_', ' ')}, %" for heading in board.columns)]
     title = "By fev-bench: skill score (1 - the geometric mean of errors relative to Seasonal Naive's), share of comparisons won"
-    return Table(title, headings, rows, note=layout.legend)
+    note = (
+        "fev-bench's Seasonal Naive has quantiles around its forecast, the one here has not and is easier to beat: with published models "
+        "compare by --beside published."
+    )
+    return Table(title, headings, rows, note=" ".join(filter(None, [layout.legend, note])))
 
 
 def tables_that_fit(

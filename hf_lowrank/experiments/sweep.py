@@ -18,7 +18,8 @@ from ..compression.calibration import calibrate
 from ..compression.compress import compress_pretrained
 from ..compression.settings import CompressionSettings
 from ..evaluation.evaluate import evaluate
-from ..evaluation.tasks import EvaluationTask, find_tasks, import_fev
+from ..evaluation.known_tasks import find_tasks
+from ..evaluation.tasks import EvaluationTask, import_fev
 from ..files import without_nan, write_json
 from ..published_figures import TRUNCATED_RATIOS, TRUNCATED_WQL
 

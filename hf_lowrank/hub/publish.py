@@ -25,8 +25,9 @@ from ..compression.compress import compress_pretrained, plan_compression
 from ..compression.plan import CompressionPlan
 from ..compression.settings import CompressionSettings
 from ..evaluation.evaluate import evaluate
+from ..evaluation.known_tasks import find_tasks
 from ..evaluation.sources import HubDataset
-from ..evaluation.tasks import EvaluationTask, find_tasks, import_fev
+from ..evaluation.tasks import EvaluationTask, import_fev
 from ..files import alone, holds_model
 from ..text_tables import Table, in_notebook
 from ..timing import Case, seconds_of

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,14 @@ import huggingface_hub  # noqa: E402
 from hf_lowrank.checkpoints.pipelines import QUANTILE_LEVELS  # noqa: E402
 from hf_lowrank.cli.app import app  # noqa: E402
 from hf_lowrank.evaluation.evaluate import evaluate  # noqa: E402
+from hf_lowrank.evaluation.known_tasks import find_tasks, list_tasks  # noqa: E402
 from hf_lowrank.evaluation.result import EvaluationResult  # noqa: E402
 from hf_lowrank.evaluation.scores import METRICS  # noqa: E402
 from hf_lowrank.evaluation.series_scores import num_groups, resampled_scores  # noqa: E402
 from hf_lowrank.evaluation.sources import seasonality_of  # noqa: E402
-from hf_lowrank.evaluation.tasks import file_task, find_tasks, list_tasks  # noqa: E402
+from hf_lowrank.evaluation.tasks import file_task  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("evaluation_caches")
 
 FAMILIES = ("t5", "bolt", "chronos2")
 SIZE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
@@ -48,15 +50,6 @@ PATCHES = {
     "use_reg_token": True,
 }
 SCORES = ["task", "model", *METRICS, "num_series"]  # of a row, all but the time
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is left in the caches of the person who runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_datasets"))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from hf_lowrank.cli.app import app  # noqa: E402
 from hf_lowrank.evaluation.scores import METRICS  # noqa: E402
 from hf_lowrank.evaluation.tasks import EvaluationTask  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("evaluation_caches")
+
 COLUMNS: dict[str, Any] = {
     "target": ["units", "returns"],
     "past_covariates": ["visitors"],

@@ -22,7 +22,10 @@ pytest.importorskip("fev")
 
 REPO = "ann/small"
 
-pytestmark = pytest.mark.filterwarnings("ignore:Keeping", "ignore:We recommend keeping prediction length")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Keeping", "ignore:We recommend keeping prediction length"),
+    pytest.mark.usefixtures("evaluation_caches"),
+]
 
 
 @pytest.fixture
