@@ -113,7 +113,7 @@ class Standing:
             [str(model), *(_cell(self.frame.at[model, name], name) for name in columns)] for model in self.frame.index
         ]
         marked = frozenset(
-            (i, j) for i in np.flatnonzero(~self.frame["is_published"]) for j in range(1 + len(columns))
+            (int(i), j) for i in np.flatnonzero(~self.frame["is_published"]) for j in range(1 + len(columns))
         )
         by, seen = AGGREGATIONS[self.benchmark]
         repository, place = content["source"].split("/tree/")
