@@ -183,10 +183,15 @@ def test_int8(tmp_path, bolt_model, format) -> None:
     ("family", "format"),
     [
         ("bolt", "openvino"),
-        ("chronos2", "torch"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (("bolt", "torch"), ("chronos2", "openvino"), ("bolt", "inductor"), ("chronos2", "inductor"))
+            for pair in (
+                ("bolt", "torch"),
+                ("chronos2", "torch"),
+                ("chronos2", "openvino"),
+                ("bolt", "inductor"),
+                ("chronos2", "inductor"),
+            )
         ),
     ],
 )
@@ -235,6 +240,7 @@ def test_without_a_compiler_nothing_is_compiled(tmp_path, bolt_model, monkeypatc
         export_model(bolt_model, tmp_path / "out", format="inductor", show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_given_model_stays_as_it_is(tmp_path) -> None:
     for model in (bolt(**BOLT), dense_bolt(num_layers=1, num_decoder_layers=1)):
         model.to(torch.bfloat16).train()
@@ -421,6 +427,7 @@ SIZES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_bench_measures_an_export(tmp_path, exported_bolt, bolt_model) -> None:
     bolt_model.save_pretrained(tmp_path)
     result = benchmark(str(exported_bolt), str(tmp_path), show_progress=False, **SIZES)
