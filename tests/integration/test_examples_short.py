@@ -33,8 +33,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Keeping")
 
 def example(name: str) -> Any:
     """An example as a module."""
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for it
     specification.loader.exec_module(module)
     return module
 
@@ -237,3 +238,29 @@ def test_two_processes_do_what_one_does_with_batches_twice_as_large(
             assert row[name] == pytest.approx(other[name], rel=1e-3), name
             compared.add(name)
     assert compared == {"loss", "grad_norm", "eval_loss", "rank/mean.vo"}
+
+
+def test_tables_are_made_again_in_their_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, document = example("results"), tmp_path / "card.md"
+    text = "One\n\n<!-- results: sizes -->\n| | WQL | MASE |\n|---|---|---|\n| a | 1 | 2 |\n| b | 3 | 4 |\n\nTwo | three\n"
+    document.write_text(text)
+    module.DOCUMENTS = (document,)
+    module.TABLES = {"sizes": lambda _: [["", "WQL", "MASE"], ["a", "1", "2.5"], ["c", "3", "4"]]}
+    said = "card.md, sizes: a, MASE: 2 -> 2.5\ncard.md, sizes: c: new\ncard.md, sizes: b: gone\n"
+    module.main(None, folder=tmp_path / "runs", check=True)
+    assert (capsys.readouterr().out, document.read_text()) == (said, text)
+    module.main(["sizes"], folder=tmp_path / "runs", check=False)
+    assert capsys.readouterr().out == said
+    assert document.read_text() == text.replace("| a | 1 | 2 |\n| b | 3 | 4 |", "| a | 1 | 2.5 |\n| c | 3 | 4 |")
+    module.main(["sizes"], folder=tmp_path / "runs", check=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_table_that_is_made_again_has_one_place() -> None:
+    module = example("results")
+    marked = [
+        name
+        for document in module.DOCUMENTS
+        for name in re.findall(r"<!-- results: (\S+) -->", document.read_text(encoding="utf-8"))
+    ]
+    assert sorted(marked) == sorted(module.TABLES)
