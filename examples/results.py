@@ -186,7 +186,7 @@ TABLES: dict[str, Callable[[Workplace], Rows]] = {
 
 def table_lines(rows: Rows) -> list[str]:
     rule = "|---" * len(rows[0]) + "|"
-    first, *others = (f"| {' | '.join(row)} |" for row in rows)
+    first, *others = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
     return [first, rule, *others]
 
 
