@@ -48,7 +48,8 @@ TASKS = ("m1_yearly", "packaged")
 TIMED = Case(8, 512, 16, None)  # the forecast that estimates of time come from
 BENCHED = Case(8, 512, 64, None)  # what `benchmark` times by default
 PROCESS_SECONDS = 10.0  # of one that loads a model, forecasts and says how much memory it took
-# The time of a compression in that of calibrating one batch, measured on the references: with a budget, and with a search for one.
+# The time of a compression in that of calibrating one batch, roughly: with a budget (of t5-base's shape it was 70, small models take more),
+# and with a search for one (370 of `reference-bolt`).
 BATCHES, BATCHES_OF_A_SEARCH = 110, 400
 
 
@@ -78,7 +79,7 @@ class PublicationPlan:
         rows = [
             [stage.name, stage.what, "done" if stage.is_done else _duration(stage.seconds)] for stage in self.stages
         ]
-        note = "Times are estimates, from short measurements on this machine."
+        note = "Times are rough estimates, from short measurements on this machine."
         return Table("What will be done", ["stage", "what", "time"], rows, num_texts=2, note=note)
 
     def _repr_html_(self) -> str:
@@ -347,7 +348,7 @@ def _seconds_of_task(task: EvaluationTask, forecast: _ForecastSeconds) -> float 
     """Of one model; None where the data may not be here."""
     if isinstance(task.source, HubDataset):
         return None
-    num_series = len(task.source.read(task.held_out + 1)) * task.num_windows
+    num_series = len(task.source.read(task.held_out + 1)) * len(task.targets) * task.num_windows
     return forecast.of(Case(num_series, TIMED.context_length, task.horizon, None))
 
 
@@ -361,10 +362,6 @@ def _compression_seconds(request: _Request) -> float:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
-    return (
-        f"about {seconds:.0f} s"
-        if seconds < 90
-        else f"about {seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"about {seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
