@@ -144,7 +144,9 @@ def test_both_graphs_share_their_weights(exported_chronos2, chronos2_model) -> N
     assert sizes["weights.bin"] < 1.6 * large  # two of everything would be 2; alignment is much here
 
 
-@pytest.mark.parametrize("format", ["openvino", "torch", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "format", ["openvino", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("torch", "inductor"))]
+)
 def test_other_formats(tmp_path, format) -> None:
     bolt_model = bolt(**BOLT)
     for name, weight in bolt_model.named_parameters():
@@ -159,7 +161,9 @@ def test_other_formats(tmp_path, format) -> None:
     assert far([load_pipeline(tmp_path / "out").predict(one, 6)], [as_pipeline(bolt_model).predict(one, 6)]) < 1e-4
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "format", ["onnx", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("openvino", "inductor"))]
+)
 def test_int8(tmp_path, bolt_model, format) -> None:
     options = {"format": format, "quantize": "int8", "tolerance": 1e-3}
     record = export_model(bolt_model, tmp_path / "int8", **options, show_progress=False)

@@ -33,11 +33,19 @@ from hf_lowrank.compression.rounding import rounded
 from hf_lowrank.models.modeling_lowrank_quantized import QuantizedLinear, packed, quantized_modules, unpacked
 
 
+@pytest.fixture(scope="module")
+def made() -> dict:
+    """What `quantized` has made already."""
+    return {}
+
+
 @pytest.fixture(params=["int8", "int4"])
-def quantized(request, dense, monkeypatch):
+def quantized(request, dense, made, monkeypatch):
     monkeypatch.setattr(rounding, "TOLERANCE", 1.0)
-    measured = calibrate(dense, num_batches=1)
-    return compress_pretrained(dense, total_ratio=0.6, calibration=measured, quantize=request.param)
+    if (key := (request.param, type(dense))) not in made:
+        measured = calibrate(dense, num_batches=1)
+        made[key] = compress_pretrained(dense, total_ratio=0.6, calibration=measured, quantize=request.param)
+    return copy.deepcopy(made[key])
 
 
 def module_of(weight: torch.Tensor, bits: int, bias: bool = False) -> QuantizedLinear:

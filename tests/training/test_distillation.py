@@ -229,7 +229,9 @@ def test_too_little_to_hold_out_is_an_error(student, teacher, tmp_path, series):
 # Unfinished runs
 
 
-@pytest.mark.parametrize("step", [4, 7, 11])
+@pytest.mark.parametrize(
+    "step", [pytest.param(4, marks=pytest.mark.slow), 7, pytest.param(11, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(pair, tmp_path, monkeypatch, step):
     student, teacher = pair
     student.bfloat16()
