@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from chronos import BaseChronosPipeline, Chronos2Pipeline, ChronosConfig, ChronosPipeline, ForecastType
 from chronos.chronos import ChronosModel
-from chronos.chronos2.preprocess import PreparedInput
+from chronos.chronos2.preprocess import PreparedInput, from_data_frame
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from ..data.group_columns import GroupColumns
 from ..models.pipeline_lowrank_chronos import LowRankChronos2Pipeline
 from ..models.pipeline_lowrank_t5 import LowRankChronosPipeline
 from ..runtime.folder import is_export
@@ -39,6 +41,7 @@ __all__ = [
     "pipeline_of",
     "predict_groups",
     "predict_quantiles",
+    "prepared_groups",
     "stable_seed",
 ]
 
@@ -204,6 +207,32 @@ def predict_quantiles(
         return found.numpy(), mean.numpy()
 
     return _in_units(*_finite(forecast, len(inputs)), units)
+
+
+def prepared_groups(
+    past: pd.DataFrame, future: pd.DataFrame | None, columns: GroupColumns, horizon: int, context_length: int
+) -> list[PreparedInput]:
+    """The groups of two tables in long format as Chronos-2 is given them: chronos encodes their categories, over the whole past, before that is cut.
+
+    Args:
+        past: Targets and covariates; items are numbered from 0 on, in their order.
+        future: The known covariates of the next `horizon` steps; not looked at where there are none.
+        columns: Of both.
+        horizon: Steps to forecast.
+        context_length: How many of the last steps are kept.
+    """
+    groups = from_data_frame(
+        past,
+        list(columns.targets),
+        horizon,
+        future_df=future if columns.known_covariates else None,
+        id_column=columns.item,
+        timestamp_column=columns.time,
+        validate_inputs=False,
+    )
+    for group in groups:
+        group["context"] = group["context"][:, -context_length:]
+    return groups
 
 
 def predict_groups(

@@ -112,11 +112,7 @@ def evaluate(  # as long as its list of options
                 freq=freq,
                 seasonality=seasonality,
                 num_windows=num_windows,
-                target=columns.targets,
-                past_covariates=columns.past_covariates,
-                known_covariates=columns.known_covariates,
-                id_column=columns.item,
-                timestamp_column=columns.time,
+                **columns.arguments,
             )
             by_default = ", that of its frequency; --seasonality says another one" if seasonality is None else ""
             messages.print(

@@ -115,14 +115,7 @@ def with_columns(option: str, data: Any, columns: GroupColumns) -> Any:
         )
     if len(columns.targets) == 1 and not columns.covariates:
         return read_series(data, columns.long(columns.targets[0]))
-    return GroupedSeries(
-        data,
-        columns.targets,
-        past_covariates=columns.past_covariates,
-        known_covariates=columns.known_covariates,
-        id_column=columns.item,
-        timestamp_column=columns.time,
-    )
+    return GroupedSeries(data, **columns.arguments)
 
 
 def json_object(option: str, path: Path, wanted: str) -> dict[str, Any]:

@@ -59,6 +59,17 @@ class GroupColumns:
         return cls(id_column, timestamp_column, *(_names(argument, given) for argument, given in names.items()))
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What a user would give for them, see `named`."""
+        return {
+            "target": self.targets,
+            "past_covariates": self.past_covariates,
+            "known_covariates": self.known_covariates,
+            "id_column": self.item,
+            "timestamp_column": self.time,
+        }
+
+    @property
     def all(self) -> tuple[str, ...]:
         """Every column, once in this order."""
         return (self.item, self.time, *self.targets, *self.past_covariates, *self.known_covariates)

@@ -13,7 +13,7 @@ from .row import EvaluationRow
 from .scores import METRICS, relative_score
 from .series_scores import num_groups, resampled_scores
 
-__all__ = ["Comparison", "aggregate_scores"]
+__all__ = ["Comparison", "aggregate_scores", "baselines_of"]
 
 
 class Comparison:
@@ -64,18 +64,22 @@ class Comparison:
         return np.where(np.isfinite(deviations), deviations, 0)
 
 
+def baselines_of(dense: str | None) -> dict[str, str]:
+    """What the relative scores of an aggregate are called, and the model that they are relative to."""
+    return {"relative_to_seasonal_naive": SEASONAL_NAIVE} | ({"relative_to_dense": dense} if dense else {})
+
+
 def aggregate_scores(
     rows: Sequence[EvaluationRow], dense: str | None, *, num_bootstrap: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Of each model: the seconds of all tasks, and its relative scores by baseline and metric."""
     comparison = Comparison(rows, num_bootstrap=num_bootstrap, seed=seed)
-    baselines = {"relative_to_seasonal_naive": SEASONAL_NAIVE} | ({"relative_to_dense": dense} if dense else {})
     return {
         model: {
             "seconds": sum(row.seconds for row in rows if row.model == model),
             **{
                 title: {metric: comparison.relative(model, baseline, metric) for metric in METRICS}
-                for title, baseline in baselines.items()
+                for title, baseline in baselines_of(dense).items()
             },
         }
         for model in comparison.models

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from chronos import BaseChronosPipeline, Chronos2Pipeline
-from chronos.chronos2.preprocess import PreparedInput, from_data_frame
+from chronos.chronos2.preprocess import PreparedInput
 from numpy.typing import NDArray
 
-from ..checkpoints.pipelines import QUANTILE_LEVELS, Forecasts, predict_groups, predict_quantiles
+from ..checkpoints.pipelines import QUANTILE_LEVELS, Forecasts, predict_groups, predict_quantiles, prepared_groups
+from ..data.group_columns import GroupColumns
 from .naive import seasonal_naive_quantiles
 
 __all__ = ["forecaster", "targets_of"]
@@ -56,7 +57,7 @@ def forecaster(
 
 
 def _groups(window: Any, context_length: int) -> list[PreparedInput]:
-    """The items of a window as Chronos-2 is given them by `predict_df`; chronos encodes their categories over the whole past."""
+    """The items of a window as Chronos-2 is given them by `predict_df`."""
     import fev
 
     past, future, _ = fev.convert_input_data(window, adapter="pandas")
@@ -64,15 +65,11 @@ def _groups(window: Any, context_length: int) -> list[PreparedInput]:
     past, future = (
         table.assign(**{window.id_column: pd.factorize(table[window.id_column])[0]}) for table in (past, future)
     )
-    groups = from_data_frame(
-        past,
-        window.target_columns,
-        window.horizon,
-        future_df=future if window.known_dynamic_columns else None,
-        id_column=window.id_column,
-        timestamp_column=window.timestamp_column,
-        validate_inputs=False,
+    columns = GroupColumns(
+        window.id_column,
+        window.timestamp_column,
+        tuple(window.target_columns),
+        tuple(window.past_dynamic_columns),
+        tuple(window.known_dynamic_columns),
     )
-    for group in groups:
-        group["context"] = group["context"][:, -context_length:]
-    return groups
+    return prepared_groups(past, future, columns, window.horizon, context_length)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..text_tables import Table
+from .aggregate import baselines_of
 from .naive import SEASONAL_NAIVE
 from .scores import METRICS, MIN_TASKS
 
@@ -133,7 +134,7 @@ def mean_table(
     aggregate: Mapping[str, Any], dense: str | None, num_tasks: int, models: Sequence[str], layout: Layout = WIDEST
 ) -> Table:
     """The geometric means over tasks of the models' relative scores, with their intervals: a row for each metric and model."""
-    baselines = {"relative_to_seasonal_naive": SEASONAL_NAIVE} | ({"relative_to_dense": dense} if dense else {})
+    baselines = baselines_of(dense)
     rows: list[list[str]] = []
     best: set[tuple[int, int]] = set()
     for metric in METRICS:

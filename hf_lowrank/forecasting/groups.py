@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from chronos.chronos2.preprocess import PreparedInput, from_data_frame
+from chronos.chronos2.preprocess import PreparedInput
 from numpy.typing import NDArray
 
+from ..checkpoints.pipelines import prepared_groups
 from ..data.group_columns import GroupColumns
 from ..data.group_tables import Categories, known_covariates
 from ..data.times import follows, inferred_frequency, regular, times_after
@@ -194,19 +195,9 @@ class Groups:
         ]
 
     def prepared(self, items: Sequence[Any], context_length: int, horizon: int) -> list[PreparedInput]:
-        """The items as Chronos-2 is given them: chronos encodes their categories, over the whole past, before that is cut."""
-        inputs = from_data_frame(
-            self._table(self.past, items),
-            list(self.columns.targets),
-            horizon,
-            future_df=self._table(self.known, items) if self.columns.known_covariates else None,
-            id_column=self.columns.item,
-            timestamp_column=self.columns.time,
-            validate_inputs=False,
-        )
-        for one in inputs:
-            one["context"] = one["context"][:, -context_length:]
-        return inputs
+        """The items as Chronos-2 is given them, see `prepared_groups`."""
+        known = self._table(self.known, items) if self.columns.known_covariates else None
+        return prepared_groups(self._table(self.past, items), known, self.columns, horizon, context_length)
 
     def _table(self, tables: Mapping[Any, pd.DataFrame], items: Sequence[Any]) -> pd.DataFrame:
         """One table of the items, their positions in place of their names."""

@@ -146,8 +146,11 @@ def _request(
     settings: CompressionSettings | None,
     arguments: Mapping[str, Any],
     tasks: str | EvaluationTask | Iterable[str | EvaluationTask],
+    *,
+    device: str | None,
     **rest: Any,
-) -> _Request:
+) -> tuple[_Request, BaseChronosPipeline]:
+    """The request, and the dense model, loaded."""
     import_fev()
     if settings is not None and arguments:
         raise ValueError(f"Give either settings or {', '.join(arguments)}, not both.")
@@ -156,9 +159,9 @@ def _request(
     if settings.method == "paper":
         raise ValueError("method='paper' makes nothing smaller or faster; there is nothing to publish.")
     definitions = find_tasks([tasks] if isinstance(tasks, str | EvaluationTask) else tasks)
-    dense = load_pipeline(source, dtype="float32", argument="source")
+    dense = load_pipeline(source, device=device, dtype="float32", argument="source")
     context_length = min(TIMED.context_length, dense.model_context_length)
-    return _Request(str(source), fingerprint(dense), context_length, settings, definitions, **rest)
+    return _Request(str(source), fingerprint(dense), context_length, settings, definitions, **rest), dense
 
 
 def publish(  # noqa: PLR0913 a public call names all of its options
@@ -207,12 +210,13 @@ def publish(  # noqa: PLR0913 a public call names all of its options
     """
     if repo_id is not None:
         check_repo_id(repo_id)
-    request = _request(source, settings, arguments, tasks, dtype=dtype, repeats=repeats, seed=seed)
-    made, run = Publication(Path(folder), None), UnfinishedRun(Path(folder), RECORD)
+    # The dense model is not kept: what follows loads its own.
+    request = _request(source, settings, arguments, tasks, device=device, dtype=dtype, repeats=repeats, seed=seed)[0]
+    made, run, record = Publication(Path(folder), None), UnfinishedRun(Path(folder), RECORD), request.record()
     with alone(made.folder):
-        if run.recorded(request.record(), resume=resume) is None:
+        if run.recorded(record, resume=resume) is None:
             plan_compression(request.source, request.settings, dtype=dtype)  # what cannot be is said first
-            run.begin(request.record())
+            run.begin(record)
         if not holds_model(made.model):
             model = compress_pretrained(
                 request.source, request.settings, dtype=dtype, device=device, show_progress=show_progress
@@ -278,12 +282,13 @@ def plan_publication(  # noqa: PLR0913 as publish
     """
     if repo_id is not None:
         check_repo_id(repo_id)
-    request = _request(source, settings, arguments, tasks, dtype=dtype, repeats=repeats, seed=seed)
+    request, dense = _request(
+        source, settings, arguments, tasks, device=device, dtype=dtype, repeats=repeats, seed=seed
+    )
     made, run = Publication(Path(folder), None), UnfinishedRun(Path(folder), RECORD)
     is_begun = run.recorded(request.record(), resume=resume) is not None
     sizes = plan_compression(request.source, request.settings, dtype=dtype)
-    pipeline = load_pipeline(request.source, device=device, dtype="float32")
-    forecast = _forecast_seconds(pipeline)
+    forecast = _forecast_seconds(dense)
     by_task = [_seconds_of_task(task, forecast) for task in request.tasks]
     known = [seconds for seconds in by_task if seconds is not None]
     num_unknown = len(by_task) - len(known)
